@@ -1,0 +1,17 @@
+"""dnnsep: depthwise-separable convolution inference on x86 CPUs through oneDNN."""
+
+from dnnsep.backends import Backend, Verdict, get_backend
+from dnnsep.cost import Cost, cost
+from dnnsep.problem import Problem
+from dnnsep.weights import Weights
+
+__version__ = "0.1.0"
+__all__ = [
+    "Backend",
+    "Cost",
+    "Problem",
+    "Verdict",
+    "Weights",
+    "cost",
+    "get_backend",
+]

@@ -1,0 +1,53 @@
+"""Picks the best backend that is there and supports the problem; the executor says which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dnnsep.backends.base import Backend, Verdict
+from dnnsep.backends.eager import EagerBackend
+from dnnsep.backends.ipex import IpexBackend
+from dnnsep.backends.onednn import OneDNNBackend
+from dnnsep.problem import Problem
+from dnnsep.weights import Weights
+
+if TYPE_CHECKING:
+    from dnnsep.backends.executor import Executor
+
+# Best first.
+CANDIDATES: tuple[Backend, ...] = (IpexBackend(), OneDNNBackend(), EagerBackend())
+
+
+@dataclass(frozen=True)
+class AutoBackend:
+    name: str = "auto"
+
+    def available(self) -> Verdict:
+        reasons = []
+        for backend in CANDIDATES:
+            verdict = backend.available()
+            if verdict:
+                return Verdict(True, f"{backend.name}: {verdict.reason}")
+            reasons.append(f"{backend.name}: {verdict.reason}")
+        return Verdict(False, "; ".join(reasons))
+
+    def choose(self, problem: Problem) -> Backend:
+        """The first candidate that can run the problem. Raises ValueError with every reason."""
+        reasons = []
+        for backend in CANDIDATES:
+            verdict = backend.available()
+            verdict = verdict and backend.supports(problem)
+            if verdict:
+                return backend
+            reasons.append(f"{backend.name}: {verdict.reason}")
+        raise ValueError("; ".join(reasons))
+
+    def supports(self, problem: Problem) -> Verdict:
+        try:
+            return Verdict(True, f"runs on {self.choose(problem).name}")
+        except ValueError as error:
+            return Verdict(False, str(error))
+
+    def prepare(self, problem: Problem, weights: Weights) -> Executor:
+        return self.choose(problem).prepare(problem, weights)

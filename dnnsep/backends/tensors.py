@@ -1,0 +1,110 @@
+"""Torch tensors from NumPy arrays, and the steps every torch backend shares.
+
+Imports torch: import it from inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dnnsep.backends.executor import TORCH_DTYPES, Stage
+from dnnsep.problem import Problem
+from dnnsep.weights import Array, Weights
+
+ACTIVATE_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": torch.relu_,
+    "relu6": lambda y: F.hardtanh(y, 0.0, 6.0, inplace=True),
+    "silu": lambda y: F.silu(y, inplace=True),
+    "hardswish": lambda y: F.hardswish(y, inplace=True),
+    "gelu": torch.ops.aten.gelu_,
+}
+
+
+def to_tensor(array: Array, dtype: str) -> Tensor:
+    """A contiguous tensor of a problem's dtype."""
+    return torch.from_numpy(array).to(TORCH_DTYPES[dtype])
+
+
+def to_channels_last(array: Array, dtype: str) -> Tensor:
+    """An (N, C, H, W) array as a tensor of a problem's dtype, channels-last in memory."""
+    return channels_last(to_tensor(array, dtype))
+
+
+def weight_tensors(
+    problem: Problem, weights: Weights
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Depthwise (C·m, 1, kh, kw), its bias, pointwise (OC, C·m, 1, 1), its bias."""
+
+    def convert(array: Array | None) -> Tensor | None:
+        return None if array is None else to_tensor(array, problem.dtype)
+
+    return (
+        to_tensor(weights.depthwise, problem.dtype),
+        convert(weights.depthwise_bias),
+        to_tensor(weights.pointwise, problem.dtype),
+        convert(weights.pointwise_bias),
+    )
+
+
+def pad_if_asymmetric(problem: Problem) -> tuple[list[Stage], tuple[int, int]]:
+    """Torch's convolutions pad both sides of an axis alike; anything else is a stage of its own.
+
+    Returns the stages to run before the convolution and the (h, w) padding left to it.
+    """
+    if problem.symmetric_padding is not None:
+        return [], problem.symmetric_padding
+    top, bottom, left, right = problem.padding
+    return [Stage("pad", lambda x: F.pad(x, (left, right, top, bottom)))], (0, 0)
+
+
+def repeat_if_multiplied(problem: Problem) -> list[Stage]:
+    """With a channel multiplier m, the stage that writes every input channel m times.
+
+    The convolution after it is a true depthwise one over C·m channels. oneDNN's kernels for m
+    outputs a group are slower than the copy and this together, and one of them is wrong (see
+    EagerBackend.supports).
+    """
+    m = problem.channel_multiplier
+    if m == 1:
+        return []
+
+    def repeat(x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        copies = x.permute(0, 2, 3, 1).unsqueeze(-1).expand(batch, height, width, channels, m)
+        return copies.reshape(batch, height, width, channels * m).permute(0, 3, 1, 2)
+
+    return [Stage("repeat", repeat)]
+
+
+def convolution_input_shape(problem: Problem) -> tuple[int, int, int, int]:
+    """(N, C·m, H, W) of what the depthwise convolution reads after the stages above."""
+    height, width = problem.height, problem.width
+    if problem.symmetric_padding is None:
+        top, bottom, left, right = problem.padding
+        height, width = height + top + bottom, width + left + right
+    return problem.batch, problem.mid_channels, height, width
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Channels-last (N, C, H, W) seen as a matrix (N·H·W, C), without a copy."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def as_images(rows: Tensor, problem: Problem) -> Tensor:
+    """A matrix (N·OH·OW, OC) seen as channels-last (N, OC, OH, OW), without a copy."""
+    batch, channels, height, width = problem.output_shape
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same values, channels-last in memory; no copy where they are so already.
+
+    They are not after a convolution of a single channel, whose two layouts torch cannot tell
+    apart.
+    """
+    return x.contiguous(memory_format=torch.channels_last)

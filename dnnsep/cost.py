@@ -1,0 +1,102 @@
+"""What a problem costs: operations, parameters, bytes moved, against an ordinary convolution.
+
+One multiply-add is 1 MAC and 2 FLOPs everywhere. Other tools (fvcore, ptflops) print MACs, some
+of them under the name FLOPs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from dnnsep.problem import DTYPE_BYTES, Problem
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a separable problem and of the ordinary convolution with the same output shape.
+
+    Operations count multiply-adds only, neither biases nor activations. Bytes count each tensor
+    once as it would cross the memory bus with cold caches, in the problem's dtype.
+    """
+
+    macs: int
+    depthwise_macs: int
+    pointwise_macs: int
+    ordinary_macs: int
+    weights: int
+    biases: int
+    ordinary_weights: int
+    ordinary_biases: int
+    bytes_staged: int
+    bytes_fused: int
+
+    @property
+    def flops(self) -> int:
+        """2·bs·oh·ow·ic·m·(kh·kw + oc): the yardstick of every GFLOP/s that dnnsep prints."""
+        return 2 * self.macs
+
+    @property
+    def ordinary_flops(self) -> int:
+        """2·bs·ic·oh·ow·kh·kw·oc."""
+        return 2 * self.ordinary_macs
+
+    @property
+    def parameters(self) -> int:
+        return self.weights + self.biases
+
+    @property
+    def ordinary_parameters(self) -> int:
+        return self.ordinary_weights + self.ordinary_biases
+
+    @property
+    def parameter_reduction(self) -> float:
+        """Share of the ordinary convolution's parameters that the separable one saves, 0 to 1."""
+        return 1 - self.parameters / self.ordinary_parameters
+
+    @property
+    def cost_ratio(self) -> float:
+        """Separable MACs over ordinary MACs."""
+        return self.macs / self.ordinary_macs
+
+    @property
+    def intensity_staged(self) -> float:
+        """FLOPs per byte when the intermediate tensor goes through memory."""
+        return self.flops / self.bytes_staged
+
+    @property
+    def intensity_fused(self) -> float:
+        """FLOPs per byte when the intermediate tensor never leaves the caches."""
+        return self.flops / self.bytes_fused
+
+
+def closed_form_ratio(problem: Problem) -> float:
+    """The MobileNet paper's 1/N + 1/D_K², times the channel multiplier: equals Cost.cost_ratio.
+
+    N is the number of output channels and D_K² the kernel's area (arXiv 1704.04861, section 3.1).
+    """
+    area = prod(problem.kernel)
+    return problem.channel_multiplier * (1 / problem.out_channels + 1 / area)
+
+
+def cost(problem: Problem) -> Cost:
+    """Count a problem's operations, parameters and bytes."""
+    area = prod(problem.kernel)
+    pixels = problem.out_pixels
+    mid, out = problem.mid_channels, problem.out_channels
+    weights = mid * area + mid * out
+    biases = mid + out if problem.bias else 0
+    ends = prod(problem.input_shape) + prod(problem.output_shape) + weights + biases
+    itemsize = DTYPE_BYTES[problem.dtype]
+    return Cost(
+        macs=pixels * mid * (area + out),
+        depthwise_macs=pixels * mid * area,
+        pointwise_macs=pixels * mid * out,
+        ordinary_macs=pixels * problem.in_channels * area * out,
+        weights=weights,
+        biases=biases,
+        ordinary_weights=problem.in_channels * area * out,
+        ordinary_biases=out if problem.bias else 0,
+        bytes_staged=itemsize * (ends + 2 * prod(problem.mid_shape)),
+        bytes_fused=itemsize * ends,
+    )

@@ -1,0 +1,29 @@
+"""``dnnsep backends``'s answer as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+
+def as_table(found: dict[str, Any]) -> Group:
+    table = Table(header_style="bold")
+    for heading in ("backend", "available", "what is there, or why not", "oneDNN"):
+        table.add_column(heading, overflow="fold")
+    for name, answer in found["backends"].items():
+        missing = answer.get("unavailable")
+        onednn = [text.removeprefix("oneDNN ") for text in answer.get("onednn", [])]
+        table.add_row(
+            name, "no" if missing else "yes", missing or answer["reason"], ", ".join(onednn)
+        )
+    machine = found["machine"]
+    isa = next((a["isa"] for a in found["backends"].values() if a.get("isa")), "-")
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    return Group(
+        table,
+        f"CPU: {machine['cpu']}, {machine['cores']} cores; threads: {found['default_threads']}",
+        f"ISA: {', '.join(machine['isa'])}; oneDNN uses: {isa}",
+        f"Python {machine['python']}, {packages}",
+    )

@@ -1,0 +1,84 @@
+"""Data whose right answer is known, and whether a backend's answer is it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dnnsep.backends.reference import Exact, error_bound, separable
+from dnnsep.problem import Problem
+from dnnsep.weights import Array, Weights, integer_data, random_data, round_to_dtype
+
+# Activations that keep integers integers; with the others the answer is held to a bound.
+_EXACT_ACTIVATIONS = {"none", "relu", "relu6"}
+
+# With fewer nonzero outputs than this a wrong kernel could pass by writing nothing.
+_MIN_NONZERO = 0.1
+
+
+@dataclass(frozen=True)
+class CheckData:
+    """Weights and an input (N, C, H, W) with the reference's output (N, OC, OH, OW).
+
+    ``bound`` is None where a backend must agree to the bit.
+    """
+
+    weights: Weights
+    x: Array
+    expected: Exact
+    bound: Exact | None
+
+    @classmethod
+    def exact(cls, problem: Problem, seed: int = 0) -> CheckData:
+        """Small integers: tolerance 0, if the activations allow it, otherwise the error bound."""
+        weights, x = integer_data(problem, seed)
+        if not _EXACT_ACTIVATIONS.issuperset(problem.activations):
+            return cls._bounded(problem, weights, x)
+        expected = round_to_dtype(separable(problem, weights, x), problem.dtype)
+        return cls(weights, x, expected.astype(np.float64), None)
+
+    @classmethod
+    def random(cls, problem: Problem, seed: int = 0) -> CheckData:
+        """Normally distributed numbers, held to the error bound."""
+        return cls._bounded(problem, *random_data(problem, seed))
+
+    @classmethod
+    def _bounded(cls, problem: Problem, weights: Weights, x: Array) -> CheckData:
+        expected = separable(problem, weights, x)
+        return cls(weights, x, expected, error_bound(problem, weights, x))
+
+    def save(self, path: Path) -> None:
+        arrays = {**vars(self.weights), "x": self.x, "expected": self.expected, "bound": self.bound}
+        np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+
+    @classmethod
+    def load(cls, path: Path) -> CheckData:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        x, expected, bound = arrays.pop("x"), arrays.pop("expected"), arrays.pop("bound", None)
+        biases = {"depthwise_bias": None, "pointwise_bias": None}
+        return cls(Weights(**{**biases, **arrays}), x, expected, bound)
+
+    def verdict(self, y: Array) -> tuple[bool, str]:
+        """Whether y (N, OC, OH, OW) is right, and what was found."""
+        if y.shape != self.expected.shape:
+            return False, f"shape {y.shape}, the reference has {self.expected.shape}"
+        error = np.abs(y.astype(np.float64) - self.expected)
+        if self.bound is None:
+            wrong = ~(error == 0)
+            allowed = "exactly equal to the reference"
+        else:
+            wrong = ~(error <= self.bound)
+            share = float(np.max(error / np.maximum(self.bound, np.finfo(np.float64).tiny)))
+            allowed = f"within the error bound (at most {share:.2g} of it)"
+        if wrong.any():
+            where = tuple(int(i) for i in np.argwhere(wrong)[0])
+            return False, (
+                f"{wrong.sum()} of {wrong.size} outputs are wrong, first at {where}: "
+                f"{y[where]:g}, the reference has {self.expected[where]:g}"
+            )
+        if self.bound is None and np.count_nonzero(self.expected) < _MIN_NONZERO * wrong.size:
+            return False, "mistrusted: nearly all outputs of the reference are zero"
+        return True, allowed

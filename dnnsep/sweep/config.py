@@ -1,0 +1,322 @@
+"""Sweep files: YAML validated by pydantic, expanded to cases, with errors that name the line."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from dnnsep.backends import get_backend
+from dnnsep.problem import Problem
+from dnnsep.sweep.benchdnn import NamedProblem, read_shape_file
+
+DEFAULT_BACKENDS = ("ipex", "onednn", "eager")
+
+Dtype = Literal["f32", "bf16"]
+Count = Annotated[int, Field(ge=1, strict=True)]
+AxisValue = bool | int | str
+
+
+class ConfigError(ValueError):
+    """A sweep file, or what was given in place of one, breaks a rule; one line says where."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem on one number of threads, to be measured on several backends."""
+
+    problem: Problem
+    name: str | None
+    threads: int
+    backends: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line puts in place of a file's own lists; empty means no change."""
+
+    backends: Sequence[str] = ()
+    threads: Sequence[int] = ()
+    dtypes: Sequence[str] = ()
+    batch: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The cases of one or more sweep files."""
+
+    title: str
+    cases: list[Case]
+    left_out: int
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Shape(_Model):
+    """A descriptor, with a name."""
+
+    shape: str
+    name: str | None = None
+
+    @field_validator("shape")
+    @classmethod
+    def _parses(cls, text: str) -> str:
+        Problem.parse(text)
+        return text
+
+
+class _Axes(_Model):
+    """Descriptor keys with the values they take, expanded as a product or in step (zip)."""
+
+    axes: dict[str, AxisValue | list[AxisValue]]
+    combine: Literal["product", "zip"] = "product"
+
+    @model_validator(mode="after")
+    def _expands(self) -> _Axes:
+        list(self.problems())
+        return self
+
+    def problems(self) -> Iterator[Problem]:
+        lists = [v if isinstance(v, list) else [v] for v in self.axes.values()]
+        if self.combine == "zip":
+            longest = max(map(len, lists))
+            lists = [v * longest if len(v) == 1 else v for v in lists]
+            if any(len(v) != longest for v in lists):
+                raise ValueError("zip: the lists must be of one length")
+            rows: Iterator[tuple[AxisValue, ...]] = zip(*lists, strict=True)
+        else:
+            rows = itertools.product(*lists)
+        for row in rows:
+            yield _problem_of_axes(dict(zip(self.axes, row, strict=True)))
+
+
+class _Include(_Model):
+    """Another sweep file's problems, or a benchdnn shape file's."""
+
+    include: str
+
+
+def _entry_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return next((kind for kind in ("axes", "include") if kind in value), "shape")
+    return "shape"
+
+
+def _entry(value: Any) -> Any:
+    return {"shape": value} if isinstance(value, str) else value
+
+
+_Entry = Annotated[
+    Annotated[_Shape, Tag("shape")]
+    | Annotated[_Axes, Tag("axes")]
+    | Annotated[_Include, Tag("include")],
+    Discriminator(_entry_kind),
+    BeforeValidator(_entry),
+]
+
+
+def _backend_name(value: Any) -> str:
+    """``ipex``, ``ipex:pointwise=conv1x1`` or ``{ipex: {pointwise: conv1x1}}``."""
+    if isinstance(value, dict):
+        if len(value) != 1:
+            raise ValueError("a backend with options is a mapping of its name to its options")
+        ((name, options),) = value.items()
+        return get_backend(str(name), **(options or {})).name
+    return get_backend(str(value)).name
+
+
+class _File(_Model):
+    title: str
+    problems: Annotated[list[_Entry], Field(min_length=1)]
+    backends: list[Annotated[str, BeforeValidator(_backend_name)]] = Field(default_factory=list)
+    dtypes: list[Dtype] = Field(default_factory=list)
+    threads: list[Count] = Field(default_factory=list)
+    batch: list[Count] = Field(default_factory=list)
+
+
+def load_sweep(sources: Sequence[str], overrides: Overrides, default_threads: int) -> Sweep:
+    """Expand sweep files, benchdnn shape files and descriptors to cases, each only once.
+
+    Raises ConfigError.
+    """
+    titles, cases, left_out = [], dict[tuple[Any, ...], Case](), 0
+    for source in sources:
+        file, problems, skipped = _read_source(source)
+        left_out += skipped
+        titles.append(file.title)
+        backends = tuple(overrides.backends or file.backends or DEFAULT_BACKENDS)
+        threads = overrides.threads or file.threads or [default_threads]
+        for named in _vary(
+            problems, overrides.dtypes or file.dtypes, overrides.batch or file.batch
+        ):
+            for count in threads:
+                case = Case(named.problem, named.name, count, backends)
+                known = cases.setdefault((named.problem, count), case)
+                merged = tuple(dict.fromkeys(known.backends + backends))
+                cases[named.problem, count] = replace(known, backends=merged)
+    return Sweep(" + ".join(titles), list(cases.values()), left_out)
+
+
+def _vary(
+    problems: list[NamedProblem], dtypes: Sequence[str], batches: Sequence[int]
+) -> Iterator[NamedProblem]:
+    for dtype, batch, named in itertools.product(dtypes or [""], batches or [0], problems):
+        problem = named.problem
+        yield replace(
+            named,
+            problem=replace(problem, dtype=dtype or problem.dtype, batch=batch or problem.batch),
+        )
+
+
+def _read_source(source: str) -> tuple[_File, list[NamedProblem], int]:
+    """A command-line CONFIG: a file, or else a descriptor."""
+    path = Path(source)
+    if path.exists():
+        return _read_file(path, ())
+    if path.suffix or "/" in source:
+        raise ConfigError(f"{source}: no such file")
+    try:
+        problem = Problem.parse(source)
+    except ValueError as error:
+        raise ConfigError(f"{source}: no such file, and as a descriptor: {error}") from None
+    file = _File(title=source, problems=[source])  # type: ignore[list-item]
+    return file, [NamedProblem(problem, None)], 0
+
+
+def _read_file(path: Path, including: tuple[Path, ...]) -> tuple[_File, list[NamedProblem], int]:
+    if path.suffix not in (".yaml", ".yml"):
+        return _read_benchdnn(path)
+    file, lines = _parse_yaml(path)
+    problems: list[NamedProblem] = []
+    left_out = 0
+    for index, entry in enumerate(file.problems):
+        if isinstance(entry, _Shape):
+            problems.append(NamedProblem(Problem.parse(entry.shape), entry.name))
+        elif isinstance(entry, _Axes):
+            problems += [NamedProblem(problem, None) for problem in entry.problems()]
+        else:
+            where = f"{path}:{lines[('problems', index)]}: include"
+            target = path.parent / entry.include
+            if target.resolve() in (path.resolve(), *including):
+                raise ConfigError(f"{where}: {entry.include} includes itself")
+            if not target.is_file():
+                raise ConfigError(f"{where}: no such file: {target}")
+            _, found, skipped = _read_file(target, (*including, path.resolve()))
+            problems += found
+            left_out += skipped
+    return file, problems, left_out
+
+
+def _read_benchdnn(path: Path) -> tuple[_File, list[NamedProblem], int]:
+    try:
+        shapes = read_shape_file(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not shapes.problems:
+        raise ConfigError(
+            f"{path}: no depthwise convolution (g = ic) in it, {shapes.left_out} lines left out"
+        )
+    entries = [str(named.problem) for named in shapes.problems]
+    file = _File(title=path.name, problems=entries)  # type: ignore[arg-type]
+    return file, shapes.problems, shapes.left_out
+
+
+Location = tuple[str | int, ...]
+
+
+def _parse_yaml(path: Path) -> tuple[_File, dict[Location, int]]:
+    """The validated file and the line number of every place in it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}:1: must be a mapping with title and problems")
+    lines: dict[Location, int] = {}
+    _collect_lines(path, root, (), lines)
+    try:
+        return _File.model_validate(value), lines
+    except ValidationError as error:
+        first = error.errors()[0]
+        line, field = _locate(first["loc"], lines)
+        given = first.get("input")
+        shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+        rule = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{path}:{line}: {field}: {rule}{shown}") from None
+
+
+def _collect_lines(path: Path, node: Any, at: Location, lines: dict[Location, int]) -> None:
+    lines[at] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            place = (*at, key.value)
+            if place in lines:
+                raise ConfigError(f"{path}:{key.start_mark.line + 1}: {key.value}: given twice")
+            _collect_lines(path, value, place, lines)
+            lines[place] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _collect_lines(path, value, (*at, index), lines)
+
+
+def _locate(location: Location, lines: dict[Location, int]) -> tuple[int, str]:
+    """The line of the innermost known place, and the field's path as a user would write it.
+
+    Pydantic's locations also hold the tags of unions, which the file does not have.
+    """
+    at: Location = ()
+    missing = ""
+    for step in location:
+        if (*at, step) in lines:
+            at, missing = (*at, step), ""
+        elif isinstance(step, str) and step not in ("shape", "axes", "include"):
+            missing = f".{step}"
+    field = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in at) + missing
+    return lines[at], field.lstrip(".") or "file"
+
+
+def _problem_of_axes(values: dict[str, AxisValue]) -> Problem:
+    """A problem from descriptor keys; ``ph: same`` pads by half the dilated kernel on each side."""
+    values = dict(values)
+    act, dtype, bias = (values.pop(k, None) for k in ("act", "dtype", "bias"))
+    for pad, size, spread in (("ph", "kh", "dh"), ("pw", "kw", "dw")):
+        if values.get(pad) == "same":
+            kernel, dilation = values.get(size, values.get("kh")), values.get(spread, 0)
+            if not isinstance(kernel, int) or not isinstance(dilation, int):
+                raise ValueError(f"{pad}: same needs {size} to be a number")
+            values[pad] = (dilation + 1) * (kernel - 1) // 2
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{key}: must be a whole number (given: {value!r})")
+    text = "".join(f"{key}{value}" for key, value in values.items())
+    text += f"_act:{act}" if act is not None else ""
+    text += f"_{dtype}" if dtype is not None else ""
+    text += "_nobias" if bias is False else ""
+    return Problem.parse(text)

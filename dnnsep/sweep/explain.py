@@ -1,0 +1,50 @@
+"""What runs where: one problem's oneDNN log, and which backends this machine has."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dnnsep.backends import BACKENDS
+from dnnsep.problem import Problem
+from dnnsep.sweep.check import CheckData
+from dnnsep.sweep.client import Client, WorkerError
+
+
+def explain(problem: Problem, backend: str, threads: int) -> dict[str, Any]:
+    """Run a problem in a process of its own: its check, its stages and the primitives that ran.
+
+    ``setup`` holds the primitives of the preparation, ``hot`` those of a later call; ``reorders``
+    counts the hot call's reorders. Raises WorkerError if the backend crashes, cannot run the
+    problem or is not there.
+    """
+    with Client(backend) as client, tempfile.TemporaryDirectory(prefix="dnnsep-") as folder:
+        started = client.ask("start")
+        if "unavailable" in started:
+            raise WorkerError(f"not available: {started['unavailable']}")
+        data = Path(folder) / "data.npz"
+        CheckData.exact(problem).save(data)
+        answer = client.ask("prepare", problem=str(problem), threads=threads, data=str(data))
+    if "refused" in answer:
+        raise WorkerError(f"refused: {answer['refused']}")
+    return {
+        "problem": str(problem),
+        "backend": backend,
+        "threads": threads,
+        "versions": started,
+        "reorders": sum(p["kind"] == "reorder" for p in answer["hot"]),
+        **answer,
+    }
+
+
+def survey() -> dict[str, dict[str, Any]]:
+    """Each backend's answer to being started in a process of its own."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in BACKENDS:
+        with Client(name) as client:
+            try:
+                found[name] = client.ask("start")
+            except WorkerError as error:
+                found[name] = {"unavailable": str(error)}
+    return found

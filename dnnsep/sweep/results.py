@@ -1,0 +1,96 @@
+"""What a sweep writes: one versioned JSON file, whole at every moment."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dnnsep.sweep.stats import Stats
+
+Key = tuple[str, str, int]
+
+
+class Record(BaseModel):
+    """One (problem, backend, threads): its figures, or the reason why there are none.
+
+    ``status`` is ``ok``, ``refused`` (the backend cannot run the problem, or is not there),
+    ``incorrect`` (it does not agree with the reference, and was not timed) or ``failed`` (it
+    crashed or hung). Times are microseconds a call, inference on hot caches with an output
+    allocated by the call; ``flops`` is 2·bs·oh·ow·ic·m·(kh·kw+oc).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    problem: str
+    name: str | None = None
+    backend: str
+    threads: int
+    status: Literal["ok", "refused", "incorrect", "failed"]
+    reason: str | None = None
+    flops: int
+    ran_on: str | None = None
+    check: str | None = None
+    impls: list[str] = Field(default_factory=list)
+    time: Stats | None = None
+    gflops: float | None = None
+    stages: dict[str, Stats] = Field(default_factory=dict)
+    samples_us: list[float] = Field(default_factory=list)
+
+    @property
+    def key(self) -> Key:
+        return (self.problem, self.backend, self.threads)
+
+    @property
+    def stage_overhead(self) -> float | None:
+        """The call's median over the sum of its stages' medians."""
+        if self.time is None or not self.stages:
+            return None
+        return self.time.median_us / sum(s.median_us for s in self.stages.values())
+
+
+class Results(BaseModel):
+    """A sweep's records with what they were made with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["dnnsep-sweep"] = "dnnsep-sweep"
+    version: Literal[1] = 1
+    title: str
+    created: str = Field(
+        default_factory=lambda: datetime.now(timezone.utc).isoformat("T", "seconds")
+    )
+    fingerprint: dict[str, Any]
+    settings: dict[str, Any]
+    workers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    records: list[Record] = Field(default_factory=list)
+
+    def to_json(self) -> str:
+        """JSON text with each record on a line of its own."""
+        head = self.model_dump_json(exclude={"records"})
+        records = ",\n".join(record.model_dump_json() for record in self.records)
+        return f'{head[:-1]},"records":[\n{records}\n]}}\n'
+
+    def save(self, path: Path) -> None:
+        """Replace the file at once, so that a kill leaves the old or the new one, never a part."""
+        beside = path.with_name(path.name + ".part")
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(self.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Raises ValueError naming the file and what is wrong with it."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None

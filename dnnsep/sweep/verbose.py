@@ -1,0 +1,142 @@
+"""oneDNN's own log of what ran, captured around a block of code and parsed.
+
+The log is the proof: it names each primitive, its implementation and its memory formats. oneDNN
+prints it to the C library's stdout (file descriptor 1); torch and IPEX hold a copy of oneDNN each,
+and both can be told to log at run time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """One line of oneDNN's log: a primitive that was executed.
+
+    ``memory`` maps src, wei, bia and dst to data type and memory format tag, e.g.
+    ``f32:debcA16a``. ``problem`` is oneDNN's own descriptor. ``milliseconds`` is oneDNN's timing.
+    """
+
+    kind: str
+    impl: str
+    memory: dict[str, str]
+    post_ops: str
+    problem: str
+    milliseconds: float
+
+    @property
+    def weights_dims(self) -> tuple[int, ...]:
+        """The weights' dimensions; a grouped convolution has 5: (groups, oc, ic, kh, kw)."""
+        if self.kind == "convolution":
+            size = {k: int(v) for k, v in re.findall(r"([a-z]+)(\d+)", self.problem)}
+            filters = (size["kh"], size["kw"])
+            if "g" in size:
+                groups = size["g"]
+                return (groups, size["oc"] // groups, size["ic"] // groups, *filters)
+            return (size["oc"], size["ic"], *filters)
+        if self.kind == "matmul":
+            return tuple(map(int, self.problem.split(":")[1].split("x")))
+        if self.kind == "inner_product":
+            size = {k: int(v) for k, v in re.findall(r"([a-z]+)(\d+)", self.problem)}
+            return (size["oc"], size["ic"])
+        return ()
+
+    @classmethod
+    def parse(cls, line: str) -> Primitive | None:
+        """The primitive of an ``exec`` line of the log (format v1), or None for any other line."""
+        fields = line.strip().split(",")
+        if len(fields) != 13 or fields[:4] != ["onednn_verbose", "v1", "primitive", "exec"]:
+            return None
+        kind, impl, memory, attributes, problem, time = (
+            fields[5],
+            fields[6],
+            fields[8],
+            fields[9],
+            fields[11],
+            fields[12],
+        )
+        return cls(
+            kind=kind,
+            impl=impl,
+            memory=dict(_memory_descriptors(memory)),
+            post_ops=" ".join(re.findall(r"attr-post-ops:(\S+)", attributes)),
+            problem=problem,
+            milliseconds=float(time),
+        )
+
+
+def _memory_descriptors(text: str) -> Iterator[tuple[str, str]]:
+    """("wei", "f32:debcA16a") of each ``wei:f32:a:blocked:debcA16a::f0``."""
+    for descriptor in text.split():
+        fields = descriptor.split(":")
+        if len(fields) >= 5 and fields[1] != "undef":
+            yield fields[0], f"{fields[1]}:{fields[4]}"
+
+
+@dataclass
+class Log:
+    """What a block made oneDNN print; filled when the block ends."""
+
+    lines: list[str]
+
+    @property
+    def primitives(self) -> list[Primitive]:
+        return [p for p in map(Primitive.parse, self.lines) if p is not None]
+
+    @property
+    def versions(self) -> list[str]:
+        """oneDNN's versions, where this block was the first in the process that used it."""
+        return [line.split(",")[3] for line in self.lines if ",info,oneDNN v" in line]
+
+    @property
+    def isa(self) -> str | None:
+        """The instruction set oneDNN says it uses, under the same condition."""
+        found = [line.split(",isa:")[1] for line in self.lines if ",info,cpu,isa:" in line]
+        return found[-1].strip() if found else None
+
+
+@contextmanager
+def onednn_log() -> Iterator[Log]:
+    """Capture the log of the block. What else is written to file descriptor 1 goes with it.
+
+    A framework imported within the block is not told to log: import it before.
+    """
+    log = Log([])
+    sys.stdout.flush()
+    _flush_c_streams()
+    saved = os.dup(1)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 1)
+        _set_verbose(1)
+        try:
+            yield log
+        finally:
+            _set_verbose(0)
+            _flush_c_streams()
+            os.dup2(saved, 1)
+            os.close(saved)
+            file.seek(0)
+            log.lines.extend(file.read().decode(errors="replace").splitlines())
+
+
+def _set_verbose(level: int) -> None:
+    if "torch" in sys.modules:
+        import torch
+
+        torch._C._verbose.mkldnn_set_verbose(level)
+    if "intel_extension_for_pytorch" in sys.modules:
+        from intel_extension_for_pytorch import _C
+
+        _C.mkldnn_set_verbose(level)
+
+
+def _flush_c_streams() -> None:
+    ctypes.CDLL(None).fflush(None)

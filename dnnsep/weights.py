@@ -1,0 +1,91 @@
+"""Weights and inputs of a problem: random ones, and small integers that make checks exact.
+
+Arrays are float32 in NumPy whatever the problem's dtype; for bf16 every value is rounded to bf16
+beforehand, so that a conversion later is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dnnsep.problem import Problem
+
+Array = NDArray[np.float32]
+
+# A depthwise sum of at most 60 products of integers up to 2 x 2, plus a bias up to 4, stays within
+# 256, so it is exact in bf16 (8 significant bits); a pointwise sum of at most 16384 such values
+# times 2 stays below 2**24, so it is exact in float32.
+_MAX_TAPS = 60
+_MAX_TERMS = 16384
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A problem's parameters.
+
+    ``depthwise`` is (C·m, 1, kh, kw), torch's shape of the 5-D grouped weights (groups=C, m, 1,
+    kh, kw); ``pointwise`` is (OC, C·m, 1, 1); the biases are (C·m,) and (OC,), or None.
+    """
+
+    depthwise: Array
+    depthwise_bias: Array | None
+    pointwise: Array
+    pointwise_bias: Array | None
+
+
+def round_to_dtype(values: NDArray[np.floating], dtype: str) -> Array:
+    """Round to the nearest value of ``dtype`` (ties to even), returned as float32."""
+    single = np.ascontiguousarray(values, dtype=np.float32)
+    if dtype == "f32":
+        return single
+    bits = single.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return np.where(np.isfinite(single), rounded.astype(np.uint32).view(np.float32), single)
+
+
+def random_data(problem: Problem, seed: int = 0) -> tuple[Weights, Array]:
+    """Normally distributed weights and input (N, C, H, W), scaled so that outputs are near 1."""
+    rng = np.random.default_rng(seed)
+
+    def normal(shape: tuple[int, ...], fan_in: int) -> Array:
+        values = rng.standard_normal(shape, dtype=np.float32) / np.float32(max(fan_in, 1)) ** 0.5
+        return round_to_dtype(values, problem.dtype)
+
+    return _fill(problem, normal), normal(problem.input_shape, 1)
+
+
+def integer_data(problem: Problem, seed: int = 0) -> tuple[Weights, Array]:
+    """Small integers, for which every partial sum is exact in f32 and the intermediate in bf16.
+
+    With activations none, relu or relu6 a correct backend agrees with the reference to the bit.
+    """
+    rng = np.random.default_rng(seed)
+
+    def integers(shape: tuple[int, ...], fan_in: int) -> Array:
+        if fan_in == 0:
+            return rng.integers(-4, 5, shape).astype(np.float32)
+        values = rng.integers(-2, 3, shape).astype(np.float32)
+        limit = _MAX_TAPS if shape[-2:] != (1, 1) else _MAX_TERMS
+        if fan_in > limit:
+            keep = rng.permuted(np.arange(fan_in) < limit * np.ones((shape[0], 1)), axis=1)
+            values *= keep.reshape(shape)
+        return values
+
+    x = rng.integers(-2, 3, problem.input_shape).astype(np.float32)
+    return _fill(problem, integers), x
+
+
+def _fill(problem: Problem, draw: Callable[[tuple[int, ...], int], Array]) -> Weights:
+    """Draw each array as draw(shape, fan_in); a fan_in of 0 asks for a bias."""
+    mid, out = problem.mid_channels, problem.out_channels
+    return Weights(
+        depthwise=draw((mid, 1, *problem.kernel), prod(problem.kernel)),
+        depthwise_bias=draw((mid,), 0) if problem.bias else None,
+        pointwise=draw((out, mid, 1, 1), mid),
+        pointwise_bias=draw((out,), 0) if problem.bias else None,
+    )
