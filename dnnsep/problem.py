@@ -203,7 +203,7 @@ def _sizes(numbers: dict[str, int]) -> dict[str, Any]:
         after = numbers.get(side, before)
         if out is not None and s > 0 and _out_size(size, (before, after), k, s, d) != out:
             after = (out - 1) * s + d * (k - 1) + 1 - size - before
-            if after < 0 or side in numbers:
+            if not 0 <= after <= d * (k - 1) or side in numbers:
                 raise ValueError(f"o{axis}={out}: does not follow from the other sizes")
         sides += [before, after]
     return {

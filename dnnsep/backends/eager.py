@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dnnsep.backends.base import Verdict
+from dnnsep.backends.onednn_faults import grouped_verdict
 from dnnsep.backends.versions import torch_verdict
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
@@ -24,20 +25,7 @@ class EagerBackend:
         return torch_verdict()
 
     def supports(self, problem: Problem) -> Verdict:
-        # Seen with oneDNN 3.7.1, 3.7.2 and 3.12.0: brg_conv_fwd:avx512_core_bf16 then leaves rows
-        # of the output unwritten.
-        if (
-            problem.dtype == "bf16"
-            and problem.channel_multiplier > 1
-            and problem.out_width == 1
-            and problem.stride[1] > 1
-        ):
-            return Verdict(
-                False,
-                "torch's conv2d is wrong in bf16 for a channel multiplier over 1 with a stride "
-                "over 1 along a width that comes out as 1",
-            )
-        return Verdict(True, "torch runs everything else")
+        return grouped_verdict(problem)  # torch's conv2d runs on oneDNN
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
         verdict = self.supports(problem)

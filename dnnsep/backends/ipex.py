@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from dnnsep.backends.base import Verdict
-from dnnsep.backends.onednn import bf16_verdict
+from dnnsep.backends.onednn import onednn_verdict
 from dnnsep.backends.versions import ipex_verdict, x86_verdict
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
@@ -57,7 +57,7 @@ class IpexBackend:
 
     def supports(self, problem: Problem) -> Verdict:
         _import_ipex()
-        return bf16_verdict(problem)
+        return onednn_verdict(problem)
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
         verdict = self.supports(problem)
@@ -127,21 +127,23 @@ def _inner_product(
 ) -> Callable[[Tensor], Tensor]:
     import torch
 
-    from dnnsep.backends.tensors import as_images, as_rows
+    from dnnsep.backends.tensors import images_view, rows_view
 
+    as_rows, as_images = rows_view(problem), images_view(problem)
     word, arguments = _POST_OPS[problem.activations[1]]
     run = getattr(torch.ops.ipex_prepack, f"linear_{word}run")
     context = torch.ops.ipex_prepack.linear_prepack(weight.flatten(1), bias, problem.out_pixels)
-    return lambda x: as_images(run(as_rows(x), *arguments, context), problem)
+    return lambda x: as_images(run(as_rows(x), *arguments, context))
 
 
 def _matmul(problem: Problem, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """IPEX's bmm_add is the operator that gives an f32 oneDNN matmul (mm and addmm go to MKL)."""
     import torch
 
-    from dnnsep.backends.tensors import ACTIVATE_IN_PLACE, as_images, as_rows
+    from dnnsep.backends.tensors import ACTIVATE_IN_PLACE, images_view, rows_view
 
-    # (1, K, N) contiguous: as (1, N, K) oneDNN would pick a slower kernel.
+    as_rows, as_images = rows_view(problem), images_view(problem)
+    # (1, K, N) contiguous: some CPUs take four times as long for (1, N, K) transposed.
     right = weight.flatten(1).t().contiguous().unsqueeze(0)
     addend = torch.zeros(problem.out_channels, dtype=weight.dtype) if bias is None else bias
     addend = addend.view(1, 1, -1)
@@ -150,6 +152,6 @@ def _matmul(problem: Problem, weight: Tensor, bias: Tensor | None) -> Callable[[
 
     def run(x: Tensor) -> Tensor:
         rows = bmm_add(addend, as_rows(x).unsqueeze(0), right, 1.0)
-        return as_images(activate(rows), problem)
+        return as_images(activate(rows))
 
     return run

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dnnsep.backends.base import Verdict
+from dnnsep.backends.onednn_faults import depthwise_verdict
 from dnnsep.backends.versions import torch_verdict, x86_verdict
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
@@ -45,7 +46,7 @@ class OneDNNBackend:
 
         if not torch._C._has_mkldnn:
             return Verdict(False, "this torch was built without oneDNN")
-        return bf16_verdict(problem)
+        return onednn_verdict(problem)
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
         import torch
@@ -71,6 +72,7 @@ class OneDNNBackend:
         pw_packed = torch.ops.mkldnn._reorder_linear_weight(pw.flatten(1), problem.out_pixels)
         dw_post, pw_post = (_POST_OPS[a] for a in problem.activations)
         convolution = torch.ops.mkldnn._convolution_pointwise
+        as_rows, as_images = tensors.rows_view(problem), tensors.images_view(problem)
         linear = torch.ops.mkldnn._linear_pointwise
 
         def depthwise(x: Tensor) -> Tensor:
@@ -87,17 +89,16 @@ class OneDNNBackend:
             return y
 
         def pointwise(x: Tensor) -> Tensor:
-            rows = linear(tensors.as_rows(x), pw_packed, pw_bias, *pw_post)
-            return tensors.as_images(rows, problem)
+            return as_images(linear(as_rows(x), pw_packed, pw_bias, *pw_post))
 
         stages += [Stage("depthwise", depthwise), Stage("pointwise", pointwise)]
         return Executor(self.name, problem, stages)
 
 
-def bf16_verdict(problem: Problem) -> Verdict:
-    """Whether oneDNN has kernels for the problem's dtype on this CPU."""
+def onednn_verdict(problem: Problem) -> Verdict:
+    """Whether oneDNN has kernels for the problem on this CPU, and none known to be at fault."""
     import torch
 
     if problem.dtype == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return Verdict(False, "oneDNN has no bf16 kernels for this CPU (AVX-512 is needed)")
-    return Verdict(True, "supported")
+    return depthwise_verdict(problem)

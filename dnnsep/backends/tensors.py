@@ -15,6 +15,9 @@ from dnnsep.backends.executor import TORCH_DTYPES, Stage
 from dnnsep.problem import Problem
 from dnnsep.weights import Array, Weights
 
+# A view of a tensor, its shape and strides worked out beforehand.
+View = Callable[[Tensor], Tensor]
+
 ACTIVATE_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
     "relu": torch.relu_,
@@ -76,7 +79,9 @@ def repeat_if_multiplied(problem: Problem) -> list[Stage]:
     def repeat(x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         copies = x.permute(0, 2, 3, 1).unsqueeze(-1).expand(batch, height, width, channels, m)
-        return copies.reshape(batch, height, width, channels * m).permute(0, 3, 1, 2)
+        # Not reshape: of a single channel it would make a view with stride 0.
+        copies = copies.contiguous().view(batch, height, width, channels * m)
+        return copies.permute(0, 3, 1, 2)
 
     return [Stage("repeat", repeat)]
 
@@ -90,15 +95,18 @@ def convolution_input_shape(problem: Problem) -> tuple[int, int, int, int]:
     return problem.batch, problem.mid_channels, height, width
 
 
-def as_rows(x: Tensor) -> Tensor:
-    """Channels-last (N, C, H, W) seen as a matrix (N·H·W, C), without a copy."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+def rows_view(problem: Problem) -> View:
+    """Sees channels-last (N, C·m, OH, OW) as the matrix (N·OH·OW, C·m) that it is in memory."""
+    size, stride = (problem.out_pixels, problem.mid_channels), (problem.mid_channels, 1)
+    return lambda x: x.as_strided(size, stride)
 
 
-def as_images(rows: Tensor, problem: Problem) -> Tensor:
-    """A matrix (N·OH·OW, OC) seen as channels-last (N, OC, OH, OW), without a copy."""
-    batch, channels, height, width = problem.output_shape
-    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+def images_view(problem: Problem) -> View:
+    """Sees a matrix (N·OH·OW, OC) as the channels-last (N, OC, OH, OW) that it is in memory."""
+    size = problem.output_shape
+    _, channels, height, width = size
+    stride = (height * width * channels, 1, width * channels, channels)
+    return lambda rows: rows.as_strided(size, stride)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -289,16 +289,14 @@ def _collect_lines(path: Path, node: Any, at: Location, lines: dict[Location, in
 def _locate(location: Location, lines: dict[Location, int]) -> tuple[int, str]:
     """The line of the innermost known place, and the field's path as a user would write it.
 
-    Pydantic's locations also hold the tags of unions, which the file does not have.
+    Under a problem pydantic's location first names the kind of entry, which the file does not.
     """
+    if len(location) > 2 and location[0] == "problems":
+        location = (*location[:2], *location[3:])
     at: Location = ()
-    missing = ""
-    for step in location:
-        if (*at, step) in lines:
-            at, missing = (*at, step), ""
-        elif isinstance(step, str) and step not in ("shape", "axes", "include"):
-            missing = f".{step}"
-    field = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in at) + missing
+    while len(at) < len(location) and (*at, location[len(at)]) in lines:
+        at = (*at, location[len(at)])
+    field = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in location)
     return lines[at], field.lstrip(".") or "file"
 
 

@@ -1,0 +1,26 @@
+"""The backends under test, and what every test of them needs.
+
+``DNNSEP_TEST_BACKENDS`` names them, separated by ``;`` or by ``,`` between plain names. A backend
+that is named and not available fails its tests: nothing is skipped for a missing dependency.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from dnnsep import Backend, get_backend
+
+_ALL = "ipex,ipex:pointwise=inner_product,ipex:pointwise=conv1x1,onednn,eager"
+
+BACKENDS_UNDER_TEST = os.environ.get("DNNSEP_TEST_BACKENDS", _ALL).split(",")
+HAS_IPEX = "ipex" in BACKENDS_UNDER_TEST
+
+
+@pytest.fixture(params=BACKENDS_UNDER_TEST)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    found = get_backend(request.param)
+    verdict = found.available()
+    assert verdict, verdict.reason
+    return found

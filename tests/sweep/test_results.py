@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dnnsep.report.table import as_csv, as_markdown, rows, summary
+from dnnsep.sweep.results import Record, Results
+from dnnsep.sweep.stats import Stats, geomean
+
+
+def _record(backend: str, median: float, **fields: object) -> Record:
+    return Record.model_validate(
+        {
+            "problem": "mb1ic4oc4ih8kh3sh1ph0",
+            "backend": backend,
+            "threads": 2,
+            "status": "ok",
+            "flops": 1_000_000,
+            "ran_on": backend,
+            "impls": ["convolution:brdgmm_dw:avx512_core", "reorder:jit:uni"],
+            "time": Stats.of([median * 0.9, median, median * 1.2]),
+            "gflops": 1_000_000 / median / 1000,
+            **fields,
+        }
+    )
+
+
+def _results() -> Results:
+    refused = Record(
+        problem="mb1ic4oc4ih8kh3sh1ph0",
+        backend="ipex",
+        threads=2,
+        status="refused",
+        reason="not installed",
+        flops=1_000_000,
+    )
+    records = [_record("onednn", 100.0), _record("eager", 200.0), refused]
+    return Results(title="t", fingerprint={"cpu": "x"}, settings={}, records=records)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    results = _results()
+    results.save(tmp_path / "r.json")
+    assert Results.load(tmp_path / "r.json") == results
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("{", "Invalid JSON"),
+        ("{}", "title: Field required"),
+        ('{"format": "other"}', "format: Input should be 'dnnsep-sweep'"),
+        ('{"version": 9}', "version: Input should be 1"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(tmp_path: Path, text: str, error: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"r\.json: ") as raised:
+        Results.load(path)
+    assert error in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_stats() -> None:
+    stats = Stats.of([4.0, 1.0, 3.0, 2.0, 5.0])
+    assert (stats.median_us, stats.q25_us, stats.q75_us) == (3.0, 2.0, 4.0)
+    assert (stats.min_us, stats.count) == (1.0, 5)
+    assert stats.spread == pytest.approx(1 / 3)
+    assert geomean([2.0, 8.0]) == pytest.approx(4.0)
+
+
+def test_table_rows() -> None:
+    onednn, eager, ipex = rows(_results())
+    assert (onednn.speedup, eager.speedup, ipex.speedup) == ("1.00", "0.50", "")
+    assert onednn.impl == "brdgmm_dw:avx512_core + reorder"
+    assert ipex.impl == "refused: not installed"
+    assert (eager.median_us, eager.gflops) == ("200.0", "5.0")
+    assert summary(_results()) == [
+        "geomean speed against onednn, f32 batch 1 threads 2: eager 0.50 (1)"
+    ]
+
+
+def test_table_formats() -> None:
+    assert as_markdown(_results()).count("\n| ") == 4
+    lines = as_csv(_results()).splitlines()
+    assert lines[0].startswith("problem,threads,backend,impl,median_us,spread")
+    assert len(lines) == 4
