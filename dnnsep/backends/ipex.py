@@ -101,10 +101,12 @@ def _convolution(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
-    input_shape: tuple[int, ...],
+    input_shape: tuple[int, int, int, int],
 ) -> Callable[[Tensor], Tensor]:
     """A prepacked convolution with its activation as a post-op."""
     import torch
+
+    from dnnsep.backends.tensors import keep_channels_last
 
     word, arguments = _POST_OPS[activation]
     prepack = getattr(torch.ops.ipex_prepack, f"convolution_{word}prepack")
@@ -112,14 +114,11 @@ def _convolution(
     context = prepack(
         weight, bias, stride, padding, dilation, groups, True, input_shape, *arguments
     )
-    return lambda x: run(x, *arguments, context)
+    return keep_channels_last(lambda x: run(x, *arguments, context), input_shape)
 
 
 def _conv1x1(problem: Problem, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    from dnnsep.backends.tensors import channels_last
-
-    run = _convolution(weight, bias, problem.activations[1], input_shape=problem.mid_shape)
-    return lambda x: channels_last(run(x))
+    return _convolution(weight, bias, problem.activations[1], input_shape=problem.mid_shape)
 
 
 def _inner_product(

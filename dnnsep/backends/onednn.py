@@ -58,6 +58,7 @@ class OneDNNBackend:
         if not verdict:
             raise ValueError(verdict.reason)
         dw, dw_bias, pw, pw_bias = tensors.weight_tensors(problem, weights)
+        input_shape = tensors.convolution_input_shape(problem)
         stages, padding = tensors.pad_if_asymmetric(problem)
         stages += tensors.repeat_if_multiplied(problem)
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the last argument
@@ -67,7 +68,7 @@ class OneDNNBackend:
             problem.stride,
             problem.dilation,
             problem.mid_channels,
-            tensors.convolution_input_shape(problem),
+            input_shape,
         )
         pw_packed = torch.ops.mkldnn._reorder_linear_weight(pw.flatten(1), problem.out_pixels)
         dw_post, pw_post = (_POST_OPS[a] for a in problem.activations)
@@ -91,7 +92,10 @@ class OneDNNBackend:
         def pointwise(x: Tensor) -> Tensor:
             return as_images(linear(as_rows(x), pw_packed, pw_bias, *pw_post))
 
-        stages += [Stage("depthwise", depthwise), Stage("pointwise", pointwise)]
+        stages += [
+            Stage("depthwise", tensors.keep_channels_last(depthwise, input_shape)),
+            Stage("pointwise", pointwise),
+        ]
         return Executor(self.name, problem, stages)
 
 

@@ -110,9 +110,17 @@ def images_view(problem: Problem) -> View:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same values, channels-last in memory; no copy where they are so already.
-
-    They are not after a convolution of a single channel, whose two layouts torch cannot tell
-    apart.
-    """
+    """The same values, channels-last in memory; no copy where they are so already."""
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def keep_channels_last(convolution: View, input_shape: tuple[int, int, int, int]) -> View:
+    """The convolution, with a channels-last result for every input.
+
+    An input of one channel or one pixel is the same in memory in both layouts, and the frameworks
+    may then answer in the other one.
+    """
+    _, channels, height, width = input_shape
+    if channels > 1 and (height, width) != (1, 1):
+        return convolution
+    return lambda x: channels_last(convolution(x))

@@ -135,7 +135,7 @@ def main() -> None:
                 answer = {**worker.start(), "pages_kept": kept}
             else:
                 answer = getattr(worker, method)(**request)
-        except (ValueError, RuntimeError, MemoryError, NotImplementedError, ImportError) as error:
+        except Exception as error:  # whatever it is, it becomes a row's reason
             text = str(error).strip().splitlines()
             answer = {"error": f"{type(error).__name__}: {text[0] if text else ''}"}
         gc.collect()

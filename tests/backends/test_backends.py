@@ -145,6 +145,16 @@ def test_calls_that_do_not_fit_are_refused(backend: Backend) -> None:
         executor(x, torch.zeros(1))
 
 
+@pytest.mark.parametrize("text", ["mb2ic8oc5ih1kh2kw1ph1pw0", "mb2ic1oc5ih4kh3ph1"])
+def test_inputs_whose_layout_torch_cannot_tell(backend: Backend, text: str) -> None:
+    problem = Problem.parse(text)
+    data = CheckData.exact(problem)
+    executor = backend.prepare(problem, data.weights)
+    for x in (torch.from_numpy(data.x), to_channels_last(data.x, "f32")):
+        correct, finding = data.verdict(executor(x).numpy())
+        assert correct, finding
+
+
 def test_stages_in_turn_are_the_call(backend: Backend) -> None:
     problem = Problem.parse("ic16oc8ih8kh3sh2ph0pb1pw0pr1cm2")
     data = CheckData.exact(problem)
