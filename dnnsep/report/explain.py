@@ -40,7 +40,7 @@ def as_text(found: dict[str, Any]) -> Group:
     verdict = "right" if found["correct"] else "WRONG"
     return Group(
         f"{found['problem']} on {found['backend']}{chosen}, {found['threads']} threads",
-        f"oneDNN {', '.join(found['versions']['onednn']) or '-'}; {found['versions']['reason']}",
+        f"{', '.join(found['versions']['onednn']) or 'no oneDNN'}; {found['versions']['reason']}",
         table,
         f"stages: {' -> '.join(found['stages'])}",
         f"hot path: {reorders or 'no'} reorder{'s' if reorders != 1 else ''}",

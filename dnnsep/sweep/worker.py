@@ -26,9 +26,9 @@ from dnnsep.sweep.verbose import Log, onednn_log
 if TYPE_CHECKING:
     from dnnsep.backends.executor import Executor
 
-# Long enough for the caches and for the other workers' idle OpenMP threads, which spin for about
-# a millisecond before they sleep.
-_WARM_UP_SECONDS = 0.004
+# Long enough for the caches, and for the other workers' idle OpenMP threads, which spin for some
+# milliseconds before they sleep.
+_WARM_UP_SECONDS = 0.01
 _MAX_BURST = 100
 
 
@@ -37,6 +37,7 @@ class Worker:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        gc.disable()
         self._calls: dict[str, Callable[[], Any]] = {}
 
     def start(self) -> dict[str, Any]:
@@ -58,6 +59,7 @@ class Worker:
         from dnnsep.backends.tensors import to_channels_last
 
         self._calls = {}
+        gc.collect()  # here, so that it never runs while a call is timed
         torch.set_grad_enabled(False)
         torch.set_num_threads(threads)
         parsed = Problem.parse(problem)
@@ -126,7 +128,6 @@ def main() -> None:
     _, backend, allocator = sys.argv
     kept = keep_pages() if allocator == "keep" else False
     worker = Worker(get_backend(backend))
-    gc.disable()
     for line in sys.stdin:
         request = json.loads(line)
         method = request.pop("do")
@@ -138,7 +139,6 @@ def main() -> None:
         except Exception as error:  # whatever it is, it becomes a row's reason
             text = str(error).strip().splitlines()
             answer = {"error": f"{type(error).__name__}: {text[0] if text else ''}"}
-        gc.collect()
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dnnsep import Backend, Problem, get_backend
+from dnnsep import Backend, Problem
 from dnnsep.backends.tensors import to_channels_last
 from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.verbose import Log, Primitive, onednn_log
-from tests.conftest import HAS_IPEX
 
 _LINE = (
     "onednn_verbose,v1,primitive,exec,cpu,convolution,brdgmm_dw:avx512_core,forward_inference,"
@@ -101,23 +100,25 @@ def test_a_backend_reorders_its_weights_when_prepared(backend: Backend, dtype: s
         assert "64x1x1x3x3" in reordered
 
 
-@pytest.mark.skipif(not HAS_IPEX, reason="IPEX is not among DNNSEP_TEST_BACKENDS")
+_POINTWISE = {
+    "ipex": ("matmul", (1, 64, 128)),
+    "ipex:pointwise=inner_product": ("inner_product", (128, 64)),
+    "ipex:pointwise=conv1x1": ("convolution", (128, 64, 1, 1)),
+    "onednn": ("inner_product", (128, 64)),
+    "eager": ("convolution", (128, 64, 1, 1)),
+}
+
+
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-@pytest.mark.parametrize(
-    ("pointwise", "kind"),
-    [("matmul", "matmul"), ("inner_product", "inner_product"), ("conv1x1", "convolution")],
-)
-def test_pointwise_of_ipex(pointwise: str, kind: str, dtype: str) -> None:
-    backend = get_backend("ipex", pointwise=pointwise)
+def test_pointwise_primitive(backend: Backend, dtype: str) -> None:
     _, hot = _log_of(backend, Problem.parse(f"ic64oc128ih28kh3ph1_{dtype}"))
-    assert [p.kind for p in hot.primitives] == ["convolution", kind]
-    last = hot.primitives[-1]
-    dims = {"matmul": (1, 64, 128), "inner_product": (128, 64), "conv1x1": (128, 64, 1, 1)}
-    assert last.weights_dims == dims[pointwise]
-    if pointwise == "matmul":
-        assert last.problem == "1x784x64:1x64x128"
-        assert last.impl.startswith("brg_matmul")
-        assert "binary_add" in last.post_ops
+    depthwise, pointwise = [p for p in hot.primitives if p.kind != "reorder"]
+    assert depthwise.kind == "convolution"
+    assert (pointwise.kind, pointwise.weights_dims) == _POINTWISE[backend.name]
+    if pointwise.kind == "matmul":
+        assert pointwise.problem == "1x784x64:1x64x128"
+        assert pointwise.impl.startswith("brg_matmul")
+        assert "binary_add" in pointwise.post_ops
 
 
 def test_what_the_block_prints_is_not_lost_afterwards(capfd: pytest.CaptureFixture[str]) -> None:
