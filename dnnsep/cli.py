@@ -26,7 +26,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Depthwise-separable convolution on x86 CPUs through oneDNN: measure, explain, count.",
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -41,6 +40,23 @@ class Dtype(str, Enum):
 
     f32 = "f32"
     bf16 = "bf16"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import dnnsep
+
+        typer.echo(dnnsep.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="And exit.")
+    ] = False,
+) -> None:
+    """Depthwise-separable convolution on x86 CPUs through oneDNN: measure, explain, count."""
 
 
 @app.command(epilog="Example: `dnnsep sweep configs/quickstart.yaml --backend ipex -o r.json`")

@@ -16,7 +16,8 @@ DTYPE_BYTES = {"f32": 4, "bf16": 2}
 
 Pair = tuple[int, int]
 
-GRAMMAR = "mb ic oc ih iw kh kw sh sw ph pw pb pr dh dw cm g oh ow, then _nobias _act:A,B _bf16"
+_KEYS = "mb ic oc ih iw kh kw sh sw ph pw pb pr dh dw cm g oh ow"
+_GRAMMAR = f"the grammar is: {_KEYS}, then _nobias _act:A,B _bf16"
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,11 @@ def _tokens(text: str) -> tuple[dict[str, int], dict[str, Any]]:
             for key, value in re.findall(r"([a-z]+)(\d+)", piece):
                 if key in numbers:
                     raise ValueError(f"{key}: given twice")
-                if key not in GRAMMAR.split(",")[0].split():
-                    raise ValueError(f"{key}: unknown key, the grammar is: {GRAMMAR}")
+                if key not in _KEYS.split():
+                    raise ValueError(f"{key}: unknown key, {_GRAMMAR}")
                 numbers[key] = int(value)
         else:
-            raise ValueError(f"{piece!r}: not understood, the grammar is: {GRAMMAR}")
+            raise ValueError(f"{piece!r}: not understood, {_GRAMMAR}")
     return numbers, words
 
 

@@ -37,6 +37,59 @@ class Weights:
     pointwise: Array
     pointwise_bias: Array | None
 
+    def check(self, problem: Problem) -> None:
+        """Raises ValueError naming the array that does not fit the problem."""
+        mid, out = problem.mid_channels, problem.out_channels
+        shapes = {
+            "depthwise": (mid, 1, *problem.kernel),
+            "depthwise_bias": (mid,) if problem.bias else None,
+            "pointwise": (out, mid, 1, 1),
+            "pointwise_bias": (out,) if problem.bias else None,
+        }
+        for name, expected in shapes.items():
+            array = getattr(self, name)
+            found = None if array is None else array.shape
+            if found != expected:
+                raise ValueError(f"{name}: shape {found}, the problem has {expected}")
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNorm:
+    """An inference-time batch normalisation: scale·(x - mean)/sqrt(variance + eps) + shift.
+
+    All arrays are (channels,).
+    """
+
+    scale: Array
+    shift: Array
+    mean: Array
+    variance: Array
+    eps: float = 1e-5
+
+
+def fold_batchnorm(
+    weights: Weights,
+    after_depthwise: BatchNorm | None = None,
+    after_pointwise: BatchNorm | None = None,
+) -> Weights:
+    """Weights of the same layer with the normalisations folded in; both stages then have a bias.
+
+    The activations stay where they were, after the normalisations: MobileNet's depthwise -> BN ->
+    ReLU -> pointwise -> BN -> ReLU is a problem with bias and activations (relu, relu).
+    """
+    depthwise, depthwise_bias = _fold(weights.depthwise, weights.depthwise_bias, after_depthwise)
+    pointwise, pointwise_bias = _fold(weights.pointwise, weights.pointwise_bias, after_pointwise)
+    return Weights(depthwise, depthwise_bias, pointwise, pointwise_bias)
+
+
+def _fold(weight: Array, bias: Array | None, norm: BatchNorm | None) -> tuple[Array, Array]:
+    start = np.zeros(len(weight), np.float32) if bias is None else bias
+    if norm is None:
+        return weight, start
+    factor = norm.scale / np.sqrt(norm.variance.astype(np.float64) + norm.eps)
+    folded = weight * factor[:, None, None, None]
+    return folded.astype(np.float32), (norm.shift + (start - norm.mean) * factor).astype(np.float32)
+
 
 def round_to_dtype(values: NDArray[np.floating], dtype: str) -> Array:
     """Round to the nearest value of ``dtype`` (ties to even), returned as float32."""

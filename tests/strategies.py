@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hypothesis import strategies as st
 
 from dnnsep.problem import ACTIVATIONS, DTYPES, Problem
@@ -38,7 +36,3 @@ def problems(draw: st.DrawFn, activations: tuple[str, ...] = ACTIVATIONS) -> Pro
         activations=draw(st.tuples(*[st.sampled_from(activations)] * 2)),
         dtype=draw(st.sampled_from(DTYPES)),
     )
-
-
-def fields(problem: Problem) -> dict[str, Any]:
-    return dict(vars(problem))

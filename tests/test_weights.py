@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +31,18 @@ def test_shapes_and_dtype(problem: Problem) -> None:
         for array in (weights.depthwise, weights.pointwise, x):
             assert array.dtype == np.float32
             np.testing.assert_array_equal(round_to_dtype(array, problem.dtype), array)
+
+
+def test_weights_of_another_problem_are_named() -> None:
+    weights, _ = random_data(Problem.parse("ic8oc8ih8kh3"))
+    weights.check(Problem.parse("ic8oc8ih20kh3"))
+    for other, message in (
+        ("ic8oc8ih8kh5", r"depthwise: shape \(8, 1, 3, 3\), the problem has \(8, 1, 5, 5\)"),
+        ("ic8oc9ih8kh3", r"pointwise: shape \(8, 8, 1, 1\)"),
+        ("ic8oc8ih8kh3_nobias", r"depthwise_bias: shape \(8,\), the problem has None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            weights.check(Problem.parse(other))
 
 
 def test_data_follow_the_seed() -> None:

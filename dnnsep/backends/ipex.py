@@ -67,8 +67,7 @@ class IpexBackend:
         from dnnsep.backends.executor import Executor, Stage
 
         dw, dw_bias, pw, pw_bias = tensors.weight_tensors(problem, weights)
-        stages, padding = tensors.pad_if_asymmetric(problem)
-        stages += tensors.repeat_if_multiplied(problem)
+        stages, padding, input_shape = tensors.depthwise_input(problem)
         depthwise = _convolution(
             dw,
             dw_bias,
@@ -77,7 +76,7 @@ class IpexBackend:
             padding=padding,
             dilation=problem.dilation,
             groups=problem.mid_channels,
-            input_shape=tensors.convolution_input_shape(problem),
+            input_shape=input_shape,
         )
         pointwise = {"matmul": _matmul, "inner_product": _inner_product, "conv1x1": _conv1x1}
         stages += [

@@ -58,9 +58,7 @@ class OneDNNBackend:
         if not verdict:
             raise ValueError(verdict.reason)
         dw, dw_bias, pw, pw_bias = tensors.weight_tensors(problem, weights)
-        input_shape = tensors.convolution_input_shape(problem)
-        stages, padding = tensors.pad_if_asymmetric(problem)
-        stages += tensors.repeat_if_multiplied(problem)
+        stages, padding, input_shape = tensors.depthwise_input(problem)
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the last argument
         dw_packed = reorder(
             dw.to_mkldnn(),

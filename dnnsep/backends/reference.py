@@ -45,6 +45,7 @@ class ReferenceBackend:
         return Verdict(True, "runs everything, slowly")
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
+        weights.check(problem)
         from dnnsep.backends.executor import Executor, Stage
         from dnnsep.backends.tensors import to_channels_last
 

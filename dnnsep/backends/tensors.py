@@ -41,7 +41,11 @@ def to_channels_last(array: Array, dtype: str) -> Tensor:
 def weight_tensors(
     problem: Problem, weights: Weights
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Depthwise (C·m, 1, kh, kw), its bias, pointwise (OC, C·m, 1, 1), its bias."""
+    """Depthwise (C·m, 1, kh, kw), its bias, pointwise (OC, C·m, 1, 1), its bias.
+
+    Raises ValueError if the weights are not the problem's.
+    """
+    weights.check(problem)
 
     def convert(array: Array | None) -> Tensor | None:
         return None if array is None else to_tensor(array, problem.dtype)
@@ -86,13 +90,20 @@ def repeat_if_multiplied(problem: Problem) -> list[Stage]:
     return [Stage("repeat", repeat)]
 
 
-def convolution_input_shape(problem: Problem) -> tuple[int, int, int, int]:
-    """(N, C·m, H, W) of what the depthwise convolution reads after the stages above."""
+def depthwise_input(
+    problem: Problem,
+) -> tuple[list[Stage], tuple[int, int], tuple[int, int, int, int]]:
+    """What a true depthwise convolution over C·m channels reads.
+
+    Returns the stages to run before it, the (h, w) padding left to it and its input's shape.
+    """
+    stages, padding = pad_if_asymmetric(problem)
     height, width = problem.height, problem.width
-    if problem.symmetric_padding is None:
+    if stages:
         top, bottom, left, right = problem.padding
         height, width = height + top + bottom, width + left + right
-    return problem.batch, problem.mid_channels, height, width
+    shape = (problem.batch, problem.mid_channels, height, width)
+    return stages + repeat_if_multiplied(problem), padding, shape
 
 
 def rows_view(problem: Problem) -> View:

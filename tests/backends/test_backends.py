@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from dnnsep import Backend, Problem, get_backend
+from dnnsep import Backend, BatchNorm, Problem, Weights, fold_batchnorm, get_backend
+from dnnsep.backends.reference import error_bound
 from dnnsep.backends.tensors import to_channels_last
 from dnnsep.sweep.check import CheckData
 from tests.conftest import BACKENDS_UNDER_TEST
@@ -168,6 +169,31 @@ def test_stages_in_turn_are_the_call(backend: Backend) -> None:
         for stage in executor.stages:
             x = stage.run(x)
     assert torch.equal(x, y)
+
+
+def test_mobilenet_block_with_folded_batchnorm(backend: Backend) -> None:
+    torch.manual_seed(0)
+    depthwise = torch.nn.Conv2d(24, 24, 3, 2, 1, groups=24, bias=False)
+    pointwise = torch.nn.Conv2d(24, 40, 1, bias=False)
+    norms = torch.nn.BatchNorm2d(24), torch.nn.BatchNorm2d(40)
+    folding = []
+    for norm in norms:
+        values = [torch.empty(norm.num_features).uniform_(0.2, 2.0) for _ in range(4)]
+        names = ("weight", "bias", "running_mean", "running_var")
+        norm.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
+        scale, shift, mean, variance = (v.numpy() for v in values)
+        folding.append(BatchNorm(scale, shift, mean, variance, norm.eps))
+    relu = torch.nn.ReLU()
+    block = torch.nn.Sequential(depthwise, norms[0], relu, pointwise, norms[1], relu).eval()
+
+    plain = Weights(depthwise.weight.data.numpy(), None, pointwise.weight.data.numpy(), None)
+    folded = fold_batchnorm(plain, *folding)
+    problem = Problem.parse("mb2ic24oc40ih17kh3sh2ph1_act:relu,relu")
+    x = torch.randn(problem.input_shape).contiguous(memory_format=torch.channels_last)
+    expected: torch.Tensor = block.double()(x.double()).detach()
+    bound = torch.from_numpy(error_bound(problem, folded, x.numpy()))
+    assert (expected > 0).float().mean() > 0.1
+    assert ((backend.prepare(problem, folded)(x) - expected).abs() <= 2 * bound).all()
 
 
 def test_auto_takes_the_first_backend_there_is() -> None:
