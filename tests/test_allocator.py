@@ -35,6 +35,7 @@ def _faults(allocator: str) -> float:
 
 
 def test_kept_pages_are_not_faulted_in_again() -> None:
-    # The output is 51.4 MB, 12544 pages of 4 KiB, and more than glibc ever keeps by itself.
-    assert _faults("keep") < 100
-    assert _faults("system") > 6000
+    # The output is 51.4 MB, more than glibc ever keeps by itself: 12544 pages of 4 KiB, or 25
+    # where the system gives pages of 2 MiB.
+    assert _faults("keep") < 5
+    assert _faults("system") > 20
