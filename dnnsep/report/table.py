@@ -13,6 +13,9 @@ from dnnsep.problem import Problem
 from dnnsep.sweep.results import Record, Results
 from dnnsep.sweep.stats import geomean
 
+# A problem on a number of threads.
+Place = tuple[str, int]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -45,33 +48,30 @@ HEADINGS = {
 
 
 def rows(results: Results) -> list[Row]:
-    """A row a record; speed-ups are against the first backend of the same problem and threads."""
-    first = _first_times(results.records)
-    return [_row(record, first.get((record.problem, record.threads))) for record in results.records]
+    """A row a record; speed-ups are against the first backend that ran."""
+    _, base = _base_times(results.records)
+    return [_row(record, base.get((record.problem, record.threads))) for record in results.records]
 
 
 def summary(results: Results) -> list[str]:
-    """Geometric means of the speed-ups against the first backend, by dtype, batch and threads."""
-    first = _first_times(results.records)
+    """Geometric means of the speed-ups against the first backend that ran, by dtype, batch and
+    threads, with the number of problems each is over."""
+    base_name, base = _base_times(results.records)
     groups: dict[tuple[str, int, int], dict[str, list[float]]] = {}
     for record in results.records:
+        base_us = base.get((record.problem, record.threads))
+        if record.backend == base_name or record.time is None or base_us is None:
+            continue
         problem = Problem.parse(record.problem)
         group = groups.setdefault((problem.dtype, problem.batch, record.threads), {})
-        base = first.get((record.problem, record.threads))
-        if record.time is not None and base is not None:
-            group.setdefault(record.backend, []).append(base / record.time.median_us)
-    lines = []
-    for (dtype, batch, threads), speedups in groups.items():
-        if len(speedups) > 1:
-            base_name, *others = speedups
-            figures = ", ".join(
-                f"{name} {geomean(speedups[name]):.2f} ({len(speedups[name])})" for name in others
-            )
-            lines.append(
-                f"geomean speed against {base_name}, {dtype} batch {batch} threads {threads}: "
-                f"{figures}"
-            )
-    return lines
+        group.setdefault(record.backend, []).append(base_us / record.time.median_us)
+    return [
+        f"geomean speed against {base_name}, {dtype} batch {batch} threads {threads}: "
+        + ", ".join(
+            f"{name} {geomean(ratios):.2f} ({len(ratios)})" for name, ratios in group.items()
+        )
+        for (dtype, batch, threads), group in groups.items()
+    ]
 
 
 def as_rich(results: Results) -> Table:
@@ -125,20 +125,14 @@ def impl_text(impls: Sequence[str]) -> str:
     )
 
 
-def _first_times(records: Sequence[Record]) -> dict[tuple[str, int], float]:
-    """The median of the first backend of each problem and thread count, where it has one."""
-    first: dict[tuple[str, int], float] = {}
-    seen = set()
-    for record in records:
-        place = (record.problem, record.threads)
-        if place not in seen:
-            seen.add(place)
-            if record.time is not None:
-                first[place] = record.time.median_us
-    return first
+def _base_times(records: Sequence[Record]) -> tuple[str, dict[Place, float]]:
+    """The first backend that ran, and its median for each problem and thread count it ran."""
+    base = next((r.backend for r in records if r.time is not None), "")
+    ran = (r for r in records if r.backend == base)
+    return base, {(r.problem, r.threads): r.time.median_us for r in ran if r.time is not None}
 
 
-def _row(record: Record, first_us: float | None) -> Row:
+def _row(record: Record, base_us: float | None) -> Row:
     name = f"{record.name}\n" if record.name else ""
     ran_on = f" ({record.ran_on})" if record.ran_on not in (None, record.backend) else ""
     what_ran = impl_text(record.impls) if record.time else f"{record.status}: {record.reason}"
@@ -152,7 +146,7 @@ def _row(record: Record, first_us: float | None) -> Row:
         spread=f"{100 * time.spread:.1f}%" if time else "",
         mflop=f"{record.flops / 1e6:.1f}",
         gflops=f"{record.gflops:.1f}" if record.gflops is not None else "",
-        speedup=f"{first_us / time.median_us:.2f}" if time and first_us else "",
+        speedup=f"{base_us / time.median_us:.2f}" if time and base_us else "",
         stages=_stages_text(record),
     )
 

@@ -83,6 +83,16 @@ def test_table_rows() -> None:
     ]
 
 
+def test_speed_ups_are_against_the_first_backend_that_ran() -> None:
+    results = _results()
+    results.records.reverse()  # the refused one first, then eager
+    ipex, eager, onednn = rows(results)
+    assert (ipex.speedup, eager.speedup, onednn.speedup) == ("", "1.00", "2.00")
+    assert summary(results) == [
+        "geomean speed against eager, f32 batch 1 threads 2: onednn 2.00 (1)"
+    ]
+
+
 def test_table_formats() -> None:
     assert as_markdown(_results()).count("\n| ") == 4
     lines = as_csv(_results()).splitlines()
