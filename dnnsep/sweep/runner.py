@@ -67,7 +67,13 @@ class Runner:
         on_step(f"{problem} reference")
         with tempfile.TemporaryDirectory(prefix="dnnsep-") as folder:
             data = Path(folder) / "data.npz"
-            CheckData.exact(case.problem).save(data)
+            try:
+                CheckData.exact(case.problem).save(data)
+            except (MemoryError, OSError) as error:
+                reason = f"no reference: {type(error).__name__}: {error}"
+                for backend in todo:
+                    yield _record(case, backend, status="failed", reason=reason)
+                return
             entries = []
             for backend in todo:
                 on_step(f"{problem} prepare {backend}")

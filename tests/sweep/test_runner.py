@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from dnnsep import Problem
+from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.client import Client, WorkerError
 from dnnsep.sweep.config import Case
 from dnnsep.sweep.runner import Runner
@@ -32,6 +33,17 @@ def test_a_killed_worker_is_a_row_and_is_started_again() -> None:
         assert onednn.status == "ok"
         eager, onednn = runner.run(_case(14))
         assert (eager.status, onednn.status) == ("ok", "ok")
+
+
+def test_a_problem_too_large_for_the_reference_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(problem: Problem) -> CheckData:
+        raise MemoryError("Unable to allocate 7 PiB")
+
+    monkeypatch.setattr(CheckData, "exact", too_large)
+    with Runner(0.1, time_stages=False, allocator="keep") as runner:
+        records = list(runner.run(_case(12)))
+    assert [record.status for record in records] == ["failed", "failed"]
+    assert records[0].reason == "no reference: MemoryError: Unable to allocate 7 PiB"
 
 
 def test_a_hung_worker_is_killed() -> None:
