@@ -12,11 +12,17 @@ from typing import Any
 from dnnsep.backends.auto import AutoBackend
 from dnnsep.backends.base import Backend, Verdict
 from dnnsep.backends.eager import EagerBackend
+from dnnsep.backends.inductor import InductorBackend
 from dnnsep.backends.ipex import IpexBackend
+from dnnsep.backends.ipex_trace import IpexTraceBackend
+from dnnsep.backends.ncnn import NcnnBackend
 from dnnsep.backends.onednn import OneDNNBackend
+from dnnsep.backends.onnxruntime import OnnxRuntimeBackend
+from dnnsep.backends.openvino import OpenVinoBackend
 from dnnsep.backends.reference import ReferenceBackend
+from dnnsep.backends.xnnpack import XnnpackBackend
 
-__all__ = ["BACKENDS", "Backend", "Verdict", "get_backend"]
+__all__ = ["BACKENDS", "PEERS", "Backend", "Verdict", "get_backend"]
 
 BACKENDS: dict[str, Callable[..., Backend]] = {
     "ipex": IpexBackend,
@@ -24,7 +30,16 @@ BACKENDS: dict[str, Callable[..., Backend]] = {
     "eager": EagerBackend,
     "auto": AutoBackend,
     "reference": ReferenceBackend,
+    "openvino": OpenVinoBackend,
+    "onnxruntime": OnnxRuntimeBackend,
+    "xnnpack": XnnpackBackend,
+    "inductor": InductorBackend,
+    "ipex-trace": IpexTraceBackend,
+    "ncnn": NcnnBackend,
 }
+
+# The engines a user could pick instead, to be measured beside ours.
+PEERS = ("openvino", "onnxruntime", "xnnpack", "inductor", "ipex-trace", "ncnn")
 
 # The fields of a backend's dataclass that a user may set.
 _OPTIONS: dict[str, tuple[str, ...]] = {"ipex": ("pointwise",)}

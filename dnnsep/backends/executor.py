@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +27,13 @@ class Executor:
     """A problem with its weights packed, ready to be called again and again from any thread.
 
     ``stages`` run one after the other and can be timed apart. ``backend`` names who prepared it.
+    ``impls`` are the engine's own names of what runs, where oneDNN's log does not tell. ``output``
+    says where a bound call's result goes; ``on_torch_threads`` whether torch's pool does the work.
     """
+
+    impls: tuple[str, ...] = ()
+    output = "allocated by each call"
+    on_torch_threads = True
 
     def __init__(self, backend: str, problem: Problem, stages: Sequence[Stage]) -> None:
         self.backend = backend
@@ -51,6 +59,16 @@ class Executor:
                 return self._run(x, out)
         return self._run(x, out)
 
+    def bind(self, x: Tensor) -> Callable[[], Tensor]:
+        """A call that runs the layer on x again and again, for measuring.
+
+        Everything that a user's loop does once beforehand is done here. The call returns
+        (N, OC, OH, OW) in the engine's own layout, possibly the same memory each time, and may be
+        made from one thread only. Raises ValueError if x does not fit the problem.
+        """
+        self._check("x", x, self._input_shape)
+        return partial(self, x)
+
     def _run(self, x: Tensor, out: Tensor | None) -> Tensor:
         for stage in self.stages:
             x = stage.run(x)
@@ -63,3 +81,39 @@ class Executor:
             raise ValueError(f"{name}: dtype {tensor.dtype}, the problem has {self.problem.dtype}")
         if not tensor.is_contiguous(memory_format=torch.channels_last):
             raise ValueError(f"{name}: must be channels-last in memory")
+
+
+class EngineExecutor(Executor):
+    """A layer that another engine runs as a whole, on an input and an output bound beforehand.
+
+    ``bind_input`` takes x: (N, C, H, W) channels-last of the problem's dtype, hands it to the
+    engine in the layout the engine likes best, binds an output, and returns the call that runs the
+    engine and answers with that output as (N, OC, OH, OW), whatever its layout and dtype.
+    """
+
+    output = "bound beforehand"
+    on_torch_threads = False
+
+    def __init__(
+        self,
+        backend: str,
+        problem: Problem,
+        bind_input: Callable[[Tensor], Callable[[], Tensor]],
+        impls: Sequence[str] = (),
+    ) -> None:
+        super().__init__(backend, problem, ())
+        self._bind_input = bind_input
+        self._lock = threading.Lock()
+        self.impls = tuple(impls)
+
+    def bind(self, x: Tensor) -> Callable[[], Tensor]:
+        self._check("x", x, self._input_shape)
+        return self._bind_input(x)
+
+    def _run(self, x: Tensor, out: Tensor | None) -> Tensor:
+        if out is None:
+            out = torch.empty(
+                self._output_shape, dtype=self._dtype, memory_format=torch.channels_last
+            )
+        with self._lock:  # the engine has one set of bound buffers
+            return out.copy_(self._bind_input(x)())

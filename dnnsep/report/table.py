@@ -13,8 +13,8 @@ from dnnsep.problem import Problem
 from dnnsep.sweep.results import Record, Results
 from dnnsep.sweep.stats import geomean
 
-# A problem on a number of threads.
-Place = tuple[str, int]
+# A problem on a number of threads, with hot or cold caches.
+Place = tuple[str, int, str]
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Row:
 
     problem: str
     threads: str
+    cache: str
     backend: str
     impl: str
     median_us: str
-    spread: str
+    interval: str
     mflop: str
     gflops: str
+    roof: str
     speedup: str
     stages: str
 
@@ -36,12 +38,14 @@ class Row:
 HEADINGS = {
     "problem": "problem",
     "threads": "thr",
+    "cache": "cache",
     "backend": "backend",
     "impl": "what ran",
     "median_us": "median µs",
-    "spread": "±",
+    "interval": "± 95 %",
     "mflop": "MFLOP",
     "gflops": "GFLOP/s",
+    "roof": "of roof",
     "speedup": "speed-up",
     "stages": "stages, µs (call over their sum)",
 }
@@ -49,28 +53,51 @@ HEADINGS = {
 
 def rows(results: Results) -> list[Row]:
     """A row a record; speed-ups are against the first backend that ran."""
-    _, base = _base_times(results.records)
-    return [_row(record, base.get((record.problem, record.threads))) for record in results.records]
+    _, base = base_times(results.records)
+    return [_row(record, base.get(place(record))) for record in results.records]
 
 
 def summary(results: Results) -> list[str]:
-    """Geometric means of the speed-ups against the first backend that ran, by dtype, batch and
-    threads, with the number of problems each is over."""
-    base_name, base = _base_times(results.records)
-    groups: dict[tuple[str, int, int], dict[str, list[float]]] = {}
+    """Geometric means of the speed-ups against the first backend that ran, by dtype, batch,
+    threads and cache state, with the number of problems each is over; then the warnings."""
+    base_name, base = base_times(results.records)
+    groups: dict[str, dict[str, list[float]]] = {}
     for record in results.records:
-        base_us = base.get((record.problem, record.threads))
+        base_us = base.get(place(record))
         if record.backend == base_name or record.time is None or base_us is None:
             continue
-        problem = Problem.parse(record.problem)
-        group = groups.setdefault((problem.dtype, problem.batch, record.threads), {})
+        group = groups.setdefault(group_of(record), {})
         group.setdefault(record.backend, []).append(base_us / record.time.median_us)
     return [
-        f"geomean speed against {base_name}, {dtype} batch {batch} threads {threads}: "
+        f"geomean speed against {base_name}, {title}: "
         + ", ".join(
             f"{name} {geomean(ratios):.2f} ({len(ratios)})" for name, ratios in group.items()
         )
-        for (dtype, batch, threads), group in groups.items()
+        for title, group in groups.items()
+    ] + _warning_counts(results)
+
+
+def group_of(record: Record) -> str:
+    """What records must share for their mean to mean something, e.g. ``f32 batch 1 threads 2``."""
+    problem = Problem.parse(record.problem)
+    cold = " cold caches" if record.cache == "cold" else ""
+    return f"{problem.dtype} batch {problem.batch} threads {record.threads}{cold}"
+
+
+def place(record: Record) -> Place:
+    return (record.problem, record.threads, record.cache)
+
+
+def _warning_counts(results: Results) -> list[str]:
+    """A line for each kind of warning: how many records have it, and one of them."""
+    kinds: dict[str, list[tuple[Record, str]]] = {}
+    for record in results.records:
+        for warning in record.warnings:
+            kinds.setdefault(warning.partition(":")[0], []).append((record, warning))
+    return [
+        f"warning, {len(found)} of {len(results.records)} records: {found[0][1]} "
+        f"({found[0][0].name or found[0][0].problem}, {found[0][0].backend})"
+        for found in kinds.values()
     ]
 
 
@@ -78,21 +105,20 @@ def as_rich(results: Results) -> Table:
     shown = _columns(results)
     table = Table(title=results.title, title_justify="left", header_style="bold")
     for name in shown:
-        right = name in ("threads", "median_us", "spread", "mflop", "gflops", "speedup")
+        right = name not in ("problem", "cache", "backend", "impl", "stages")
         table.add_column(
             HEADINGS[name], justify="right" if right else "left", no_wrap=right, overflow="fold"
         )
     previous = None
     for record, row in zip(results.records, rows(results), strict=True):
-        place = (record.problem, record.threads)
-        if previous is not None and place != previous:
+        if previous is not None and place(record) != previous:
             table.add_section()
         values = [getattr(row, name) for name in shown]
-        if place == previous:
+        if place(record) == previous:
             values[0] = ""
         style = {"ok": "", "refused": "dim"}.get(record.status, "red")
         table.add_row(*values, style=style)
-        previous = place
+        previous = place(record)
     return table
 
 
@@ -125,30 +151,41 @@ def impl_text(impls: Sequence[str]) -> str:
     )
 
 
-def _base_times(records: Sequence[Record]) -> tuple[str, dict[Place, float]]:
-    """The first backend that ran, and its median for each problem and thread count it ran."""
+def base_times(records: Sequence[Record]) -> tuple[str, dict[Place, float]]:
+    """The first backend that ran, and its median in µs wherever it ran."""
     base = next((r.backend for r in records if r.time is not None), "")
     ran = (r for r in records if r.backend == base)
-    return base, {(r.problem, r.threads): r.time.median_us for r in ran if r.time is not None}
+    return base, {place(r): r.time.median_us for r in ran if r.time is not None}
 
 
 def _row(record: Record, base_us: float | None) -> Row:
     name = f"{record.name}\n" if record.name else ""
     ran_on = f" ({record.ran_on})" if record.ran_on not in (None, record.backend) else ""
     what_ran = impl_text(record.impls) if record.time else f"{record.status}: {record.reason}"
-    time = record.time
+    time, share = record.time, record.roof_share
     return Row(
         problem=name + record.problem,
         threads=str(record.threads),
+        cache=record.cache,
         backend=record.backend + ran_on,
         impl=what_ran or "no oneDNN primitive",
         median_us=f"{time.median_us:.1f}" if time else "",
-        spread=f"{100 * time.spread:.1f}%" if time else "",
+        interval=_interval_text(record),
         mflop=f"{record.flops / 1e6:.1f}",
         gflops=f"{record.gflops:.1f}" if record.gflops is not None else "",
+        roof=f"{share:.0%} {record.roof.binds}" if share is not None and record.roof else "",
         speedup=f"{base_us / time.median_us:.2f}" if time and base_us else "",
         stages=_stages_text(record),
     )
+
+
+def _interval_text(record: Record) -> str:
+    """Half the 95 % interval of the median in %, with a ! where there is a warning."""
+    if record.time is None:
+        return ""
+    precision = record.time.precision
+    mark = " !" if record.warnings else ""
+    return ("-" if precision is None else f"{100 * precision:.1f}%") + mark
 
 
 def _stages_text(record: Record) -> str:
@@ -159,5 +196,9 @@ def _stages_text(record: Record) -> str:
 
 
 def _columns(results: Results) -> list[str]:
-    staged = any(record.stages for record in results.records)
-    return [name for name in HEADINGS if staged or name != "stages"]
+    shown = dict.fromkeys(HEADINGS)
+    if not any(record.stages for record in results.records):
+        del shown["stages"]
+    if all(record.cache == "hot" for record in results.records):
+        del shown["cache"]
+    return list(shown)

@@ -21,9 +21,10 @@ from pydantic import (
     model_validator,
 )
 
-from dnnsep.backends import get_backend
+from dnnsep.backends import PEERS, get_backend
 from dnnsep.problem import Problem
 from dnnsep.sweep.benchdnn import NamedProblem, read_shape_file
+from dnnsep.sweep.results import Cache, Key
 
 DEFAULT_BACKENDS = ("ipex", "onednn", "eager")
 
@@ -38,12 +39,18 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Case:
-    """One problem on one number of threads, to be measured on several backends."""
+    """One problem on one number of threads with hot or cold caches, to be measured on several
+    backends."""
 
     problem: Problem
     name: str | None
     threads: int
     backends: tuple[str, ...]
+    cache: Cache = "hot"
+
+    def key(self, backend: str) -> Key:
+        """The key of a backend's record."""
+        return (str(self.problem), backend, self.threads, self.cache)
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Overrides:
     threads: Sequence[int] = ()
     dtypes: Sequence[str] = ()
     batch: Sequence[int] = ()
+    caches: Sequence[Cache] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,18 @@ class Sweep:
     title: str
     cases: list[Case]
     left_out: int
+
+    @property
+    def backends(self) -> list[str]:
+        return sorted({backend for case in self.cases for backend in case.backends})
+
+    @property
+    def threads(self) -> list[int]:
+        return sorted({case.threads for case in self.cases})
+
+    @property
+    def caches(self) -> list[str]:
+        return sorted({case.cache for case in self.cases})
 
 
 class _Model(BaseModel):
@@ -132,23 +152,29 @@ _Entry = Annotated[
 ]
 
 
-def _backend_name(value: Any) -> str:
-    """``ipex``, ``ipex:pointwise=conv1x1`` or ``{ipex: {pointwise: conv1x1}}``."""
+def backend_names(value: Any) -> list[str]:
+    """The names of ``ipex``, ``ipex:pointwise=conv1x1``, ``{ipex: {pointwise: conv1x1}}``, or of
+    all peers for ``peers``. Raises ValueError naming the backend, the option and the rule."""
+    if value == "peers":
+        return list(PEERS)
     if isinstance(value, dict):
         if len(value) != 1:
             raise ValueError("a backend with options is a mapping of its name to its options")
         ((name, options),) = value.items()
-        return get_backend(str(name), **(options or {})).name
-    return get_backend(str(value)).name
+        return [get_backend(str(name), **(options or {})).name]
+    return [get_backend(str(value)).name]
 
 
 class _File(_Model):
     title: str
     problems: Annotated[list[_Entry], Field(min_length=1)]
-    backends: list[Annotated[str, BeforeValidator(_backend_name)]] = Field(default_factory=list)
+    backends: list[Annotated[list[str], BeforeValidator(backend_names)]] = Field(
+        default_factory=list
+    )
     dtypes: list[Dtype] = Field(default_factory=list)
     threads: list[Count] = Field(default_factory=list)
     batch: list[Count] = Field(default_factory=list)
+    cache: list[Cache] = Field(default_factory=list)
 
 
 def load_sweep(sources: Sequence[str], overrides: Overrides, default_threads: int) -> Sweep:
@@ -161,16 +187,19 @@ def load_sweep(sources: Sequence[str], overrides: Overrides, default_threads: in
         file, problems, skipped = _read_source(source)
         left_out += skipped
         titles.append(file.title)
-        backends = tuple(overrides.backends or file.backends or DEFAULT_BACKENDS)
+        own = [name for names in file.backends for name in names]
+        backends = tuple(overrides.backends or own or DEFAULT_BACKENDS)
         threads = overrides.threads or file.threads or [default_threads]
+        caches = overrides.caches or file.cache or ["hot"]
         for named in _vary(
             problems, overrides.dtypes or file.dtypes, overrides.batch or file.batch
         ):
-            for count in threads:
-                case = Case(named.problem, named.name, count, backends)
-                known = cases.setdefault((named.problem, count), case)
+            for count, cache in itertools.product(threads, caches):
+                case = Case(named.problem, named.name, count, backends, cache)
+                place = (named.problem, count, cache)
+                known = cases.setdefault(place, case)
                 merged = tuple(dict.fromkeys(known.backends + backends))
-                cases[named.problem, count] = replace(known, backends=merged)
+                cases[place] = replace(known, backends=merged)
     return Sweep(" + ".join(titles), list(cases.values()), left_out)
 
 

@@ -10,6 +10,7 @@ from dnnsep.backends import BACKENDS
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.client import Client, WorkerError
+from dnnsep.sweep.machine import cpus_for
 
 
 def explain(problem: Problem, backend: str, threads: int) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def explain(problem: Problem, backend: str, threads: int) -> dict[str, Any]:
             raise WorkerError(f"not available: {started['unavailable']}")
         data = Path(folder) / "data.npz"
         CheckData.exact(problem).save(data)
-        answer = client.ask("prepare", problem=str(problem), threads=threads, data=str(data))
+        answer = client.ask("prepare", problem=str(problem), cpus=cpus_for(threads), data=str(data))
     if "refused" in answer:
         raise WorkerError(f"refused: {answer['refused']}")
     return {

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from dnnsep.backends.versions import installed_version
 
-_PACKAGES = ("torch", "intel-extension-for-pytorch", "numpy")
+_PACKAGES = (
+    "torch",
+    "intel-extension-for-pytorch",
+    "numpy",
+    "openvino",
+    "onnxruntime",
+    "ai-edge-litert",
+    "ncnn",
+)
 
 # What changes how the engines run.
 _VARIABLES = ("OMP_", "GOMP_", "KMP_", "ONEDNN_", "DNNL_", "MKL_", "LD_PRELOAD", "MALLOC_", "TORCH")
@@ -38,6 +48,65 @@ def fingerprint() -> dict[str, Any]:
         },
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)},
     }
+
+
+def cpus_for(threads: int) -> list[int]:
+    """The CPUs to pin so many threads to: allowed ones, one a core first, then their siblings."""
+    if not hasattr(os, "sched_getaffinity"):
+        return list(range(threads))
+    allowed = sorted(os.sched_getaffinity(0))
+    first_of_core = [cpu for cpu in allowed if cpu == min(_siblings(cpu) & set(allowed))]
+    ordered = first_of_core + [cpu for cpu in allowed if cpu not in first_of_core]
+    return [ordered[i % len(ordered)] for i in range(threads)]
+
+
+def pin_this_process(cpus: list[int]) -> bool:
+    """Keep every thread of this process, and those they start, on these CPUs.
+
+    Returns False where the system has no way to or refuses.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return False
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setaffinity(int(thread), cpus)
+    except OSError:
+        return False
+    return True
+
+
+def _siblings(cpu: int) -> set[int]:
+    """The CPUs that share a core with this one, itself among them."""
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return _cpu_list(path.read_text())
+    except OSError:
+        return {cpu}
+
+
+def _cpu_list(text: str) -> set[int]:
+    """{0, 1, 4} of "0-1,4"."""
+    spans = (part.partition("-") for part in text.strip().split(","))
+    return {cpu for first, _, last in spans for cpu in range(int(first), int(last or first) + 1)}
+
+
+def caches_of(cpus: list[int]) -> list[tuple[str, int]]:
+    """The caches beyond L1 with the bytes that they hold for these CPUs together, innermost first.
+
+    Linux says which CPUs share a cache; elsewhere, and where it does not say, the list is empty.
+    """
+    found: dict[int, dict[frozenset[int], int]] = {}
+    for cpu in set(cpus):
+        for index in Path(f"/sys/devices/system/cpu/cpu{cpu}/cache").glob("index*"):
+            kind, level, size, shared = (
+                (index / name).read_text().strip()
+                for name in ("type", "level", "size", "shared_cpu_list")
+            )
+            if kind != "Instruction" and int(level) > 1:
+                sharers = frozenset(_cpu_list(shared))
+                found.setdefault(int(level), {})[sharers] = int(size.removesuffix("K")) * 1024
+    return [(f"L{level}", sum(found[level].values())) for level in sorted(found)]
 
 
 def default_threads() -> int:

@@ -9,18 +9,23 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dnnsep.sweep.stats import Stats
+from dnnsep.sweep.roofs import Roof, Roofs
+from dnnsep.sweep.stats import Round, Stats
 
-Key = tuple[str, str, int]
+Cache = Literal["hot", "cold"]
+
+# What makes a record one of its kind within a sweep: problem, backend, threads, cache state.
+Key = tuple[str, str, int, str]
 
 
 class Record(BaseModel):
-    """One (problem, backend, threads): its figures, or the reason why there are none.
+    """One (problem, backend, threads, cache state): its figures, or the reason why there are none.
 
     ``status`` is ``ok``, ``refused`` (the backend cannot run the problem, or is not there),
     ``incorrect`` (it does not agree with the reference, and was not timed) or ``failed`` (it
-    crashed or hung). Times are microseconds a call, inference on hot caches with an output
-    allocated by the call; ``flops`` is 2·bs·oh·ow·ic·m·(kh·kw+oc).
+    crashed or hung). Times are microseconds a call. ``flops`` is 2·bs·oh·ow·ic·m·(kh·kw+oc).
+    ``output`` says where the calls' results went, ``cpus`` which CPUs the threads were kept on
+    (None where the system does not let them). ``stages`` are of the last visit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +34,7 @@ class Record(BaseModel):
     name: str | None = None
     backend: str
     threads: int
+    cache: Cache = "hot"
     status: Literal["ok", "refused", "incorrect", "failed"]
     reason: str | None = None
     flops: int
@@ -37,12 +43,29 @@ class Record(BaseModel):
     impls: list[str] = Field(default_factory=list)
     time: Stats | None = None
     gflops: float | None = None
+    roof: Roof | None = None
     stages: dict[str, Stats] = Field(default_factory=dict)
-    samples_us: list[float] = Field(default_factory=list)
+    output: str | None = None
+    peak_memory_bytes: int | None = None
+    cpus: list[int] | None = None
+    warnings: list[str] = Field(default_factory=list)
+    rounds: list[Round] = Field(default_factory=list)
 
     @property
     def key(self) -> Key:
-        return (self.problem, self.backend, self.threads)
+        return (self.problem, self.backend, self.threads, self.cache)
+
+    @property
+    def visits(self) -> int:
+        """How many times the sweep came to it; a refused one counts as visited for good."""
+        return 1 + max((r.visit for r in self.rounds), default=0)
+
+    @property
+    def roof_share(self) -> float | None:
+        """Achieved over attainable, 0 to 1."""
+        if self.gflops is None or self.roof is None:
+            return None
+        return self.gflops / self.roof.gflops
 
     @property
     def stage_overhead(self) -> float | None:
@@ -53,18 +76,19 @@ class Record(BaseModel):
 
 
 class Results(BaseModel):
-    """A sweep's records with what they were made with."""
+    """A sweep's records with what they were made with; ``roofs`` by number of threads."""
 
     model_config = ConfigDict(extra="forbid")
 
     format: Literal["dnnsep-sweep"] = "dnnsep-sweep"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     title: str
     created: str = Field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat("T", "seconds")
     )
     fingerprint: dict[str, Any]
     settings: dict[str, Any]
+    roofs: dict[int, Roofs] = Field(default_factory=dict)
     workers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     records: list[Record] = Field(default_factory=list)
 

@@ -3,46 +3,84 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dnnsep.cost import cost
+from dnnsep.sweep.calibrate import Calibrator
 from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.client import Allocator, Client, WorkerError
 from dnnsep.sweep.config import Case
+from dnnsep.sweep.machine import cpus_for
 from dnnsep.sweep.results import Key, Record
-from dnnsep.sweep.stats import Stats
+from dnnsep.sweep.roofs import Roofs
+from dnnsep.sweep.stats import Control, Round, Stats
+from dnnsep.sweep.warnings import Load, ratio_to_other_cache, warnings_of
 
-# Turns a backend gets per case: A B C A B C …, so that drift of the machine hits all alike.
-ROUNDS = 10
+# Turns each backend gets before a visit may end: A B C A B C …, so that drift of the machine hits
+# all alike. Enough for an interval of the median.
+MIN_ROUNDS = 8
+
+# The longest burst, in seconds, and into how many the time for a visit is cut at least.
+_BURST = 0.05
+_BURSTS = 10
 
 # A backend so slow that its rounds take this many times the budget is stopped after three.
 _PATIENCE = 4
 
+# Calls in the other cache state, to see whether it matters.
+_PROBE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: ``seconds`` for each backend on a visit to a problem at most, less
+    where the 95 % intervals of all its backends' medians are within ``precision`` before; the
+    sweep visits each problem ``visits`` times; ``stages`` are timed apart as well."""
+
+    seconds: float = 1.0
+    precision: float = 0.02
+    visits: int = 1
+    stages: bool = False
+
 
 @dataclass
 class _Entry:
-    """A backend within a case: either a client ready to be timed, or a record already."""
+    """A backend on a visit to a case: either a client ready to be timed, or a record already."""
 
     backend: str
     client: Client | None = None
     answer: dict[str, Any] = field(default_factory=dict)
     record: Record | None = None
-    samples: dict[str, list[float]] = field(default_factory=dict)
+    rounds: dict[str, list[Round]] = field(default_factory=dict)
+    peak_memory: int | None = None
+    cold_over_hot: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return sum(sum(r.calls_us) for r in self.rounds["all"]) / 1e6
+
+    def precise(self, precision: float) -> bool:
+        stats = Stats.of(self.rounds["all"])
+        return stats.precision is not None and stats.precision <= precision
 
 
 class Runner:
     """Keeps one worker process for each backend through a sweep. Use as a context manager."""
 
-    def __init__(self, seconds: float, time_stages: bool, allocator: Allocator) -> None:
-        """``seconds`` is the time each backend is measured per case; ``time_stages`` adds as much
-        for each of its stages; ``allocator`` is the workers'."""
+    def __init__(
+        self, effort: Effort, allocator: Allocator, roofs: Mapping[int, Roofs], probe_cache: bool
+    ) -> None:
+        """``allocator`` is the workers'; ``roofs``, by threads, give the records their share;
+        ``probe_cache`` asks for a few calls in the other cache state on every case."""
+        self._effort = effort
         self._allocator: Allocator = allocator
-        self._seconds = seconds
-        self._time_stages = time_stages
+        self._roofs = roofs
+        self._probe_cache = probe_cache
         self._clients: dict[str, Client] = {}
+        self._calibrators: dict[int, Calibrator] = {}
         self._unavailable: dict[str, str] = {}
         self.workers: dict[str, dict[str, Any]] = {}
 
@@ -52,18 +90,25 @@ class Runner:
     def __exit__(self, *_: object) -> None:
         for client in self._clients.values():
             client.close()
+        for calibrator in self._calibrators.values():
+            calibrator.close()
 
     def run(
         self,
         case: Case,
-        done: Collection[Key] = (),
+        earlier: Mapping[Key, Record] | None = None,
+        visit: int = 0,
         on_step: Callable[[str], None] = lambda text: None,
     ) -> Iterator[Record]:
-        """The records of a case's backends, all but those whose key is in ``done``."""
-        problem = str(case.problem)
-        todo = [b for b in case.backends if (problem, b, case.threads) not in done]
+        """One visit to a case: a record for each backend, with the rounds of earlier visits.
+
+        Leaves out backends whose record in ``earlier`` has this visit's figures, or none at all.
+        """
+        earlier = earlier or {}
+        todo = [b for b in case.backends if _is_due(earlier.get(case.key(b)), visit)]
         if not todo:
             return
+        problem = str(case.problem)
         on_step(f"{problem} reference")
         with tempfile.TemporaryDirectory(prefix="dnnsep-") as folder:
             data = Path(folder) / "data.npz"
@@ -79,12 +124,11 @@ class Runner:
                 on_step(f"{problem} prepare {backend}")
                 entries.append(self._prepare(case, backend, data))
         on_step(f"{problem} measure")
-        for _ in range(ROUNDS):
-            for entry in entries:
-                if entry.record is None:
-                    self._burst(case, entry)
+        load = self._measure(case, entries, visit)
         for entry in entries:
-            yield entry.record or self._finish(case, entry)
+            yield entry.record or self._finish(
+                case, entry, earlier.get(case.key(entry.backend)), load
+            )
 
     def _prepare(self, case: Case, backend: str, data: Path) -> _Entry:
         entry = _Entry(backend)
@@ -95,8 +139,9 @@ class Runner:
                     case, backend, status="refused", reason=self._unavailable[backend]
                 )
                 return entry
+            cpus = cpus_for(case.threads)
             entry.answer = client.ask(
-                "prepare", problem=str(case.problem), threads=case.threads, data=str(data)
+                "prepare", problem=str(case.problem), cpus=cpus, data=str(data)
             )
         except WorkerError as error:
             entry.record = _record(case, backend, status="failed", reason=str(error))
@@ -106,8 +151,8 @@ class Runner:
         elif not entry.answer["correct"]:
             entry.record = _record(case, backend, status="incorrect", reason=entry.answer["check"])
         entry.client = client
-        targets = ["all", *(entry.answer.get("stages", []) if self._time_stages else [])]
-        entry.samples = {target: [] for target in targets}
+        targets = ["all", *(entry.answer.get("stages", []) if self._effort.stages else [])]
+        entry.rounds = {target: [] for target in targets}
         return entry
 
     def _client(self, backend: str) -> Client | None:
@@ -125,34 +170,90 @@ class Runner:
             self.workers[backend] = started
         return client
 
-    def _burst(self, case: Case, entry: _Entry) -> None:
-        assert entry.client is not None
-        for target, samples in entry.samples.items():
-            spent = sum(samples) / 1e6
-            if len(samples) >= 3 and spent > _PATIENCE * self._seconds:
-                continue
-            try:
-                answer = entry.client.ask("time", target=target, seconds=self._seconds / ROUNDS)
-            except WorkerError as error:
-                entry.record = _record(case, entry.backend, status="failed", reason=str(error))
-                return
-            samples += answer["samples_us"]
+    def _calibrator(self, threads: int) -> Calibrator:
+        if threads not in self._calibrators:
+            self._calibrators[threads] = Calibrator(cpus_for(threads))
+        return self._calibrators[threads]
 
-    def _finish(self, case: Case, entry: _Entry) -> Record:
-        samples = entry.samples.pop("all")
-        time = Stats.of(samples)
+    def _measure(self, case: Case, entries: list[_Entry], visit: int) -> Load:
+        """Rounds over the entries until all medians are precise or the time is up."""
+        effort = self._effort
+        calibrator = self._calibrator(case.threads)
+        load = Load([c.pid for c in self._clients.values() if c.alive])
+        turns = 0
+        while going := [entry for entry in entries if entry.record is None]:
+            if turns >= MIN_ROUNDS and all(entry.precise(effort.precision) for entry in going):
+                break
+            control = calibrator.control()
+            asked = [entry for entry in going if self._burst(case, entry, visit, control)]
+            if not asked:
+                break
+            turns += 1
+        load.stop()
+        if self._probe_cache:
+            for entry in going:
+                self._probe_other_cache(case, entry)
+        return load
+
+    def _burst(self, case: Case, entry: _Entry, visit: int, control: Control) -> bool:
+        """One round of an entry; False if its time is up."""
+        assert entry.client is not None
+        effort = self._effort
+        rounds = len(entry.rounds["all"])
+        limit = 1.0 if rounds >= MIN_ROUNDS else _PATIENCE
+        if rounds >= 3 and entry.seconds >= limit * effort.seconds:
+            return False
+        seconds = min(_BURST, effort.seconds / _BURSTS)
+        try:
+            for target, measured in entry.rounds.items():
+                answer = entry.client.ask("time", target=target, seconds=seconds, cache=case.cache)
+                entry.peak_memory = answer["peak_memory_bytes"]
+                measured.append(Round(visit=visit, control=control, calls_us=answer["calls_us"]))
+        except WorkerError as error:
+            entry.record = _record(case, entry.backend, status="failed", reason=str(error))
+            return False
+        return True
+
+    def _probe_other_cache(self, case: Case, entry: _Entry) -> None:
+        assert entry.client is not None
+        other = "cold" if case.cache == "hot" else "hot"
+        try:
+            answer = entry.client.ask("time", target="all", seconds=_PROBE_SECONDS, cache=other)
+        except WorkerError as error:
+            entry.record = _record(case, entry.backend, status="failed", reason=str(error))
+            return
+        measured = Stats.of(entry.rounds["all"]).median_us
+        entry.cold_over_hot = ratio_to_other_cache(measured, answer["calls_us"], case.cache)
+
+    def _finish(self, case: Case, entry: _Entry, before: Record | None, load: Load) -> Record:
+        rounds = [*(before.rounds if before else []), *entry.rounds.pop("all")]
+        time = Stats.of(rounds)
+        gflops = cost(case.problem).flops / time.median_us / 1000
+        roofs = self._roofs.get(case.threads)
+        warnings = warnings_of(
+            time, rounds, load, entry.answer["denormals"], entry.cold_over_hot, case.cache
+        )
         return _record(
             case,
             entry.backend,
             status="ok",
             ran_on=entry.answer["ran_on"],
             check=entry.answer["check"],
-            impls=[f"{p['kind']}:{p['impl']}" for p in entry.answer["hot"]],
+            impls=entry.answer["impls"],
             time=time,
-            gflops=round(cost(case.problem).flops / time.median_us / 1000, 3),
-            stages={name: Stats.of(s) for name, s in entry.samples.items()},
-            samples_us=[round(s, 2) for s in samples],
+            gflops=round(gflops, 3),
+            roof=roofs.of(case.problem, case.cache) if roofs else None,
+            stages={name: Stats.of(stage) for name, stage in entry.rounds.items()},
+            output=entry.answer["output"],
+            peak_memory_bytes=entry.peak_memory,
+            cpus=entry.answer["cpus"],
+            warnings=list(dict.fromkeys([*(before.warnings if before else []), *warnings])),
+            rounds=rounds,
         )
+
+
+def _is_due(record: Record | None, visit: int) -> bool:
+    return record is None or (record.status == "ok" and record.visits <= visit)
 
 
 def _record(case: Case, backend: str, **fields: Any) -> Record:
@@ -161,6 +262,7 @@ def _record(case: Case, backend: str, **fields: Any) -> Record:
         name=case.name,
         backend=backend,
         threads=case.threads,
+        cache=case.cache,
         flops=cost(case.problem).flops,
         **fields,
     )

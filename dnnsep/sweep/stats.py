@@ -1,38 +1,116 @@
-"""A sample of times, summarized."""
+"""A sample of times, summarized: the median with its 95 % interval, quartiles, minimum."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+CONFIDENCE = 0.95
+
+# With fewer rounds no order statistics enclose the median with 95 % confidence (2 · 2**-6 < 0.05).
+MIN_ROUNDS = 6
+
+
+class Control(BaseModel):
+    """How the machine did just before a round, on the threads the round used.
+
+    ``busy_us`` is the time of a fixed number of multiply-adds on every thread: longer at a lower
+    clock, or when others use the cores. ``handover_ns`` is the time a cache line takes from one
+    thread's core to the next one's (None with one thread): virtual machines move between cores
+    that share a cache and cores that do not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    busy_us: float
+    handover_ns: float | None
+
+
+class Round(BaseModel):
+    """A burst of calls one after the other, in microseconds each, with the machine's state.
+
+    Calls of one round share what the machine was doing at the time, so rounds, not calls, are the
+    independent observations. ``visit`` counts the times the sweep came to the problem, from 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    visit: int
+    control: Control
+    calls_us: list[float]
+
+    @property
+    def median_us(self) -> float:
+        return float(np.median(self.calls_us))
+
 
 class Stats(BaseModel):
-    """Median, quartiles, minimum and number of a sample of times in microseconds."""
+    """Times in microseconds of ``count`` calls made in ``rounds`` rounds.
+
+    ``median_us`` is the median of the rounds' medians and [``low_us``, ``high_us``] its 95 %
+    interval, from order statistics (exact, no distribution assumed); both are None with fewer than
+    six rounds. Quartiles and the minimum are over all calls.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     median_us: float
+    low_us: float | None
+    high_us: float | None
     q25_us: float
     q75_us: float
     min_us: float
     count: int
+    rounds: int
 
     @property
     def spread(self) -> float:
         """Half the interquartile range as a share of the median."""
         return (self.q75_us - self.q25_us) / 2 / self.median_us
 
+    @property
+    def precision(self) -> float | None:
+        """Half the median's 95 % interval as a share of the median."""
+        if self.low_us is None or self.high_us is None:
+            return None
+        return (self.high_us - self.low_us) / 2 / self.median_us
+
     @classmethod
-    def of(cls, samples_us: list[float]) -> Stats:
-        q25, median, q75 = np.quantile(samples_us, [0.25, 0.5, 0.75])
+    def of(cls, rounds: Sequence[Round]) -> Stats:
+        """Raises ValueError without a round."""
+        calls = np.concatenate([np.asarray(r.calls_us) for r in rounds])
+        medians = [r.median_us for r in rounds]
+        low, high = median_interval(medians) or (None, None)
+        q25, q75 = np.quantile(calls, [0.25, 0.75])
+
+        def us(value: float) -> float:
+            return round(float(value), 3)
+
         return cls(
-            median_us=round(float(median), 3),
-            q25_us=round(float(q25), 3),
-            q75_us=round(float(q75), 3),
-            min_us=round(min(samples_us), 3),
-            count=len(samples_us),
+            median_us=us(np.median(medians)),
+            low_us=None if low is None else us(low),
+            high_us=None if high is None else us(high),
+            q25_us=us(q25),
+            q75_us=us(q75),
+            min_us=us(calls.min()),
+            count=len(calls),
+            rounds=len(medians),
         )
 
 
-def geomean(ratios: list[float]) -> float:
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the median of independent values; None with fewer than six."""
+    if len(values) < MIN_ROUNDS:
+        return None
+    from scipy.stats import quantile_test
+
+    # The stubs take the interval for a float.
+    interval: Any = quantile_test(values, p=0.5).confidence_interval(CONFIDENCE)
+    return float(interval.low), float(interval.high)
+
+
+def geomean(ratios: Sequence[float]) -> float:
     return float(np.exp(np.mean(np.log(ratios))))

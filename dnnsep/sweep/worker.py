@@ -20,16 +20,23 @@ from dnnsep.allocator import keep_pages
 from dnnsep.backends import get_backend
 from dnnsep.backends.base import Backend
 from dnnsep.problem import Problem
+from dnnsep.sweep.cachestate import Evictor
 from dnnsep.sweep.check import CheckData
+from dnnsep.sweep.machine import pin_this_process
 from dnnsep.sweep.verbose import Log, onednn_log
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dnnsep.backends.executor import Executor
 
 # Long enough for the caches, and for the other workers' idle OpenMP threads, which spin for some
 # milliseconds before they sleep.
 _WARM_UP_SECONDS = 0.01
 _MAX_BURST = 100
+
+# The smallest normal number of both dtypes.
+_SMALLEST_NORMAL = 2.0**-126
 
 
 class Worker:
@@ -39,6 +46,7 @@ class Worker:
         self._backend = backend
         gc.disable()
         self._calls: dict[str, Callable[[], Any]] = {}
+        self._evict: Evictor | None = None
 
     def start(self) -> dict[str, Any]:
         """Import the framework and say which versions run here, or why nothing can."""
@@ -47,78 +55,120 @@ class Worker:
             return {"unavailable": available.reason}
         probe = Problem.parse("mb1ic64oc64ih56kh3ph1")  # small ones torch keeps from oneDNN
         self._backend.supports(probe)
+        data = CheckData.exact(probe)
         with onednn_log() as log:
-            executor = self._backend.prepare(probe, CheckData.exact(probe).weights)
-            self._run_once(executor, CheckData.exact(probe))
+            self._backend.prepare(probe, data.weights).bind(_input(probe, data))()
         return {"reason": available.reason, "onednn": log.versions, "isa": log.isa}
 
-    def prepare(self, problem: str, threads: int, data: str) -> dict[str, Any]:
-        """Prepare a problem, check it against the reference, and log what ran."""
+    def prepare(self, problem: str, cpus: list[int], data: str) -> dict[str, Any]:
+        """Prepare a problem for a thread on each CPU, check it against the reference, and log what
+        ran."""
         import torch
 
-        from dnnsep.backends.tensors import to_channels_last
-
         self._calls = {}
+        self._evict = None
         gc.collect()  # here, so that it never runs while a call is timed
+        _forget_peak_memory()
         torch.set_grad_enabled(False)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(len(cpus))
+        pin_this_process(cpus)
         parsed = Problem.parse(problem)
         verdict = self._backend.supports(parsed)
         if not verdict:
             return {"refused": verdict.reason}
         check = CheckData.load(Path(data))
+        x = _input(parsed, check)
         with onednn_log() as setup:
             executor = self._backend.prepare(parsed, check.weights)
-        self._run_once(executor, check)  # what is done on the first call only is not the hot path
+        call = executor.bind(x)
+        call()  # what is done on the first call only is not the hot path
         with onednn_log() as hot:
-            y = self._run_once(executor, check)
+            y = call()
         correct, finding = check.verdict(y.float().numpy())
-        x = to_channels_last(check.x, parsed.dtype)
+        pinned = pin_this_process(cpus)  # the threads that the engine has started since
         if correct:
-            self._calls = _calls(executor, x)
+            self._calls = {"all": call, **_stage_calls(executor, x)}
+            self._evict = Evictor(cpus, executor.on_torch_threads)
         return {
             "correct": correct,
             "check": finding,
             "ran_on": executor.backend,
             "stages": [stage.name for stage in executor.stages],
+            "impls": list(executor.impls) or [f"{p.kind}:{p.impl}" for p in hot.primitives],
+            "output": executor.output,
+            "cpus": cpus if pinned else None,
+            "denormals": correct and _makes_denormals(executor, x, y),
             "setup": _primitives(setup),
             "hot": _primitives(hot),
         }
 
-    def time(self, target: str, seconds: float) -> dict[str, Any]:
+    def time(self, target: str, seconds: float, cache: str) -> dict[str, Any]:
         """Times of single calls in microseconds, over about so many seconds after a warm-up."""
         call = self._calls[target]
+        assert self._evict is not None
+        evict = self._evict if cache == "cold" else None
         end = perf_counter() + _WARM_UP_SECONDS
         call()
         while perf_counter() < end:
             call()
-        samples: list[float] = []
+        calls: list[float] = []
         end = perf_counter() + seconds
-        while not samples or (perf_counter() < end and len(samples) < _MAX_BURST):
+        while not calls or (perf_counter() < end and len(calls) < _MAX_BURST):
+            if evict is not None:
+                evict()
             start = perf_counter_ns()
             y = call()
-            samples.append((perf_counter_ns() - start) / 1000)
+            calls.append(round((perf_counter_ns() - start) / 1000, 2))
             del y  # freed outside the timed part
-        return {"samples_us": samples}
-
-    @staticmethod
-    def _run_once(executor: Executor, check: CheckData) -> Any:
-        from dnnsep.backends.tensors import to_channels_last
-
-        return executor(to_channels_last(check.x, executor.problem.dtype))
+        return {"calls_us": calls, "peak_memory_bytes": _peak_memory()}
 
 
-def _calls(executor: Executor, x: Any) -> dict[str, Callable[[], Any]]:
-    """The whole executor as ``all``, and each stage by its name on the input it gets."""
-    calls: dict[str, Callable[[], Any]] = {"all": partial(executor, x)}
+def _input(problem: Problem, check: CheckData) -> Tensor:
+    from dnnsep.backends.tensors import to_channels_last
+
+    return to_channels_last(check.x, problem.dtype)
+
+
+def _stage_calls(executor: Executor, x: Any) -> dict[str, Callable[[], Any]]:
+    """Each stage by its name, on the input it gets."""
+    calls: dict[str, Callable[[], Any]] = {}
     for stage in executor.stages:
         calls[stage.name] = partial(stage.run, x)
         x = stage.run(x)
     return calls
 
 
+def _makes_denormals(executor: Executor, x: Tensor, y: Tensor) -> bool:
+    """Whether the result, or what passes between the stages, holds denormal numbers: CPUs take
+    many times as long for them."""
+    tensors = [y]
+    for stage in executor.stages:
+        x = stage.run(x)
+        tensors.append(x)
+    return any(bool(((t != 0) & (t.abs() < _SMALLEST_NORMAL)).any()) for t in tensors)
+
+
 def _primitives(log: Log) -> list[dict[str, Any]]:
     return [{**vars(p), "weights_dims": p.weights_dims} for p in log.primitives]
+
+
+def _forget_peak_memory() -> None:
+    """Start Linux's high-water mark of this process anew, where it may."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_memory() -> int | None:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return next(
+        (int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")),
+        None,
+    )
 
 
 def main() -> None:

@@ -1,0 +1,3 @@
+from dnnsep.cli import main
+
+main()

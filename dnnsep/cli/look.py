@@ -1,0 +1,122 @@
+"""Commands that look at a problem, the backends or the machine."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dnnsep.cli.common import AsJson, Dtype, bad_input, console
+
+if TYPE_CHECKING:
+    from dnnsep.sweep.roofs import Roofs
+
+
+def explain(
+    descriptor: Annotated[str, typer.Argument(help="A problem, e.g. mb1ic64oc128ih112kh3ph1.")],
+    backend: Annotated[
+        str, typer.Option(help="A backend, e.g. ipex or ipex:pointwise=conv1x1.")
+    ] = "auto",
+    dtype: Annotated[Dtype | None, typer.Option(help="Instead of the descriptor's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a problem once in a process of its own and show what oneDNN's log says ran."""
+    import dataclasses
+
+    from dnnsep.backends import get_backend
+    from dnnsep.problem import Problem
+    from dnnsep.report.explain import as_text
+    from dnnsep.sweep.client import WorkerError
+    from dnnsep.sweep.explain import explain as run
+    from dnnsep.sweep.machine import default_threads
+
+    try:
+        problem = Problem.parse(descriptor)
+        if dtype:
+            problem = dataclasses.replace(problem, dtype=dtype.value)
+        name = get_backend(backend).name
+    except ValueError as error:
+        bad_input(error)
+    try:
+        found = run(problem, name, threads or default_threads())
+    except WorkerError as error:
+        typer.echo(f"{name} on {problem}: {error}", err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        console().print(as_text(found))
+    if not found.get("correct", False):
+        raise typer.Exit(1)
+
+
+def cost(
+    descriptor: Annotated[list[str], typer.Argument(help="Problems, e.g. mb1ic3oc64ih228kh5sh2.")],
+    as_json: AsJson = False,
+) -> None:
+    """Parameters, operations and bytes of a separable layer, against an ordinary convolution."""
+    from dnnsep.problem import Problem
+    from dnnsep.report.cost import as_dict, as_table
+
+    try:
+        problems = [Problem.parse(text) for text in descriptor]
+    except ValueError as error:
+        bad_input(error)
+    if as_json:
+        typer.echo(json.dumps([as_dict(problem) for problem in problems], indent=1))
+    else:
+        for problem in problems:
+            console().print(as_table(problem))
+
+
+def backends(as_json: AsJson = False) -> None:
+    """Each backend: available or why not, and the versions found by running it."""
+    from dnnsep.report.backends import as_table
+    from dnnsep.sweep.explain import survey
+    from dnnsep.sweep.machine import default_threads, fingerprint
+
+    found = {
+        "backends": survey(),
+        "machine": fingerprint(),
+        "default_threads": default_threads(),
+    }
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        console().print(as_table(found))
+
+
+def machine(
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="[default: the physical cores]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """This machine's fingerprint and its roofs, measured: multiply-adds and memory bandwidth."""
+    from dnnsep.report.machine import as_text
+    from dnnsep.sweep.machine import default_threads, fingerprint
+
+    measured = [roofs for t in threads or [default_threads()] if (roofs := measure_roofs(t))]
+    found = fingerprint()
+    if as_json:
+        dumped = [roofs.model_dump() for roofs in measured]
+        typer.echo(json.dumps({"fingerprint": found, "roofs": dumped}, indent=1))
+    else:
+        console().print(as_text(found, measured), highlight=False)
+    if not measured:
+        raise typer.Exit(1)
+
+
+def measure_roofs(threads: int) -> Roofs | None:
+    """The roofs, or None with a line that says why there are none."""
+    from dnnsep.sweep.calibrate import Calibrator
+    from dnnsep.sweep.machine import cpus_for
+
+    try:
+        with Calibrator(cpus_for(threads)) as calibrator:
+            return calibrator.roofs()
+    except RuntimeError as error:
+        typer.echo(f"no roofs: {error}", err=True)
+        return None
