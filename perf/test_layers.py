@@ -1,5 +1,7 @@
 """Regression benchmarks: configs/ci.yaml on every backend it names, one group a problem.
 
+Every layer is measured on several visits (``--visits``), which is what the gate compares.
+
 A backend that cannot run a problem, or is not installed, fails its benchmarks unless
 ``DNNSEP_TEST_BACKENDS`` names the others.
 """
@@ -7,14 +9,17 @@ A backend that cannot run a problem, or is not installed, fails its benchmarks u
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from dnnsep import cost, get_backend
+from dnnsep import Problem, cost, get_backend
 from dnnsep.backends.tensors import to_channels_last
+from dnnsep.sweep.calibrate import Calibrator
 from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.config import Case, Overrides, load_sweep
 from dnnsep.sweep.machine import default_threads
@@ -25,21 +30,36 @@ _BACKENDS = [b for b in os.environ.get("DNNSEP_TEST_BACKENDS", "").split(",") if
 _CASES = load_sweep([str(_CONFIG)], Overrides(backends=_BACKENDS), default_threads()).cases
 
 
-@pytest.mark.parametrize(
-    ("case", "backend"),
-    [
-        pytest.param(case, backend, id=f"{case.name}-{case.problem}-{backend}")
-        for case in _CASES
-        for backend in case.backends
-    ],
-)
-def test_layer(benchmark: BenchmarkFixture, case: Case, backend: str) -> None:
+_CALLS = 25
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """All layers, then all again: what a machine does for a while does not hit one layer only."""
+    metafunc.parametrize(
+        ("visit", "case", "backend"),
+        [
+            pytest.param(visit, case, backend, id=f"{case.name}-{case.problem}-{backend}-{visit}")
+            for visit in range(metafunc.config.getoption("visits"))
+            for case in _CASES
+            for backend in case.backends
+        ],
+    )
+
+
+def test_layer(
+    benchmark: BenchmarkFixture,
+    calibrator: Calibrator,
+    entries: list[dict[str, Any]],
+    visit: int,
+    case: Case,
+    backend: str,
+) -> None:
     problem = case.problem
     torch.set_num_threads(case.threads)
     engine = get_backend(backend)
     for verdict in (engine.available(), engine.supports(problem)):
         assert verdict, verdict.reason
-    data = CheckData.exact(problem)
+    data = _data(problem)
     executor, x = engine.prepare(problem, data.weights), to_channels_last(data.x, problem.dtype)
     executor(x)
     with onednn_log() as log:
@@ -48,16 +68,28 @@ def test_layer(benchmark: BenchmarkFixture, case: Case, backend: str) -> None:
     assert correct, finding
 
     benchmark.group = str(problem)
+    control = calibrator.control()
     with torch.no_grad():
-        benchmark.pedantic(executor, args=(x,), rounds=200, warmup_rounds=20)  # type: ignore[no-untyped-call]
+        benchmark.pedantic(executor, args=(x,), rounds=_CALLS, warmup_rounds=20)  # type: ignore[no-untyped-call]
     if benchmark.stats is None:  # --benchmark-disable
         return
     flops = cost(problem).flops
     benchmark.extra_info.update(
+        problem=str(problem),
+        name=case.name,
+        backend=backend,
+        threads=case.threads,
+        dtype=problem.dtype,
+        visit=visit,
+        control=control.model_dump(),
+        impls=[f"{p.kind}:{p.impl}" for p in log.primitives],
         flops=flops,
         gflops=flops / benchmark.stats["median"] / 1e9,
-        impls=[f"{p.kind}:{p.impl}" for p in log.primitives],
-        dtype=problem.dtype,
-        backend=executor.backend,
-        threads=case.threads,
     )
+    calls = {"data": list(benchmark.stats.stats.data)}
+    entries.append({"extra_info": dict(benchmark.extra_info), "stats": calls})
+
+
+@cache
+def _data(problem: Problem) -> CheckData:
+    return CheckData.exact(problem)

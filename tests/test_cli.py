@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dnnsep.backends import BACKENDS
 from dnnsep.sweep.results import Results
 from tests.conftest import HAS_IPEX
 
@@ -35,14 +36,17 @@ def _json(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("command", ["", "sweep", "explain", "cost", "backends"])
+@pytest.mark.parametrize(
+    "command",
+    ["", "sweep", "compare", "report", "export", "explain", "cost", "machine", "backends"],
+)
 def test_help_has_an_example_and_imports_no_framework(command: str) -> None:
     code = (
         "import sys\n"
         "from dnnsep.cli import app\n"
         f"sys.argv = ['dnnsep', {command!r}, '--help'] if {command!r} else ['dnnsep', '--help']\n"
         "try: app()\n"
-        "finally: assert not {'torch', 'intel_extension_for_pytorch'} & set(sys.modules)\n"
+        "finally: assert not {'torch', 'plotly', 'llvmlite', 'scipy'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -110,7 +114,7 @@ def test_explain_says_why_not() -> None:
 def test_backends() -> None:
     found = _json("backends", "--json")
     answers = found["backends"]
-    assert set(answers) == {"ipex", "onednn", "eager", "auto", "reference"}
+    assert set(answers) == set(BACKENDS)
     assert ("unavailable" not in answers["ipex"]) == HAS_IPEX
     if not HAS_IPEX:
         assert "intel-extension-for-pytorch" in answers["ipex"]["unavailable"]
@@ -135,17 +139,19 @@ def test_sweep(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(results.records) == 2 * 2 * 4
     by_key = {record.key: record for record in results.records}
-    first = by_key["mb1ic16oc16ih16kh3sh1ph1", BACKEND, 1]
+    first = by_key["mb1ic16oc16ih16kh3sh1ph1", BACKEND, 1, "hot"]
     assert first.status == "ok"
     assert first.name == "first"
     assert first.check == "exactly equal to the reference"
     assert first.flops == 2 * 16 * 16 * 16 * (9 + 16)
     assert first.time is not None
-    assert first.time.count == len(first.samples_us)
+    assert first.time.count == sum(len(r.calls_us) for r in first.rounds)
+    assert first.roof is not None
+    assert set(results.roofs) == {1, 2}
     assert first.gflops == pytest.approx(first.flops / first.time.median_us / 1000, abs=1e-3)
     assert first.impls[0].startswith("convolution:brdgmm_dw")
     assert set(first.stages) == {"depthwise", "pointwise"}
-    assert by_key[first.problem, "auto", 1].ran_on == BACKEND
+    assert by_key[first.problem, "auto", 1, "hot"].ran_on == BACKEND
     refused = [r for r in results.records if r.status == "refused"]
     assert {r.backend for r in refused} == {BACKEND, "eager", "auto"}
     assert all("unwritten" in (r.reason or "") for r in refused)

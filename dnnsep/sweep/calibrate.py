@@ -29,6 +29,8 @@ _SLICE_NS = 8e6
 _CONTROL_OPERATIONS = 1e8
 _CONTROL_SLICES = 3
 _TURNS = 500
+_LINES = 15
+_LINE_DISTANCE = 4096 + 64
 _SETTLE_SECONDS = 0.005
 
 # Share of a cache that a loop's buffers fill: enough to be beyond the next smaller one, with room
@@ -86,19 +88,26 @@ class Calibrator:
         return Control(busy_us=round(busy / 1000, 2), handover_ns=self._handover_ns())
 
     def _handover_ns(self) -> float | None:
+        """The median over cache lines: how far a line's home is from the cores differs."""
         threads = len(self._cpus)
         if threads == 1 or len(set(self._cpus)) < threads:
             return None
-        times = []
-        for _ in range(_CONTROL_SLICES):
-            token = np.zeros(64, np.int64)
-            address = token.ctypes.data + -token.ctypes.data % 64
-            times.append(max(self._pass_on(address)) / _TURNS / threads)
-        return round(min(times), 1)
+        self._tokens[:] = 0
+        first = self._tokens.ctypes.data
+        times = [
+            # The last thread to start has the shortest time, and no waiting for the others in it.
+            min(self._pass_on(first + line * _LINE_DISTANCE)) / _TURNS / threads
+            for line in range(_LINES)
+        ]
+        return round(float(np.median(times)), 1)
 
     def _pass_on(self, address: int) -> list[float]:
         threads = len(self._cpus)
         return self._together(lambda i: self._ring(_TURNS, address, i, threads))
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        return _aligned(_LINES * _LINE_DISTANCE)
 
     @cached_property
     def _ring(self) -> Function:
