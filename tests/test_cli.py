@@ -252,3 +252,49 @@ def _start_sweep_and_wait(path: Path, shapes: list[str]) -> int:
         "-o", str(path), "--resume",
     )  # fmt: skip
     return done.returncode
+
+
+def test_machine() -> None:
+    found = _json("machine", "--threads", "1", "--json")
+    (roofs,) = found["roofs"]
+    assert roofs["threads"] == 1
+    assert roofs["fma_gflops"]["f32"] > 1
+    assert found["fingerprint"]["cpu"]
+    assert "DRAM" in _dnnsep("machine", "--threads", "1").stdout
+
+
+def test_compare_flags_another_kernel(tmp_path: Path) -> None:
+    """oneDNN held to AVX2 picks other kernels: said in any case, an error only where asked for."""
+    base, new = tmp_path / "base.json", tmp_path / "new.json"
+    _sweep(base, SMALL, "--backend", "onednn")
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-m", "dnnsep.cli", "sweep", SMALL, "--backend", "onednn"]
+    command += ["--seconds", "0.02", "-o", str(new)]
+    subprocess.run(command, capture_output=True, env=environment, check=True)
+    done = _dnnsep("compare", str(base), str(new))
+    assert done.returncode == 0, done.stderr
+    assert "IMPL-CHANGED" in done.stdout
+    failed = _dnnsep("compare", str(base), str(new), "--fail-on", "slower,impl-changed")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("failed: ")
+    (case,) = _json("compare", str(base), str(new), "--json")["cases"]
+    assert "avx512" in " ".join(case["impls"][0])
+    assert "avx512" not in " ".join(case["impls"][1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["compare", "a.json", "b.json"], "a.json: No such file"),
+        (["compare", "x.json", "x.json", "--fail-on", "slow"], "fail-on 'slow': must be one of"),
+        (["report", "a.json"], "a.json: No such file"),
+        (["export", "a.json"], "a.json: No such file"),
+    ],
+)
+def test_results_that_are_not_there(arguments: list[str], error: str, tmp_path: Path) -> None:
+    Results(title="t", fingerprint={}, settings={}).save(tmp_path / "x.json")
+    done = _dnnsep(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert error in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

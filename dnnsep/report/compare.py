@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from dnnsep.sweep.results import Key, Record, Results
+from dnnsep.sweep.stats import Round
 
 Normalize = Literal["time", "roof"]
 
@@ -21,6 +22,10 @@ _CONFIDENCE = 0.95
 
 # With fewer visits on a side no rank test of visits can be significant.
 MIN_VISITS = 5
+
+# How far a round's control may be from the best one's for the machine to be in the same state.
+_MAX_BUSY = 1.1
+_MAX_HANDOVER = 2.0
 
 # Within one visit the state the machine happens to be in passes for an effect; on a shared virtual
 # machine, 30 %. Only a difference beyond any such state is called on fewer visits.
@@ -117,8 +122,11 @@ def _compare(
     if base.time is None:
         return say(Verdict.FIXED, f"was {base.status}: {base.reason}")
     impls = (base.impls, new.impls) if base.impls != new.impls else None
-    repeated = min(base.visits, new.visits) >= MIN_VISITS
-    effect = _effect(_values(base, how, repeated), _values(new, how, repeated))
+    before, after = _quiet_rounds(base, new, how)
+    repeated = min(_visits(before), _visits(after)) >= MIN_VISITS
+    if not repeated:
+        before, after = base.rounds, new.rounds
+    effect = _effect(_values(base, before, how, repeated), _values(new, after, how, repeated))
     verdict, reason = _judge(effect, threshold, repeated)
     return Comparison(key, name, verdict, reason, effect.ratio, effect.low, effect.high, impls)
 
@@ -131,11 +139,35 @@ class _Effect:
     p_value: float
 
 
-def _values(record: Record, how: Normalize, repeated: bool) -> list[float]:
+def _quiet_rounds(
+    base: Record, new: Record, how: Normalize
+) -> tuple[Sequence[Round], Sequence[Round]]:
+    """Both sides' rounds in which the machine was as it is at its best: like with like.
+
+    One measure for both sides, so that it favours none; between machines each has its own.
+    """
+    together = [*base.rounds, *new.rounds]
+    first, second = (together, together) if how == "time" else (base.rounds, new.rounds)
+    return _like_the_best(base.rounds, first), _like_the_best(new.rounds, second)
+
+
+def _like_the_best(rounds: Sequence[Round], among: Sequence[Round]) -> Sequence[Round]:
+    busy = _MAX_BUSY * min(r.control.busy_us for r in among)
+    handover = _MAX_HANDOVER * min(r.control.handover_ns or 0 for r in among)
+    return [
+        r for r in rounds if r.control.busy_us <= busy and (r.control.handover_ns or 0) <= handover
+    ]
+
+
+def _visits(rounds: Sequence[Round]) -> int:
+    return len({r.visit for r in rounds})
+
+
+def _values(record: Record, rounds: Sequence[Round], how: Normalize, repeated: bool) -> list[float]:
     """A value for each visit, or, where there are too few of these, for each round."""
     scale = record.roof.gflops / record.flops if how == "roof" and record.roof else 1.0
     visits: dict[int, list[float]] = {}
-    for turn in record.rounds:
+    for turn in rounds:
         visits.setdefault(turn.visit, []).append(turn.median_us * scale)
     if repeated:
         return [float(np.median(values)) for values in visits.values()]
@@ -166,8 +198,8 @@ def _judge(effect: _Effect, threshold: float, repeated: bool) -> tuple[Verdict, 
         return Verdict.SAME, f"within {threshold:.0%}"
     if not repeated and not 1 / (1 + threshold) <= effect.ratio <= 1 + threshold:
         return Verdict.UNSURE, (
-            f"fewer than {MIN_VISITS} visits on a side: only a difference of "
-            f"{_UNREPEATED_THRESHOLD:.0%} would be called"
+            f"fewer than {MIN_VISITS} visits with the machine in the same state on a side: "
+            f"only a difference of {_UNREPEATED_THRESHOLD:.0%} would be called"
         )
     return Verdict.UNSURE, f"the interval reaches beyond {threshold:.0%}"
 

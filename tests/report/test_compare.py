@@ -13,7 +13,7 @@ from dnnsep.report.compare import Verdict, compare, failures, how_to_compare
 from dnnsep.report.compare_table import as_dicts, as_markdown, line, summary
 from dnnsep.report.load import load
 from dnnsep.sweep.results import Record, Results
-from dnnsep.sweep.stats import Stats
+from dnnsep.sweep.stats import Control, Stats
 from tests.sweep.samples import rounds_of, small_roofs
 
 PROBLEM = "mb1ic64oc64ih28kh3sh1ph1"
@@ -77,6 +77,28 @@ def test_few_visits_call_nothing_but_the_obvious() -> None:
     assert _verdict(base, _record(rng, 125, visits=1)) is Verdict.UNSURE
     assert _verdict(base, _record(rng, 200, visits=1)) is Verdict.SLOWER
     assert _verdict(base, base) is Verdict.SAME
+
+
+def test_only_rounds_in_the_same_state_of_the_machine_are_compared() -> None:
+    """Visits with the cores far apart are slower on both sides, and more of them on one."""
+    rng = np.random.default_rng(7)
+    far = Control(busy_us=400, handover_ns=200)
+
+    def with_far(visits: int) -> Record:
+        near = _record(rng, visits=6)
+        rounds = [*near.rounds]
+        for visit in range(6, 6 + visits):
+            rounds += rounds_of([[130.0]] * 8, visit, far)
+        return near.model_copy(update={"rounds": rounds})
+
+    assert _verdict(with_far(1), with_far(20)) is Verdict.SAME
+    only_far = _record(rng, 130)
+    only_far = only_far.model_copy(
+        update={"rounds": [r.model_copy(update={"control": far}) for r in only_far.rounds]}
+    )
+    (comparison,) = compare(_results(_record(rng)), _results(only_far))
+    assert comparison.verdict is Verdict.UNSURE
+    assert "the machine in the same state" in comparison.reason
 
 
 def test_error_rates() -> None:

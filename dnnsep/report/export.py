@@ -1,0 +1,125 @@
+"""A sweep's records or samples as a tidy table: CSV or parquet, for other tools to read."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from dnnsep.problem import Problem
+from dnnsep.sweep.results import Record, Results
+
+# The columns with their types, in order.
+RECORD_COLUMNS: dict[str, type] = {
+    **{"title": str, "created": str, "cpu": str, "problem": str, "name": str},
+    **{"batch": int, "in_channels": int, "out_channels": int, "height": int, "width": int},
+    **{"kernel_h": int, "kernel_w": int, "stride_h": int, "stride_w": int},
+    **{"padding_top": int, "padding_bottom": int, "padding_left": int, "padding_right": int},
+    **{"dilation_h": int, "dilation_w": int, "channel_multiplier": int, "bias": bool},
+    **{"activation_depthwise": str, "activation_pointwise": str, "dtype": str},
+    **{"backend": str, "threads": int, "cache": str, "status": str, "reason": str},
+    **{"ran_on": str, "check": str, "impls": str, "flops": int},
+    **{"median_us": float, "low_us": float, "high_us": float, "q25_us": float, "q75_us": float},
+    **{"min_us": float, "count": int, "rounds": int, "gflops": float},
+    **{"roof_gflops": float, "roof_binds": str, "roof_share": float, "intensity": float},
+    **{"output": str, "peak_memory_bytes": int, "warnings": str},
+}
+SAMPLE_COLUMNS: dict[str, type] = {
+    **{"problem": str, "name": str, "backend": str, "threads": int, "cache": str},
+    **{"visit": int, "round": int, "call": int, "us": float, "control_us": float},
+}
+
+
+def export(
+    results: Results, path: Path, to: Literal["csv", "parquet"], samples: bool = False
+) -> None:
+    """Write a row a record, or with ``samples`` a row a timed call, to ``path``.
+
+    Columns and types are RECORD_COLUMNS or SAMPLE_COLUMNS; times are microseconds a call,
+    ``roof_share`` is 0 to 1, ``intensity`` FLOPs per byte. What is missing is empty in CSV and
+    null in parquet. Lists are joined: impls by `` + ``, warnings by ``; ``. An existing file is
+    replaced.
+
+    Raises ValueError where pyarrow is needed and missing, or a problem is not a descriptor;
+    OSError where the file cannot be written.
+    """
+    columns = SAMPLE_COLUMNS if samples else RECORD_COLUMNS
+    rows = list(_sample_rows(results) if samples else _record_rows(results))
+    if to == "parquet":
+        _write_parquet(path, columns, rows)
+        return
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _record_rows(results: Results) -> Iterator[dict[str, Any]]:
+    sweep = {
+        "title": results.title,
+        "created": results.created,
+        "cpu": results.fingerprint.get("cpu"),
+    }
+    for record in results.records:
+        plain = record.model_dump(
+            include=set(RECORD_COLUMNS) - {"impls", "warnings", "rounds"}, mode="python"
+        )
+        roof = record.roof
+        yield {
+            **dict.fromkeys(RECORD_COLUMNS),
+            **sweep,
+            **plain,
+            **_problem_columns(Problem.parse(record.problem)),
+            **(record.time.model_dump() if record.time else {}),
+            "impls": " + ".join(record.impls) or None,
+            "roof_gflops": roof.gflops if roof else None,
+            "roof_binds": roof.binds if roof else None,
+            "intensity": roof.intensity if roof else None,
+            "roof_share": record.roof_share,
+            "warnings": "; ".join(record.warnings) or None,
+        }
+
+
+def _problem_columns(problem: Problem) -> dict[str, Any]:
+    names = ("batch", "in_channels", "out_channels", "height", "width", "channel_multiplier")
+    columns = {name: getattr(problem, name) for name in (*names, "bias", "dtype")}
+    for field, parts in (
+        ("kernel", ("kernel_h", "kernel_w")),
+        ("stride", ("stride_h", "stride_w")),
+        ("padding", ("padding_top", "padding_bottom", "padding_left", "padding_right")),
+        ("dilation", ("dilation_h", "dilation_w")),
+        ("activations", ("activation_depthwise", "activation_pointwise")),
+    ):
+        columns |= zip(parts, getattr(problem, field), strict=True)
+    return columns
+
+
+def _sample_rows(results: Results) -> Iterator[dict[str, Any]]:
+    for record in results.records:
+        yield from _samples_of(record)
+
+
+def _samples_of(record: Record) -> Iterator[dict[str, Any]]:
+    own = record.model_dump(include={"problem", "name", "backend", "threads", "cache"})
+    for index, turn in enumerate(record.rounds):
+        for call, us in enumerate(turn.calls_us):
+            yield {
+                **own,
+                "visit": turn.visit,
+                "round": index,
+                "call": call,
+                "us": us,
+                "control_us": turn.control.busy_us,
+            }
+
+
+def _write_parquet(path: Path, columns: dict[str, type], rows: list[dict[str, Any]]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise ValueError("parquet needs pyarrow (extra: parquet)") from None
+    types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)

@@ -1,0 +1,262 @@
+"""Sweeps' results as one HTML page that needs no network: charts, tables, warnings, commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from dnnsep.report.charts import Figure, bars, heat_map, roofline
+from dnnsep.report.commands import commands
+from dnnsep.report.labels import SYMBOLS, Style, hover_text, labels_of, shortened, styles_of
+from dnnsep.report.table import base_times, group_of, place
+from dnnsep.sweep.results import Record, Results
+from dnnsep.sweep.roofs import Roofs
+from dnnsep.sweep.stats import geomean
+
+# Scripts and styles from this page only, and nothing from anywhere else.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
+
+_STYLE = """
+html { overflow-y: scroll; }
+body { margin: 0; font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; }
+main { max-width: 1200px; margin: 0 auto; padding: 0 16px 48px; overflow-wrap: anywhere; }
+h1 { font-size: 1.6em; margin: 24px 0 4px; }
+h2 { font-size: 1.3em; margin: 40px 0 8px; border-bottom: 2px solid #222; }
+h3 { font-size: 1.1em; margin: 28px 0 8px; }
+h4 { font-size: 1em; margin: 20px 0 4px; }
+p { margin: 4px 0; }
+.note { color: #555; font-size: 13px; }
+dl { display: grid; grid-template-columns: minmax(90px, max-content) 1fr; gap: 2px 16px; }
+dt { color: #555; }
+dd { margin: 0; }
+.scroll { overflow: auto; max-height: 70vh; margin: 8px 0; }
+table { border-collapse: collapse; font-size: 14px; overflow-wrap: normal; }
+th, td { padding: 3px 10px; text-align: right; border-bottom: 1px solid #ddd; }
+th, td { white-space: nowrap; vertical-align: top; }
+th { background: #f4f4f4; }
+th:first-child { position: sticky; left: 0; }
+.text th, .text td, th:first-child, td:first-child { text-align: left; }
+.text td:nth-child(3) { min-width: 15em; white-space: normal; }
+.speeds th { white-space: normal; }
+.speeds tbody th { min-width: 5.5em; max-width: 9em; overflow-wrap: anywhere; }
+td small { display: block; color: #555; }
+td.best { background: #e3f2ea; font-weight: bold; }
+tr.mean th, tr.mean td { border-top: 2px solid #222; }
+pre { background: #f4f4f4; padding: 8px; margin: 0; font-size: 13px; overflow-wrap: normal; }
+summary { cursor: pointer; margin: 8px 0; }
+"""
+
+
+def as_html(files: Sequence[tuple[str, Results]]) -> str:
+    """One page of the results of one or more files, each with the label it is shown under.
+
+    Times are microseconds a call, rates GFLOP/s. Speed-ups are against the first backend that ran
+    in the same file. Raises ValueError where a record's problem is not a descriptor.
+    """
+    from plotly.offline import get_plotlyjs
+
+    styles = styles_of(record.backend for _, results in files for record in results.records)
+    titles = " + ".join(dict.fromkeys(results.title for _, results in files))
+    title = escape(f"dnnsep: {titles}" if titles else "dnnsep")
+    links = [f'<a href="#file{i}">{escape(label)}</a>' for i, (label, _) in enumerate(files)]
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        f"<title>{title}</title><style>{_STYLE}</style>",
+        f"<script>{get_plotlyjs()}</script></head><body><main><h1>{title}</h1>",
+        f"<p>{', '.join(links)}</p>" if len(links) > 1 else "",
+        *(_file(i, label, results, styles) for i, (label, results) in enumerate(files)),
+        "</main></body></html>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _file(index: int, label: str, results: Results, styles: dict[str, Style]) -> str:
+    records = results.records
+    ok = sum(record.status == "ok" for record in records)
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(group_of(record), []).append(record)
+    return "\n".join(
+        [
+            f'<section id="file{index}"><h2>{escape(label)}</h2>',
+            f"<p>{escape(results.title)}, {escape(results.created)}: "
+            f"{len(records)} records, {ok} with figures</p>",
+            "<h3>Machine</h3>" + _facts(results.fingerprint),
+            "<h3>Settings</h3>" + _facts(results.settings),
+            *(_roofs(roofs) for roofs in results.roofs.values()),
+            *(_roofline(roofs, records, styles) for roofs in results.roofs.values()),
+            *(_group(title, group, records, styles) for title, group in groups.items()),
+            _doubts(records),
+            _commands(results),
+            "</section>",
+        ]
+    )
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    rows = (
+        f"<dt>{escape(name.removesuffix('_bytes').replace('_', ' '))}</dt>"
+        f"<dd>{escape(_fact(name, value))}</dd>"
+        for name, value in facts.items()
+    )
+    return f"<dl>{''.join(rows)}</dl>"
+
+
+def _fact(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        inner = f"{name}_bytes" if name == "caches" else ""
+        return ", ".join(f"{key} {_fact(inner, v)}" for key, v in value.items()) or "none set"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if value is None:
+        return "unknown"
+    return _size(value) if name.endswith("_bytes") else str(value)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:g} MiB"
+
+
+def _roofs(roofs: Roofs) -> str:
+    fma = [
+        [escape(dtype), f"{rate:.1f}", f"{roofs.fma_flops_per_cycle.get(dtype, 0):.1f}"]
+        for dtype, rate in roofs.fma_gflops.items()
+    ]
+    memory = [
+        [
+            escape(level.name),
+            "" if level.capacity_bytes is None else _size(level.capacity_bytes),
+            f"{level.read_gbs:.1f}",
+            f"{level.copy_gbs:.1f}",
+        ]
+        for level in roofs.memory
+    ]
+    return (
+        f"<h3>Measured roofs, threads {roofs.threads}, {roofs.clock_ghz:.2f} GHz</h3>"
+        + _table(["dtype", "GFLOP/s (int8: GOP/s)", "a cycle and core"], fma)
+        + _table(["memory", "size", "read GB/s", "copy GB/s (read + written)"], memory)
+    )
+
+
+def _roofline(roofs: Roofs, records: Sequence[Record], styles: dict[str, Style]) -> str:
+    own = [record for record in records if record.threads == roofs.threads]
+    figure = roofline(own, roofs, styles)
+    symbols = ", ".join(f"{symbol} {dtype}" for dtype, symbol in SYMBOLS.items())
+    return _chart(
+        f"<h3>Roofline, threads {roofs.threads}</h3>"
+        f'<p class="note">{symbols}; bytes count input, weights and output once</p>',
+        figure,
+    )
+
+
+def _group(
+    title: str, group: Sequence[Record], records: Sequence[Record], styles: dict[str, Style]
+) -> str:
+    if all(record.time is None for record in group):
+        return ""
+    return (
+        f"<h3>{escape(title)}</h3>"
+        + _chart("<h4>Times</h4>", bars(group, styles))
+        + _chart("<h4>Share of the roof, %</h4>", heat_map(group))
+        + _speedups(group, *base_times(records))
+    )
+
+
+def _speedups(
+    group: Sequence[Record], base: str, base_us: dict[tuple[str, int, str], float]
+) -> str:
+    """Layers by backends: speed against the base, and the median; the fastest of a row marked."""
+    by_cell = {(record.problem, record.backend): record for record in group}
+    backends = list(dict.fromkeys(record.backend for record in group))
+    ratios: dict[str, list[float]] = {backend: [] for backend in backends}
+    rows = []
+    for problem, label in labels_of(group).items():
+        row = [by_cell.get((problem, backend)) for backend in backends]
+        times = [r.time.median_us for r in row if r is not None and r.time is not None]
+        cells = [f'<th title="{escape(problem)}">{escape(label)}</th>']
+        for record in row:
+            if record is None or record.time is None:
+                cells.append(f'<td title="{_hint(record)}"></td>')
+                continue
+            median, base_median = record.time.median_us, base_us.get(place(record))
+            if base_median is not None:
+                ratios[record.backend].append(base_median / median)
+            ratio = "–" if base_median is None else f"{base_median / median:.2f}"
+            best = ' class="best"' if median == min(times) else ""
+            us = f"<small>{median:.1f} µs{' !' if record.warnings else ''}</small>"
+            cells.append(f'<td{best} title="{_hint(record)}">{ratio}{us}</td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    means = "".join(
+        f"<td>{geomean(own):.2f}<small>of {len(own)}</small></td>" if own else "<td></td>"
+        for own in ratios.values()
+    )
+    # A backend's options may go on the next line.
+    names = (escape(backend).replace(":", ":<wbr>").replace("=", "=<wbr>") for backend in backends)
+    heads = "".join(f"<th>{name}</th>" for name in names)
+    return (
+        f"<h4>Speed against {escape(base)}</h4>"
+        '<p class="note">the fastest of each row is bold; ! has a warning, below</p>'
+        f'<div class="scroll speeds"><table><thead><tr><th>layer</th>{heads}</tr></thead>'
+        f'<tbody>{"".join(rows)}<tr class="mean"><th>geomean</th>{means}</tr></tbody></table></div>'
+    )
+
+
+def _hint(record: Record | None) -> str:
+    """The hover text of a table's cell."""
+    return "not measured" if record is None else hover_text(record).replace("<br>", "&#10;")
+
+
+def _doubts(records: Sequence[Record]) -> str:
+    """What is doubtful and what is missing, each with its reason."""
+    warned = [(record, warning) for record in records for warning in record.warnings]
+    missing = [
+        (record, f"{record.status}: {record.reason or 'no reason given'}")
+        for record in records
+        if record.time is None
+    ]
+    return _reasons("Warnings", "warning", warned) + _reasons("Without figures", "reason", missing)
+
+
+def _reasons(title: str, head: str, reasons: Sequence[tuple[Record, str]]) -> str:
+    rows = (
+        (shortened(record.name or ""), record.backend, reason, group_of(record), record.problem)
+        for record, reason in reasons
+    )
+    heads = ["layer", "backend", head, "group", "problem"]
+    cells = ([escape(text) for text in row] for row in rows)
+    return f"<h3>{title} ({len(reasons)})</h3>{_table(heads, cells, 'text')}" if reasons else ""
+
+
+def _commands(results: Results) -> str:
+    lines = commands(results)
+    if not lines:
+        return ""
+    return (
+        f"<h3>Measure again</h3><details><summary>{len(lines)} commands, one a case</summary>"
+        f'<div class="scroll"><pre>{escape(chr(10).join(lines))}</pre></div></details>'
+    )
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
+    """A table in a box of its own that scrolls; cells are HTML."""
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="scroll {kind}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _chart(head: str, figure: Figure | None) -> str:
+    """A figure under its heading; nothing at all where there is nothing to draw."""
+    from plotly.io import to_html
+
+    if figure is None:
+        return ""
+    config = {"responsive": True, "displayModeBar": False}
+    return head + str(to_html(figure, config, include_plotlyjs=False, full_html=False))

@@ -1,0 +1,191 @@
+"""The report in a real browser, on a wide and on a narrow screen. Needs chromium and its driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from dnnsep.report.html import as_html
+from tests.report.samples import awkward_file, two_files
+
+pytestmark = pytest.mark.browser
+
+WIDTHS = (1280, 400)
+_OPTIONS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+# 2 rooflines, and bars and a heat map for each of 3 groups.
+_CHARTS = 8
+
+_ALL_DRAWN = """
+const charts = [...document.querySelectorAll('.js-plotly-plot, .plotly-graph-div')];
+return charts.length > 0 && charts.every(c => c.querySelector('.point, .points path, .hm image'));
+"""
+
+# Texts that the reader must be able to tell apart, as [what, left, top, right, bottom].
+_BOXES = """
+const chart = arguments[0];
+const found = [];
+const add = (what, element) => {
+  const box = element.getBoundingClientRect();
+  if (box.width && box.height) found.push([what, box.left, box.top, box.right, box.bottom]);
+};
+for (const name of ['.legend', '.xtitle', '.ytitle', '.plot .gridlayer'])
+  for (const element of chart.querySelectorAll(name)) add(name, element);
+for (const name of ['.xtick text', '.ytick text'])
+  for (const element of chart.querySelectorAll(name))
+    add(name + ' ' + element.textContent, element);
+return found;
+"""
+
+_HEADINGS = """
+return [...document.querySelectorAll('h1, h2, h3, h4, p, dl, .scroll, .js-plotly-plot')]
+  .filter(e => e.checkVisibility()).map(e => {
+  const box = e.getBoundingClientRect();
+  return [e.tagName + ' ' + e.className, box.left, box.top, box.right, box.bottom];
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for option in (*_OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
+    yield started
+    started.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The addresses of a usual page and of one with much that does not fit."""
+    folder = tmp_path_factory.mktemp("report")
+    for name, files in (("usual", two_files()), ("awkward", [awkward_file()])):
+        (folder / f"{name}.html").write_text(as_html(files), encoding="utf-8")
+    return {name: (folder / f"{name}.html").as_uri() for name in ("usual", "awkward")}
+
+
+def _open(driver: Any, address: str, width: int) -> None:
+    """Open a page at a width in CSS pixels and wait until every chart is drawn."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    # A window of the browser cannot be as narrow as a phone.
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    driver.get(address)
+    WebDriverWait(driver, 60).until(lambda d: d.execute_script(_ALL_DRAWN))
+
+
+@pytest.fixture(params=WIDTHS)
+def opened(request: pytest.FixtureRequest, driver: Any, pages: dict[str, str]) -> Any:
+    """The browser with the usual page open at one of the widths."""
+    _open(driver, pages["usual"], request.param)
+    return driver
+
+
+@pytest.fixture(params=[(page, width) for page in ("usual", "awkward") for width in WIDTHS])
+def either(request: pytest.FixtureRequest, driver: Any, pages: dict[str, str]) -> Any:
+    """The browser with one of the pages open at one of the widths."""
+    page, width = request.param
+    _open(driver, pages[page], width)
+    return driver
+
+
+def test_no_console_errors_and_no_network(either: Any) -> None:
+    assert either.get_log("browser") == []
+    asked = either.execute_script(
+        "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    )
+    assert asked == []
+
+
+def test_every_chart_is_drawn(opened: Any) -> None:
+    def count(selector: str) -> int:
+        return len(opened.find_elements("css selector", selector))
+
+    assert count(".js-plotly-plot") == _CHARTS
+    assert count(".js-plotly-plot .svg-container > .main-svg:first-child") == _CHARTS
+    shown = [r for _, results in two_files() for r in results.records if r.time is not None]
+    assert count(".scatterlayer .points path") == len(shown)
+    assert count(".barlayer .point") == len(shown)
+    assert count(".barlayer .errorbar") == len(shown)
+    assert count(".heatmaplayer .hm image") == 3
+    assert count(".heatmaplayer .heatmap-label text") == len(shown)
+
+
+def test_nothing_is_wider_than_the_screen(either: Any) -> None:
+    width, wanted = either.execute_script(
+        "return [document.documentElement.clientWidth, document.documentElement.scrollWidth]"
+    )
+    assert wanted <= width
+    for what, left, _, right, _ in either.execute_script(_HEADINGS):
+        assert left >= 0, what
+        assert right <= width + 1, what
+
+
+def test_blocks_do_not_overlap(either: Any) -> None:
+    boxes = either.execute_script(_HEADINGS)
+    for above, below in pairwise(boxes):
+        assert above[4] <= below[2] + 1, (above, below)
+
+
+def test_nothing_in_a_chart_overlaps(either: Any) -> None:
+    for chart in either.find_elements("css selector", ".js-plotly-plot"):
+        boxes = either.execute_script(_BOXES, chart)
+        assert boxes
+        outer = either.execute_script(
+            "const b = arguments[0].getBoundingClientRect();"
+            "return [b.left, b.top, b.right, b.bottom]",
+            chart,
+        )
+        for i, (what, *box) in enumerate(boxes):
+            assert _inside(box, outer), what
+            for other, *other_box in boxes[i + 1 :]:
+                assert not _overlap(box, other_box), (what, other)
+
+
+def test_the_plot_has_enough_of_a_chart(either: Any) -> None:
+    for chart in either.find_elements("css selector", ".js-plotly-plot"):
+        plot = chart.find_element("css selector", ".draglayer .nsewdrag").rect
+        assert plot["width"] >= chart.rect["width"] * 0.35
+        assert plot["height"] >= 120
+
+
+def test_hover_says_why_a_cell_is_empty(opened: Any) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    # The second group is bf16, which xnnpack, the fourth of the five columns, refuses.
+    plot = opened.find_elements("css selector", ".js-plotly-plot:has(.hm) .nsewdrag")[1]
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
+    right = int(plot.rect["width"] * 0.2)
+    ActionChains(opened).move_to_element_with_offset(plot, right, 0).perform()
+    hover = opened.find_element("css selector", ".hoverlayer .hovertext")
+    assert "refused: xnnpack runs f32 only" in hover.text.replace("\n", " ")
+
+
+def _inside(box: list[float], outer: list[float]) -> bool:
+    left, top, right, bottom = box
+    slack = 2
+    return (
+        left >= outer[0] - slack
+        and top >= outer[1] - slack
+        and right <= outer[2] + slack
+        and bottom <= outer[3] + slack
+    )
+
+
+def _overlap(a: list[float], b: list[float]) -> bool:
+    slack = 2
+    return (
+        a[0] < b[2] - slack and b[0] < a[2] - slack and a[1] < b[3] - slack and b[1] < a[3] - slack
+    )

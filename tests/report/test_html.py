@@ -1,0 +1,214 @@
+"""The page's text; how it looks is test_browser.py's."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from dnnsep.cli.sweep import sweep
+from dnnsep.report.charts import bars, heat_map, roofline
+from dnnsep.report.commands import OPTIONS, commands
+from dnnsep.report.html import as_html
+from dnnsep.report.labels import labels_of, styles_of
+from dnnsep.report.table import summary
+from dnnsep.sweep.results import Record, Results
+from tests.report.samples import awkward_file, two_files
+
+HOSTILE = "<script>alert(1)</script>"
+VOID = {"meta", "br", "wbr"}
+
+
+class Page(HTMLParser):
+    """The page's texts outside scripts and styles, its tags by count, and what it would load."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [str(v) for k, v in attrs if k in ("src", "href") and str(v)[:1] != "#"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return as_html(two_files())
+
+
+def test_content(html: str) -> None:
+    page = Page(html)
+    assert page.loads == []
+    for expected in (
+        "epyc.json",
+        "xeon.json",
+        "AMD EPYC",
+        "avx512_bf16",
+        "23.5 GiB",
+        "OMP_NUM_THREADS 2",
+        "Measured roofs, threads 2, 4.02 GHz",
+        "Roofline, threads 1",
+        "bf16 batch 1 threads 2",
+        "Speed against ipex",
+        "load: other processes used 8% of the CPUs",
+        "refused: xnnpack runs f32 only",
+        "failed: the worker ended with signal 11 (SIGSEGV)",
+        "incorrect: disagrees with the reference at (0, 17, 3, 5): 41.0, should be 40.0",
+        "18 commands, one a case",
+    ):
+        assert expected in page.text
+    assert html.count("Plotly.newPlot(") - html.split("<main>")[0].count("Plotly.newPlot(") == 8
+
+
+def test_geomeans_are_the_tables(html: str) -> None:
+    (_, results), _ = two_files()
+    means = re.findall(r'<tr class="mean">(.*?)</tr>', html)[0]
+    shown = re.findall(r"<td>([\d.]+)<small>of (\d+)", means)
+    assert shown[0] == ("1.00", "9")
+    in_table = re.findall(r"([\d.]+) \((\d+)\)", summary(results)[0])
+    assert shown[1:] == in_table
+
+
+def test_the_fastest_of_each_row_is_marked(html: str) -> None:
+    (_, results), (_, other) = two_files()
+    problems = {r.problem for r in results.records} | {r.problem for r in other.records}
+    rows = len({r.problem for r in results.records}) + len({r.problem for r in other.records})
+    assert len(problems) <= rows == html.count('<td class="best"')
+
+
+def _everywhere(text: str) -> str:
+    """A page of two files with the text in every place that takes one."""
+    (_, results), _ = two_files()
+    ok, refused = results.records[0], next(r for r in results.records if r.status == "refused")
+    names = {"name": text, "backend": f"b{text}", "impls": [text], "warnings": [text]}
+    changed = {
+        "title": text,
+        "created": text,
+        "records": [
+            ok.model_copy(update=names),
+            refused.model_copy(update={"name": text, "reason": f'"{text}'}),
+        ],
+        "fingerprint": {text: {text: text}, "isa": [text]},
+        "settings": {"allocator": text},
+    }
+    return as_html([(text, results.model_copy(update=changed))] * 2)
+
+
+def test_hostile_text_is_escaped() -> None:
+    html = _everywhere(HOSTILE)
+    assert "<script>alert" not in html
+    assert "alert(1)</script>" not in html
+    page = Page(html)
+    assert HOSTILE in page.text
+    assert page.tags == Page(_everywhere("harmless")).tags
+
+
+def test_plotly_sees_escaped_text() -> None:
+    (_, results), _ = two_files()
+    record = results.records[0].model_copy(update={"name": "<a>b", "backend": "<b>", "impls": []})
+    styles = styles_of(["<b>"])
+    for figure in (
+        roofline([record], results.roofs[2], styles),
+        bars([record], styles),
+        heat_map([record]),
+    ):
+        text = json.dumps(figure).replace("<br>", "")
+        assert "&lt;b&gt;" in text
+        assert "<" not in text
+
+
+def test_empty_results() -> None:
+    empty = Results(title="nothing", fingerprint={}, settings={})
+    page = Page(as_html([("empty.json", empty)]))
+    assert "0 records, 0 with figures" in page.text
+    assert page.tags.count("script") == 1
+    assert Page(as_html([])).tags.count("section") == 0
+
+
+def test_only_refused_records() -> None:
+    (_, results), _ = two_files()
+    refused = [r for r in results.records if r.status == "refused"]
+    page = Page(as_html([("r.json", results.model_copy(update={"records": refused}))]))
+    assert page.tags.count("script") == 1
+    assert "Without figures (9)" in page.text
+
+
+def test_without_roofs_there_are_bars_only() -> None:
+    (_, results), _ = two_files()
+    bare: list[Record] = [r.model_copy(update={"roof": None}) for r in results.records]
+    html = as_html([("r.json", results.model_copy(update={"roofs": {}, "records": bare}))])
+    assert html.count('class="plotly-graph-div"') == 2
+
+
+def test_interval_less_times_have_no_error_bar() -> None:
+    (_, results), _ = two_files()
+    record = results.records[0]
+    assert record.time is not None
+    time = record.time.model_copy(update={"low_us": None, "high_us": None})
+    figure = bars([record.model_copy(update={"time": time})], styles_of([record.backend]))
+    assert figure is not None
+    assert figure["data"][0]["error_x"]["array"] == [None]
+
+
+def test_a_backend_has_one_colour_everywhere() -> None:
+    (_, results), (_, other) = two_files()
+    styles = styles_of(r.backend for r in [*results.records, *other.records])
+    figures = [roofline(results.records, results.roofs[2], styles), bars(other.records, styles)]
+    for figure in figures:
+        assert figure is not None
+        for trace in figure["data"]:
+            if trace["name"] in styles:
+                assert trace["marker"]["color"] == styles[trace["name"]].colour
+    assert len({tuple(vars(s).values()) for s in styles_of(map(str, range(24))).values()}) == 24
+
+
+def test_labels_are_short_and_unique() -> None:
+    _, results = awkward_file()
+    labels = list(labels_of(results.records).values())
+    assert len(labels) == len(set(labels)) == 4
+    assert labels[3] == labels[2] + " (2)"
+    assert max(map(len, labels)) <= 30
+
+
+def test_commands() -> None:
+    (_, results), _ = two_files()
+    first = commands(results)[0]
+    assert first == (
+        "dnnsep sweep mb1ic32oc64ih112kh3sh1ph1_act:relu,relu --backend ipex --backend onnxruntime "
+        "--backend openvino --backend xnnpack --backend eager --threads 2 --seconds 0.5"
+    )
+    cold = results.records[0].model_copy(update={"cache": "cold"})
+    settings: dict[str, Any] = {"stages": True, "allocator": "system", "visits": 5}
+    changed = results.model_copy(update={"records": [cold], "settings": settings})
+    assert commands(changed) == [
+        "dnnsep sweep mb1ic32oc64ih112kh3sh1ph1_act:relu,relu --backend ipex --threads 2 "
+        "--cache cold --visits 5 --stages --allocator system"
+    ]
+
+
+def test_options_and_defaults_are_the_sweeps() -> None:
+    parameters = inspect.signature(sweep).parameters
+    for option, default in OPTIONS.values():
+        assert parameters[option.removeprefix("--")].default == default
