@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from dnnsep.backends import BACKENDS
+from dnnsep.report.backends import as_table
 from dnnsep.sweep.results import Results
 from tests.conftest import HAS_IPEX
 
@@ -120,7 +122,9 @@ def test_backends() -> None:
         assert "intel-extension-for-pytorch" in answers["ipex"]["unavailable"]
     assert answers["onednn"]["onednn"][0].startswith("oneDNN v3.")
     assert "torch" in found["machine"]["packages"]
-    assert "onednn" in _dnnsep("backends").stdout
+    console = Console(file=io.StringIO(), width=150)
+    console.print(as_table(found))
+    assert "onednn" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def _sweep(path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], Results]:
@@ -298,3 +302,21 @@ def test_results_that_are_not_there(arguments: list[str], error: str, tmp_path: 
     assert error in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_report_and_export(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    _sweep(path, SMALL, "--backend", "eager", "--backend", "onednn")
+    done = _dnnsep("report", "r.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert SMALL[:10] in (tmp_path / "report.html").read_text()
+    markdown = _dnnsep("report", "r.json", "--format", "markdown", cwd=tmp_path).stdout
+    assert markdown.startswith("### r.json")
+    for to, samples in (("csv", []), ("parquet", ["--samples"])):
+        done = _dnnsep("export", "r.json", "--to", to, *samples, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert len(list(csv.DictReader((tmp_path / "r.csv").open()))) == 2
+    assert (tmp_path / "r.samples.parquet").stat().st_size > 0
+    unwritable = _dnnsep("report", "r.json", "-o", "no/such/dir.html", cwd=tmp_path)
+    assert unwritable.returncode == 2
+    assert "No such file or directory" in unwritable.stderr

@@ -68,9 +68,59 @@ def compare(
         raise typer.Exit(1)
 
 
-def report() -> None:
-    """Later."""
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Results of sweeps or of perf/, as JSON.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The file. [default: report.html; markdown: stdout]"),
+    ] = None,
+    output_format: Annotated[
+        Literal["html", "markdown"],
+        typer.Option("--format", help="A page that works offline, or text for a pull request."),
+    ] = "html",
+) -> None:
+    """Show results as one page: roofline, bars, heat map, speed-ups, warnings, commands."""
+    from dnnsep.report.html import as_html
+    from dnnsep.report.load import load
+    from dnnsep.report.table import as_markdown
+
+    try:
+        files = [(path.name, load(path)) for path in results]
+        if output_format == "html":
+            text, output = as_html(files), output or Path("report.html")
+        else:
+            text = "\n\n".join(f"### {name}\n\n{as_markdown(found)}" for name, found in files)
+    except ValueError as error:
+        bad_input(error)
+    if output is None:
+        typer.echo(text)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        bad_input(f"{output}: {error.strerror}")
+    typer.echo(f"report: {output}", err=True)
 
 
-def export() -> None:
-    """Later."""
+def export(
+    results: Results,
+    to: Annotated[Literal["csv", "parquet"], typer.Option(help="The file's format.")] = "csv",
+    samples: Annotated[
+        bool, typer.Option("--samples", help="A row a timed call instead of a row a record.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file. [default: beside RESULTS]")
+    ] = None,
+) -> None:
+    """Write results as a tidy table for other tools: a row a record, or a row a call."""
+    from dnnsep.report.export import export as write
+    from dnnsep.report.load import load
+
+    path = output or results.with_suffix(f".samples.{to}" if samples else f".{to}")
+    try:
+        write(load(results), path, to, samples)
+    except ValueError as error:
+        bad_input(error)
+    except OSError as error:
+        bad_input(f"{path}: {error.strerror}")
+    typer.echo(f"export: {path}", err=True)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # A roof is what the machine can do, so the best of several short slices counts: others on the
 # machine can only take from it.
-_SLICES = 25
-_SLICE_NS = 8e6
+_SLICES = 15
+_SLICE_NS = 6e6
 
 # The control: long enough for Python's part in it not to count. Other workers' idle OpenMP threads
 # spin for some milliseconds before they sleep.
