@@ -1,17 +1,14 @@
-"""Google's XNNPACK, as LiteRT (once TensorFlow Lite) runs it: the CPU delegate of its interpreter.
-
-XNNPACK computes in NHWC, fuses ReLU and ReLU6 into its convolutions and takes padding of any four
-sides into them.
-"""
+"""Google's XNNPACK, as LiteRT (once TensorFlow Lite) runs it: its interpreter's CPU delegate."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dnnsep.backends.base import Verdict
 from dnnsep.backends.versions import installed_version
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
 
     from dnnsep.backends.executor import Executor
 
-# An activation as the convolution's own; the rest are operators of their own.
+# What a convolution can have as its own; the other activations are operators after it.
 _FUSED = {"relu": "RELU", "relu6": "RELU6"}
 
 
@@ -32,18 +29,20 @@ class XnnpackBackend:
     name: str = "xnnpack"
 
     def available(self) -> Verdict:
-        for distribution in ("ai-edge-litert", "flatbuffers"):
-            if installed_version(distribution) is None:
+        for distribution in ("flatbuffers", "ai-edge-litert"):
+            found = installed_version(distribution)
+            if found is None:
                 return Verdict(False, f"{distribution} is not installed (extra: peers)")
-        return Verdict(True, f"ai-edge-litert {installed_version('ai-edge-litert')}")
+        return Verdict(True, f"ai-edge-litert {found}")
 
     def supports(self, problem: Problem) -> Verdict:
         if problem.dtype == "bf16":
             return Verdict(False, "LiteRT and XNNPACK have no bf16 convolutions")
-        # What is delegated does not depend on the weights' values.
-        if not _delegated(_interpreter(_model(problem, _no_weights(problem)))):
-            return Verdict(False, "XNNPACK does not take every operator of the layer")
-        return Verdict(True, "XNNPACK takes every operator of the layer")
+        # What XNNPACK takes does not depend on the weights' values.
+        interpreter = _interpreter(_model(problem, _zero_weights(problem)), threads=1)
+        if not _runs_on_xnnpack(interpreter):
+            return Verdict(False, "LiteRT gives XNNPACK only a part of this layer's operators")
+        return Verdict(True, "XNNPACK has an operator for each part")
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
         import torch
@@ -54,15 +53,12 @@ class XnnpackBackend:
         if not verdict:
             raise ValueError(verdict.reason)
         weights.check(problem)
-        threads = torch.get_num_threads()
-        graph = _graph(problem, weights)
-        model = _model(graph)
+        model, threads = _model(problem, weights), torch.get_num_threads()
 
         def bind(x: Tensor) -> Callable[[], Tensor]:
             interpreter = _interpreter(model, threads)
-            (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
-            _memory(interpreter, source["index"]).copy_(x.permute(0, 2, 3, 1))
-            y = _memory(interpreter, result["index"]).permute(0, 3, 1, 2)
+            _memory(interpreter, interpreter.get_input_details()).copy_(x.permute(0, 2, 3, 1))
+            y = _memory(interpreter, interpreter.get_output_details()).permute(0, 3, 1, 2)
             invoke = interpreter.invoke
 
             def call() -> Tensor:
@@ -71,6 +67,185 @@ class XnnpackBackend:
 
             return call
 
-        return EngineExecutor(
-            self.name, problem, bind, [f"{op.lower()}:xnnpack" for op in graph.operators]
+        return EngineExecutor(self.name, problem, bind, _impls(_interpreter(model, threads)))
+
+
+def _interpreter(model: bytes, threads: int) -> Any:
+    """LiteRT's interpreter with memory for its tensors and XNNPACK's packed weights."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=model, num_threads=threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _runs_on_xnnpack(interpreter: Any) -> bool:
+    """Whether one node of the delegate stands for the whole graph."""
+    delegates = [op for op in interpreter._get_ops_details() if op["op_name"] == "DELEGATE"]
+    (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    return (
+        len(delegates) == 1
+        and source["index"] in delegates[0]["inputs"]
+        and result["index"] in delegates[0]["outputs"]
+    )
+
+
+def _impls(interpreter: Any) -> list[str]:
+    """The operators that the delegate's node stands for; LiteRT does not name its kernels."""
+    names = [op["op_name"].lower() for op in interpreter._get_ops_details()]
+    return [f"{name}:xnnpack" for name in names if name != "delegate"]
+
+
+def _memory(interpreter: Any, details: list[dict[str, Any]]) -> Tensor:
+    """The only input or output's own memory in the interpreter: f32 (N, H, W, C).
+
+    The interpreter refuses to run while a NumPy array of its own is alive, so only the address is
+    taken from that.
+    """
+    import torch
+
+    array = interpreter.tensor(details[0]["index"])()
+    values: Any = (ctypes.c_float * array.size).from_address(array.ctypes.data)
+    values.owner = interpreter  # the tensor may outlive the bound call
+    return torch.frombuffer(values, dtype=torch.float32).view(array.shape)
+
+
+def _zero_weights(problem: Problem) -> Weights:
+    mid, out = problem.mid_channels, problem.out_channels
+    depthwise = np.zeros((mid, 1, *problem.kernel), np.float32)
+    return Weights(depthwise, None, np.zeros((out, mid, 1, 1), np.float32), None)
+
+
+def _model(problem: Problem, weights: Weights) -> bytes:
+    """The layer as a TFLite model from (N, H, W, C) to (N, OH, OW, OC), f32."""
+    batch, channels, height, width = problem.input_shape
+    top, bottom, left, right = problem.padding
+    graph = _Graph()
+    x = y = graph.tensor((batch, height, width, channels))
+    if any(problem.padding):
+        # XNNPACK takes it into the convolution, even if one-sided: nothing is copied.
+        sides = np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32)
+        padded = (batch, height + top + bottom, width + left + right, channels)
+        y = graph.add("PAD", [y, graph.constant(sides)], padded, "PadOptions")
+    (stride_h, stride_w), (dilation_h, dilation_w) = problem.stride, problem.dilation
+    y = _convolution(
+        graph,
+        "DEPTHWISE_CONV_2D",
+        [y, graph.constant(weights.depthwise.transpose(1, 2, 3, 0))],
+        weights.depthwise_bias,
+        (batch, problem.out_height, problem.out_width, problem.mid_channels),
+        problem.activations[0],
+        "DepthwiseConv2DOptions",
+        depthMultiplier=problem.channel_multiplier,
+        strideH=stride_h,
+        strideW=stride_w,
+        dilationHFactor=dilation_h,
+        dilationWFactor=dilation_w,
+    )
+    y = _convolution(
+        graph,
+        "CONV_2D",
+        [y, graph.constant(weights.pointwise.transpose(0, 2, 3, 1))],
+        weights.pointwise_bias,
+        (batch, problem.out_height, problem.out_width, problem.out_channels),
+        problem.activations[1],
+        "Conv2DOptions",
+        strideH=1,
+        strideW=1,
+    )
+    return graph.serialize(x, y)
+
+
+def _convolution(
+    graph: _Graph,
+    operator: str,
+    inputs: list[int],
+    bias: Array | None,
+    shape: tuple[int, ...],
+    activation: str,
+    kind: str,
+    **options: int,
+) -> int:
+    """A convolution without padding, and its activation; shape is (N, OH, OW, channels)."""
+    # LiteRT refuses a convolution without a bias; its own converter writes zeros as well.
+    bias = np.zeros(shape[-1], np.float32) if bias is None else bias
+    fused = graph.number("ActivationFunctionType", _FUSED.get(activation, "NONE"))
+    options |= {"padding": graph.number("Padding", "VALID"), "fusedActivationFunction": fused}
+    y = graph.add(operator, [*inputs, graph.constant(bias)], shape, kind, **options)
+    if activation == "silu":
+        return graph.add("MUL", [y, graph.add("LOGISTIC", [y], shape)], shape, "MulOptions")
+    if activation == "hardswish":
+        return graph.add("HARD_SWISH", [y], shape, "HardSwishOptions")
+    if activation == "gelu":
+        return graph.add("GELU", [y], shape, "GeluOptions", approximate=False)
+    return y
+
+
+class _Graph:
+    """A TFLite model that is being put together; its tensors go by their indices."""
+
+    def __init__(self) -> None:
+        from ai_edge_litert import schema_py_generated
+
+        self._schema: Any = schema_py_generated
+        self._buffers = [self._schema.BufferT()]  # the first one means that there is no data
+        self._tensors: list[Any] = []
+        self._operators: list[Any] = []
+        self._names: list[str] = []
+
+    def number(self, enumeration: str, name: str) -> int:
+        value: int = getattr(getattr(self._schema, enumeration), name)
+        return value
+
+    def tensor(self, shape: Sequence[int], dtype: str = "FLOAT32", buffer: int = 0) -> int:
+        dtype_number = self.number("TensorType", dtype)
+        self._tensors.append(
+            self._table("Tensor", shape=list(shape), type=dtype_number, buffer=buffer)
         )
+        return len(self._tensors) - 1
+
+    def constant(self, array: NDArray[Any]) -> int:
+        data = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+        self._buffers.append(self._table("Buffer", data=data))
+        return self.tensor(array.shape, array.dtype.name.upper(), len(self._buffers) - 1)
+
+    def add(
+        self, operator: str, inputs: list[int], shape: Sequence[int], kind: str = "", **options: int
+    ) -> int:
+        """An operator with options of the kind; its result's tensor, f32 of the shape."""
+        y = self.tensor(shape)
+        if operator not in self._names:
+            self._names.append(operator)
+        fields = {"opcodeIndex": self._names.index(operator), "inputs": inputs, "outputs": [y]}
+        if kind:
+            fields["builtinOptionsType"] = self.number("BuiltinOptions", kind)
+            fields["builtinOptions"] = self._table(kind, **options)
+        self._operators.append(self._table("Operator", **fields))
+        return y
+
+    def serialize(self, x: int, y: int) -> bytes:
+        """The model's bytes, from input x to output y."""
+        import flatbuffers
+
+        codes = []
+        for name in self._names:
+            code = self.number("BuiltinOperator", name)
+            # The old field is one byte; 127 in it points to the new one.
+            codes.append(
+                self._table("OperatorCode", builtinCode=code, deprecatedBuiltinCode=min(code, 127))
+            )
+        graph = self._table(
+            "SubGraph", tensors=self._tensors, operators=self._operators, inputs=[x], outputs=[y]
+        )
+        model = self._table(
+            "Model", version=3, subgraphs=[graph], operatorCodes=codes, buffers=self._buffers
+        )
+        builder = flatbuffers.Builder(0)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def _table(self, name: str, **fields: Any) -> Any:
+        table = getattr(self._schema, f"{name}T")()
+        for field, value in fields.items():
+            setattr(table, field, value)
+        return table
