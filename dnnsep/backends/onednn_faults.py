@@ -1,7 +1,7 @@
 """Problems that oneDNN gets wrong or never finishes, found by this project's own tests.
 
-Seen alike with oneDNN 3.7.1, 3.7.2 and 3.12.0 on AVX-512 CPUs. A backend that would run into one
-refuses the problem.
+Seen alike with oneDNN 3.7.1, 3.7.2 and 3.12.0, the hang in OpenVINO 2026.4 too, on AVX-512 CPUs.
+A backend that would run into one refuses the problem.
 """
 
 from __future__ import annotations
