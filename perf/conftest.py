@@ -34,7 +34,7 @@ VERDICTS = pytest.StashKey[list[Comparison]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("dnnsep")
     group.addoption("--baseline", type=Path, help="fail where a layer is slower than in this file")
-    group.addoption("--visits", type=int, default=5, help="measure every layer so many times")
+    group.addoption("--visits", type=int, default=8, help="measure every layer so many times")
 
 
 def pytest_configure(config: pytest.Config) -> None:

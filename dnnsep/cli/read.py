@@ -38,7 +38,7 @@ def compare(
     """Say for each case whether NEW is the same as BASE, faster, slower or unsure.
 
     A case is called faster or slower when a rank test of the visits finds a difference and it is
-    beyond the threshold: measure both with `dnnsep sweep … --visits 5`.
+    beyond the threshold: measure both with `dnnsep sweep … --visits 8`.
     """
     from dnnsep.report import compare_table
     from dnnsep.report.compare import compare as compare_results

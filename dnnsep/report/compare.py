@@ -16,12 +16,12 @@ from dnnsep.sweep.stats import Round
 
 Normalize = Literal["time", "roof"]
 
-# A rank test of five visits against five reaches this only when they are all on one side.
-_SIGNIFICANCE = 0.01
+# A rank test of four visits against four reaches this only when they are all on one side.
+_SIGNIFICANCE = 0.05
 _CONFIDENCE = 0.95
 
 # With fewer visits on a side no rank test of visits can be significant.
-MIN_VISITS = 5
+MIN_VISITS = 4
 
 # How far a round's control may be from the best one's for the machine to be in the same state.
 _MAX_BUSY = 1.1
