@@ -68,7 +68,7 @@ def test_layer(
     assert correct, finding
 
     benchmark.group = str(problem)
-    control = calibrator.control()
+    before = calibrator.control()
     with torch.no_grad():
         benchmark.pedantic(executor, args=(x,), rounds=_CALLS, warmup_rounds=20)  # type: ignore[no-untyped-call]
     if benchmark.stats is None:  # --benchmark-disable
@@ -81,7 +81,8 @@ def test_layer(
         threads=case.threads,
         dtype=problem.dtype,
         visit=visit,
-        control=control.model_dump(),
+        before=before.model_dump(),
+        after=calibrator.control().model_dump(),
         impls=[f"{p.kind}:{p.impl}" for p in log.primitives],
         flops=flops,
         gflops=flops / benchmark.stats["median"] / 1e9,

@@ -1,4 +1,8 @@
-"""Whether one set of results is faster or slower than another, case by case. Reads results only."""
+"""Whether one set of results is faster or slower than another, case by case. Reads results only.
+
+On a shared machine a time says as much about the neighbours as about the code. So only rounds with
+the machine in the same state are compared, by their fastest calls relative to the control loop.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,10 @@ _CONFIDENCE = 0.95
 # With fewer visits on a side no rank test of visits can be significant.
 MIN_VISITS = 4
 
-# How far a round's control may be from the best one's for the machine to be in the same state.
-_MAX_BUSY = 1.1
+# How much longer than at best the multiply-adds around a round may take: beyond, others had the
+# cores. And how much longer than at best a cache line may take from core to core for these to be
+# near each other; there is nothing between near and far.
+_MAX_BUSY = 1.15
 _MAX_HANDOVER = 2.0
 
 # Within one visit the state the machine happens to be in passes for an effect; on a shared virtual
@@ -122,7 +128,7 @@ def _compare(
     if base.time is None:
         return say(Verdict.FIXED, f"was {base.status}: {base.reason}")
     impls = (base.impls, new.impls) if base.impls != new.impls else None
-    before, after = _quiet_rounds(base, new, how)
+    before, after = _like_rounds(base, new, how)
     repeated = min(_visits(before), _visits(after)) >= MIN_VISITS
     if not repeated:
         before, after = base.rounds, new.rounds
@@ -139,24 +145,40 @@ class _Effect:
     p_value: float
 
 
-def _quiet_rounds(
+def _like_rounds(
     base: Record, new: Record, how: Normalize
 ) -> tuple[Sequence[Round], Sequence[Round]]:
-    """Both sides' rounds in which the machine was as it is at its best: like with like.
+    """Both sides' rounds with the machine in the same state: the cores near each other or far.
 
-    One measure for both sides, so that it favours none; between machines each has its own.
+    Of the two states the one in which the side with fewer visits has more of them. One measure for
+    both sides, so that it favours none; between machines each has its own.
     """
     together = [*base.rounds, *new.rounds]
     first, second = (together, together) if how == "time" else (base.rounds, new.rounds)
-    return _like_the_best(base.rounds, first), _like_the_best(new.rounds, second)
+    before, after = _by_state(base.rounds, first), _by_state(new.rounds, second)
+    states = [(before[state], after[state]) for state in ("near", "far")]
+    return max(states, key=lambda pair: min(_visits(pair[0]), _visits(pair[1])))
 
 
-def _like_the_best(rounds: Sequence[Round], among: Sequence[Round]) -> Sequence[Round]:
-    busy = _MAX_BUSY * min(r.control.busy_us for r in among)
-    handover = _MAX_HANDOVER * min(r.control.handover_ns or 0 for r in among)
-    return [
-        r for r in rounds if r.control.busy_us <= busy and (r.control.handover_ns or 0) <= handover
-    ]
+def _by_state(rounds: Sequence[Round], among: Sequence[Round]) -> dict[str, list[Round]]:
+    """The rounds in which others left the machine alone, by the state it was in all along."""
+    busy = _MAX_BUSY * min(r.busy_us for r in among)
+    near = _MAX_HANDOVER * min(_handovers(r)[0] for r in among)
+    found: dict[str, list[Round]] = {"near": [], "far": []}
+    for turn in rounds:
+        low, high = _handovers(turn)
+        if max(turn.before.busy_us, turn.after.busy_us) > busy:
+            continue
+        if high <= near:
+            found["near"].append(turn)
+        elif low > near:
+            found["far"].append(turn)
+    return found
+
+
+def _handovers(turn: Round) -> tuple[float, float]:
+    low, high = sorted(c.handover_ns or 0.0 for c in (turn.before, turn.after))
+    return low, high
 
 
 def _visits(rounds: Sequence[Round]) -> int:
@@ -164,14 +186,18 @@ def _visits(rounds: Sequence[Round]) -> int:
 
 
 def _values(record: Record, rounds: Sequence[Round], how: Normalize, repeated: bool) -> list[float]:
-    """A value for each visit, or, where there are too few of these, for each round."""
+    """A value for each visit, or, where there are too few of these, for each round.
+
+    The fastest call counts, in units of the multiply-adds' time around it: what the others on a
+    shared machine add to a call is never negative, and the clock slows both alike.
+    """
     scale = record.roof.gflops / record.flops if how == "roof" and record.roof else 1.0
-    visits: dict[int, list[float]] = {}
-    for turn in rounds:
-        visits.setdefault(turn.visit, []).append(turn.median_us * scale)
-    if repeated:
-        return [float(np.median(values)) for values in visits.values()]
-    return [value for values in visits.values() for value in values]
+    scale *= min(r.busy_us for r in record.rounds) if how == "roof" else 1.0
+    groups: dict[int, list[float]] = {}
+    for index, turn in enumerate(rounds):
+        group = groups.setdefault(turn.visit if repeated else index, [])
+        group.append(min(turn.calls_us) / turn.busy_us * scale)
+    return [min(group) for group in groups.values()]
 
 
 def _effect(base: Sequence[float], new: Sequence[float]) -> _Effect:

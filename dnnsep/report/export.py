@@ -110,7 +110,7 @@ def _samples_of(record: Record) -> Iterator[dict[str, Any]]:
                 "round": index,
                 "call": call,
                 "us": us,
-                "control_us": turn.control.busy_us,
+                "control_us": turn.busy_us,
             }
 
 

@@ -56,7 +56,7 @@ def of_benchmarks(benchmarks: Sequence[dict[str, Any]], machine: dict[str, Any])
 def _record(entry: dict[str, Any], roofs: dict[int, Roofs]) -> Record:
     info = entry["extra_info"]
     calls = [1e6 * seconds for seconds in entry["stats"]["data"]]
-    turn = Round(visit=info["visit"], control=info["control"], calls_us=calls)
+    turn = Round(visit=info["visit"], before=info["before"], after=info["after"], calls_us=calls)
     time = Stats.of([turn])
     measured = roofs.get(info["threads"])
     return Record(

@@ -81,7 +81,7 @@ class Results(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Literal["dnnsep-sweep"] = "dnnsep-sweep"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     title: str
     created: str = Field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat("T", "seconds")

@@ -16,7 +16,7 @@ from dnnsep.sweep.config import Case
 from dnnsep.sweep.machine import cpus_for
 from dnnsep.sweep.results import Key, Record
 from dnnsep.sweep.roofs import Roofs
-from dnnsep.sweep.stats import Control, Round, Stats
+from dnnsep.sweep.stats import Round, Stats
 from dnnsep.sweep.warnings import Load, ratio_to_other_cache, warnings_of
 
 # Turns each backend gets before a visit may end: A B C A B C …, so that drift of the machine hits
@@ -180,14 +180,21 @@ class Runner:
         effort = self._effort
         calibrator = self._calibrator(case.threads)
         load = Load([c.pid for c in self._clients.values() if c.alive])
+        control = calibrator.control()
         turns = 0
         while going := [entry for entry in entries if entry.record is None]:
             if turns >= MIN_ROUNDS and all(entry.precise(effort.precision) for entry in going):
                 break
-            control = calibrator.control()
-            asked = [entry for entry in going if self._burst(case, entry, visit, control)]
+            asked = [entry for entry in going if not self._is_over(entry)]
             if not asked:
                 break
+            for entry in asked:
+                calls = self._burst(case, entry)
+                before, control = control, calibrator.control()
+                for target, calls_us in calls.items():
+                    entry.rounds[target].append(
+                        Round(visit=visit, before=before, after=control, calls_us=calls_us)
+                    )
             turns += 1
         load.stop()
         if self._probe_cache:
@@ -195,24 +202,26 @@ class Runner:
                 self._probe_other_cache(case, entry)
         return load
 
-    def _burst(self, case: Case, entry: _Entry, visit: int, control: Control) -> bool:
-        """One round of an entry; False if its time is up."""
-        assert entry.client is not None
-        effort = self._effort
+    def _is_over(self, entry: _Entry) -> bool:
+        """Whether an entry has had its time."""
         rounds = len(entry.rounds["all"])
         limit = 1.0 if rounds >= MIN_ROUNDS else _PATIENCE
-        if rounds >= 3 and entry.seconds >= limit * effort.seconds:
-            return False
-        seconds = min(_BURST, effort.seconds / _BURSTS)
+        return rounds >= 3 and entry.seconds >= limit * self._effort.seconds
+
+    def _burst(self, case: Case, entry: _Entry) -> dict[str, list[float]]:
+        """The times of a burst of calls of each of an entry's targets; empty if its worker ends."""
+        assert entry.client is not None
+        seconds = min(_BURST, self._effort.seconds / _BURSTS)
+        calls: dict[str, list[float]] = {}
         try:
-            for target, measured in entry.rounds.items():
+            for target in entry.rounds:
                 answer = entry.client.ask("time", target=target, seconds=seconds, cache=case.cache)
                 entry.peak_memory = answer["peak_memory_bytes"]
-                measured.append(Round(visit=visit, control=control, calls_us=answer["calls_us"]))
+                calls[target] = answer["calls_us"]
         except WorkerError as error:
             entry.record = _record(case, entry.backend, status="failed", reason=str(error))
-            return False
-        return True
+            return {}
+        return calls
 
     def _probe_other_cache(self, case: Case, entry: _Entry) -> None:
         assert entry.client is not None

@@ -15,7 +15,7 @@ MIN_ROUNDS = 6
 
 
 class Control(BaseModel):
-    """How the machine did just before a round, on the threads the round used.
+    """How the machine did at a moment, on the threads that a round uses.
 
     ``busy_us`` is the time of a fixed number of multiply-adds on every thread: longer at a lower
     clock, or when others use the cores. ``handover_ns`` is the time a cache line takes from one
@@ -30,7 +30,7 @@ class Control(BaseModel):
 
 
 class Round(BaseModel):
-    """A burst of calls one after the other, in microseconds each, with the machine's state.
+    """A burst of calls one after the other, in microseconds each, between two controls.
 
     Calls of one round share what the machine was doing at the time, so rounds, not calls, are the
     independent observations. ``visit`` counts the times the sweep came to the problem, from 0.
@@ -39,12 +39,18 @@ class Round(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     visit: int
-    control: Control
+    before: Control
+    after: Control
     calls_us: list[float]
 
     @property
     def median_us(self) -> float:
         return float(np.median(self.calls_us))
+
+    @property
+    def busy_us(self) -> float:
+        """Of the multiply-adds, the mean of before and after."""
+        return (self.before.busy_us + self.after.busy_us) / 2
 
 
 class Stats(BaseModel):

@@ -91,8 +91,8 @@ def warnings_of(
 
 def _drift(rounds: Sequence[Round]) -> list[str]:
     """Changes of the machine from the start to the end of the last visit."""
-    visit = [r.control for r in rounds if r.visit == rounds[-1].visit]
-    first, last = visit[0], visit[-1]
+    visit = [r for r in rounds if r.visit == rounds[-1].visit]
+    first, last = visit[0].before, visit[-1].after
     found = []
     if abs(last.busy_us / first.busy_us - 1) > _MAX_DRIFT:
         change = last.busy_us / first.busy_us - 1

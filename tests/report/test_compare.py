@@ -94,7 +94,9 @@ def test_only_rounds_in_the_same_state_of_the_machine_are_compared() -> None:
     assert _verdict(with_far(1), with_far(20)) is Verdict.SAME
     only_far = _record(rng, 130)
     only_far = only_far.model_copy(
-        update={"rounds": [r.model_copy(update={"control": far}) for r in only_far.rounds]}
+        update={
+            "rounds": [r.model_copy(update={"before": far, "after": far}) for r in only_far.rounds]
+        }
     )
     (comparison,) = compare(_results(_record(rng)), _results(only_far))
     assert comparison.verdict is Verdict.UNSURE
@@ -173,9 +175,10 @@ def test_formats() -> None:
 
 
 def _benchmark(visit: int, seconds: float) -> dict[str, object]:
+    control = {"busy_us": 400.0, "handover_ns": None}
     info = {
         "problem": PROBLEM, "name": "layer", "backend": "onednn", "threads": 2, "visit": visit,
-        "control": {"busy_us": 400.0, "handover_ns": None}, "impls": [], "flops": 1_000_000,
+        "before": control, "after": control, "impls": [], "flops": 1_000_000,
     }  # fmt: skip
     return {"extra_info": info, "stats": {"data": [seconds, seconds, seconds]}}
 

@@ -13,7 +13,7 @@ QUIET = Control(busy_us=400, handover_ns=25)
 def rounds_of(
     calls: Sequence[Sequence[float]], visit: int = 0, control: Control = QUIET
 ) -> list[Round]:
-    return [Round(visit=visit, control=control, calls_us=list(c)) for c in calls]
+    return [Round(visit=visit, before=control, after=control, calls_us=list(c)) for c in calls]
 
 
 def small_roofs(threads: int) -> Roofs:

@@ -54,7 +54,7 @@ def test_save_and_load(tmp_path: Path) -> None:
         ("{", "Invalid JSON"),
         ("{}", "title: Field required"),
         ('{"format": "other"}', "format: Input should be 'dnnsep-sweep'"),
-        ('{"version": 9}', "version: Input should be 2"),
+        ('{"version": 9}', "version: Input should be 3"),
     ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path: Path, text: str, error: str) -> None:

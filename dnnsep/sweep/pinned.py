@@ -1,0 +1,48 @@
+"""Threads that stay on their CPUs and start together."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter_ns
+
+import numpy as np
+
+
+class PinnedThreads:
+    """A thread on each of ``cpus``, pinned where the OS allows. Use as a context manager."""
+
+    def __init__(self, cpus: list[int]) -> None:
+        self.cpus = cpus
+        self._pool = ThreadPoolExecutor(len(cpus))
+        self._barrier = threading.Barrier(len(cpus))
+
+    def __len__(self) -> int:
+        return len(self.cpus)
+
+    def __enter__(self) -> PinnedThreads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def together(self, run: Callable[[int], None]) -> list[float]:
+        """Nanoseconds of run(i) on each thread i, all started at once."""
+
+        def one(i: int) -> float:
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, {self.cpus[i]})
+            self._barrier.wait()
+            start = perf_counter_ns()
+            run(i)
+            return perf_counter_ns() - start
+
+        return list(self._pool.map(one, range(len(self))))
+
+
+def aligned_bytes(size: int) -> np.ndarray:
+    """``size`` bytes that start at a cache line, all touched."""
+    memory = np.ones(size + 64, np.uint8)
+    return memory[-memory.ctypes.data % 64 :][:size]
