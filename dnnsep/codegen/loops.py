@@ -31,6 +31,11 @@ _INSTRUCTIONS = {
 }
 
 
+def bytes_per_step() -> int:
+    """What ``read_loop`` reads, and ``copy_loop`` reads and writes, in a step."""
+    return VECTORS_PER_STEP * vector_lanes() * 4
+
+
 def vector_lanes() -> int:
     """32-bit lanes of this CPU's widest vectors. Raises RuntimeError below AVX2 with FMA."""
     features = cpu_features()

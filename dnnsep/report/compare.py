@@ -27,10 +27,11 @@ _CONFIDENCE = 0.95
 # With fewer visits on a side no rank test of visits can be significant.
 MIN_VISITS = 4
 
-# How much longer than at best the multiply-adds around a round may take: beyond, others had the
-# cores. And how much longer than at best a cache line may take from core to core for these to be
-# near each other; there is nothing between near and far.
+# How much longer than at best the control loops around a round may take: beyond, others had the
+# cores, or part of each. And how much longer than at best a cache line may take from core to core
+# for these to be near each other; there is nothing between near and far.
 _MAX_BUSY = 1.15
+_MAX_LOADS = 1.12
 _MAX_HANDOVER = 2.0
 
 # Within one visit the state the machine happens to be in passes for an effect; on a shared virtual
@@ -162,12 +163,14 @@ def _like_rounds(
 
 def _by_state(rounds: Sequence[Round], among: Sequence[Round]) -> dict[str, list[Round]]:
     """The rounds in which others left the machine alone, by the state it was in all along."""
-    busy = _MAX_BUSY * min(r.busy_us for r in among)
+    controls = [control for turn in among for control in (turn.before, turn.after)]
+    busy = _MAX_BUSY * min(control.busy_us for control in controls)
+    loads = _MAX_LOADS * min(control.loads_us for control in controls)
     near = _MAX_HANDOVER * min(_handovers(r)[0] for r in among)
     found: dict[str, list[Round]] = {"near": [], "far": []}
     for turn in rounds:
         low, high = _handovers(turn)
-        if max(turn.before.busy_us, turn.after.busy_us) > busy:
+        if any(c.busy_us > busy or c.loads_us > loads for c in (turn.before, turn.after)):
             continue
         if high <= near:
             found["near"].append(turn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from time import sleep
 from typing import TYPE_CHECKING
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 # The control: long enough for Python's part in it not to count. Other workers' idle OpenMP threads
 # spin for some milliseconds before they sleep.
 _CONTROL_OPERATIONS = 1e8
+_CONTROL_BYTES = 2.5e8
 _CONTROL_SLICES = 3
+_L1_BYTES = 24 * 1024
 _TURNS = 500
 _LINES = 15
 _LINE_DISTANCE = 4096 + 64
@@ -49,12 +52,16 @@ class Calibrator:
     def control(self) -> Control:
         """How the machine does at this moment, in about ten milliseconds."""
         sleep(_SETTLE_SECONDS)
-        steps, loop, buffers = self._multiply_adds
-        busy = min(
-            max(self._threads.together(lambda i: loop(steps, buffers[i].ctypes.data)))
-            for _ in range(_CONTROL_SLICES)
+        return Control(
+            busy_us=self._slowest_us(self._multiply_adds),
+            loads_us=self._slowest_us(self._loads),
+            handover_ns=self._handover_ns(),
         )
-        return Control(busy_us=round(busy / 1000, 2), handover_ns=self._handover_ns())
+
+    def _slowest_us(self, run: Callable[[int], None]) -> float:
+        """The slowest thread's time, in the best of some slices."""
+        times = (max(self._threads.together(run)) for _ in range(_CONTROL_SLICES))
+        return round(min(times) / 1000, 2)
 
     def _handover_ns(self) -> float | None:
         """The median over cache lines: how far a line's home is from the cores differs."""
@@ -84,11 +91,26 @@ class Calibrator:
 
         return loops.token_ring()
 
+    # Both are counted in work, not in time, so that it is the same in every sweep.
+
     @cached_property
-    def _multiply_adds(self) -> tuple[int, Function, list[np.ndarray]]:
+    def _multiply_adds(self) -> Callable[[int], None]:
         from dnnsep.codegen import loops
         from dnnsep.sweep.roofmeter import operands
 
-        # Counted in operations, not in time, so that it is the same work in every sweep.
+        loop, buffers = loops.multiply_add_loop("f32"), [operands() for _ in self._threads.cpus]
         steps = int(_CONTROL_OPERATIONS / loops.operations_per_step("f32"))
-        return steps, loops.multiply_add_loop("f32"), [operands() for _ in self._threads.cpus]
+        return lambda i: loop(steps, buffers[i].ctypes.data)
+
+    @cached_property
+    def _loads(self) -> Callable[[int], None]:
+        from dnnsep.codegen import loops
+
+        loop, step_bytes = loops.read_loop(), loops.bytes_per_step()
+        steps, whole = int(_CONTROL_BYTES / step_bytes), _L1_BYTES // step_bytes
+        addresses = [buffer.ctypes.data for buffer in self._load_buffers]
+        return lambda i: loop(steps, whole, addresses[i], addresses[i])
+
+    @cached_property
+    def _load_buffers(self) -> list[np.ndarray]:
+        return [aligned_bytes(_L1_BYTES) for _ in self._threads.cpus]

@@ -141,7 +141,7 @@ def _bandwidth(
     threads: PinnedThreads, loop: Callable[..., object], size: int, streams: int
 ) -> _Meter:
     """Of a loop over ``streams`` buffers of ``size`` bytes each a thread."""
-    step_bytes = loops.VECTORS_PER_STEP * loops.vector_lanes() * 4
+    step_bytes = loops.bytes_per_step()
     whole = size // step_bytes
     buffers = [[aligned_bytes(whole * step_bytes) for _ in range(2)] for _ in threads.cpus]
 

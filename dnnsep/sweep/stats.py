@@ -18,7 +18,9 @@ class Control(BaseModel):
     """How the machine did at a moment, on the threads that a round uses.
 
     ``busy_us`` is the time of a fixed number of multiply-adds on every thread: longer at a lower
-    clock, or when others use the cores. ``handover_ns`` is the time a cache line takes from one
+    clock, or when others use the cores. ``loads_us`` is the time of a fixed number of loads from
+    the innermost cache: longer when another hardware thread of the same core loads too, which
+    multiply-adds hardly notice. ``handover_ns`` is the time a cache line takes from one
     thread's core to the next one's (None with one thread): virtual machines move between cores
     that share a cache and cores that do not.
     """
@@ -26,6 +28,7 @@ class Control(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     busy_us: float
+    loads_us: float
     handover_ns: float | None
 
 

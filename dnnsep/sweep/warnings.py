@@ -15,6 +15,7 @@ _MAX_SPREAD = 0.10
 _MAX_OTHERS = 0.05
 _MAX_STEAL = 0.02
 _MAX_DRIFT = 0.05
+_MAX_LOADS_RATIO = 1.2
 _MAX_HANDOVER_RATIO = 1.5
 _MAX_CACHE_RATIO = 1.5
 
@@ -97,6 +98,12 @@ def _drift(rounds: Sequence[Round]) -> list[str]:
     if abs(last.busy_us / first.busy_us - 1) > _MAX_DRIFT:
         change = last.busy_us / first.busy_us - 1
         found.append(f"clock: the control loop took {change:+.0%} at the end of the case")
+    loads = [control.loads_us for turn in visit for control in (turn.before, turn.after)]
+    if max(loads) > _MAX_LOADS_RATIO * min(loads):
+        found.append(
+            f"neighbour: loads took {max(loads) / min(loads) - 1:.0%} longer at times, as when "
+            "another hardware thread of the core is busy"
+        )
     if first.handover_ns and last.handover_ns:
         low, high = sorted((first.handover_ns, last.handover_ns))
         if high / low > _MAX_HANDOVER_RATIO:

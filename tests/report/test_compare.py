@@ -82,7 +82,7 @@ def test_few_visits_call_nothing_but_the_obvious() -> None:
 def test_only_rounds_in_the_same_state_of_the_machine_are_compared() -> None:
     """Visits with the cores far apart are slower on both sides, and more of them on one."""
     rng = np.random.default_rng(7)
-    far = Control(busy_us=400, handover_ns=200)
+    far = Control(busy_us=400, loads_us=500, handover_ns=200)
 
     def with_far(visits: int) -> Record:
         near = _record(rng, visits=6)
@@ -175,7 +175,7 @@ def test_formats() -> None:
 
 
 def _benchmark(visit: int, seconds: float) -> dict[str, object]:
-    control = {"busy_us": 400.0, "handover_ns": None}
+    control = {"busy_us": 400.0, "loads_us": 500.0, "handover_ns": None}
     info = {
         "problem": PROBLEM, "name": "layer", "backend": "onednn", "threads": 2, "visit": visit,
         "before": control, "after": control, "impls": [], "flops": 1_000_000,

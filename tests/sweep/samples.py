@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dnnsep.sweep.roofs import MemoryLevel, Roofs
 from dnnsep.sweep.stats import Control, Round
 
-QUIET = Control(busy_us=400, handover_ns=25)
+QUIET = Control(busy_us=400, loads_us=500, handover_ns=25)
 
 
 def rounds_of(

@@ -54,6 +54,7 @@ def test_measured_roofs_make_sense() -> None:
     bandwidths = [level.gbs for level in roofs.memory]
     assert bandwidths[0] >= bandwidths[-1] > 1
     assert control.busy_us > 0
+    assert control.loads_us > 0
     assert control.handover_ns is None
 
 

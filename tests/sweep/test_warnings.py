@@ -24,8 +24,9 @@ def test_a_steady_record_has_no_warning() -> None:
 @pytest.mark.parametrize(
     ("control", "kind"),
     [
-        (Control(busy_us=440, handover_ns=25), "clock"),
-        (Control(busy_us=400, handover_ns=60), "cores"),
+        (Control(busy_us=440, loads_us=500, handover_ns=25), "clock"),
+        (Control(busy_us=400, loads_us=500, handover_ns=60), "cores"),
+        (Control(busy_us=400, loads_us=650, handover_ns=25), "neighbour"),
     ],
 )
 def test_a_machine_that_changes(control: Control, kind: str) -> None:
