@@ -16,26 +16,18 @@ from typing import Literal
 import numpy as np
 
 from dnnsep.sweep.results import Key, Record, Results
-from dnnsep.sweep.stats import Round
+from dnnsep.sweep.stats import Control, Round
 
 Normalize = Literal["time", "roof"]
 
-# A rank test of four visits against four reaches this only when they are all on one side.
 _SIGNIFICANCE = 0.05
 _CONFIDENCE = 0.95
 
-# With fewer visits on a side no rank test of visits can be significant.
+# A rank test of four visits against four is significant only when they are all on one side.
 MIN_VISITS = 4
 
-# How much longer than at best the control loops around a round may take: beyond, others had the
-# cores, or part of each. And how much longer than at best a cache line may take from core to core
-# for these to be near each other; there is nothing between near and far.
-_MAX_BUSY = 1.15
-_MAX_LOADS = 1.12
-_MAX_HANDOVER = 2.0
-
-# Within one visit the state the machine happens to be in passes for an effect; on a shared virtual
-# machine, 30 %. Only a difference beyond any such state is called on fewer visits.
+# With fewer visits the state the machine happens to be in passes for an effect; on a shared
+# virtual machine, 30 %. Only a difference beyond any such state is called then.
 _UNREPEATED_THRESHOLD = 0.5
 
 
@@ -84,8 +76,13 @@ def compare(
     before = {record.key: record for record in base.records}
     after = {record.key: record for record in new.records}
     limit = thresholds or (lambda key: threshold)
+    # One measure of quiet for both sides, so that it favours none; between machines each its own.
+    sides = (base.records, new.records)
+    if how == "time":
+        sides = ([*base.records, *new.records],) * 2
+    quiet = (_quietest(sides[0]), _quietest(sides[1]))
     return [
-        _compare(key, before.get(key), after.get(key), limit(key), how)
+        _compare(key, before.get(key), after.get(key), limit(key), how, quiet)
         for key in dict.fromkeys([*after, *before])
     ]
 
@@ -108,7 +105,12 @@ def same_machine(base: Results, new: Results) -> bool:
 
 
 def _compare(
-    key: Key, base: Record | None, new: Record | None, threshold: float, how: Normalize
+    key: Key,
+    base: Record | None,
+    new: Record | None,
+    threshold: float,
+    how: Normalize,
+    quiet: tuple[dict[int, Control], dict[int, Control]],
 ) -> Comparison:
     some = new or base
     assert some is not None
@@ -129,11 +131,15 @@ def _compare(
     if base.time is None:
         return say(Verdict.FIXED, f"was {base.status}: {base.reason}")
     impls = (base.impls, new.impls) if base.impls != new.impls else None
-    before, after = _like_rounds(base, new, how)
+    states = [quietest[some.threads] for quietest in quiet]
+    before, after = _like_rounds(base.rounds, new.rounds, *states)
     repeated = min(_visits(before), _visits(after)) >= MIN_VISITS
     if not repeated:
         before, after = base.rounds, new.rounds
-    effect = _effect(_values(base, before, how, repeated), _values(new, after, how, repeated))
+    effect = _effect(
+        _values(base, before, how, states[0], repeated),
+        _values(new, after, how, states[1], repeated),
+    )
     verdict, reason = _judge(effect, threshold, repeated)
     return Comparison(key, name, verdict, reason, effect.ratio, effect.low, effect.high, impls)
 
@@ -146,61 +152,55 @@ class _Effect:
     p_value: float
 
 
+def _quietest(records: Sequence[Record]) -> dict[int, Control]:
+    """By threads, the best that each control was in any of the records."""
+    controls: dict[int, list[Control]] = {}
+    for record in records:
+        seen = (control for turn in record.rounds for control in (turn.before, turn.after))
+        controls.setdefault(record.threads, []).extend(seen)
+    return {threads: Control.best(of) for threads, of in controls.items() if of}
+
+
 def _like_rounds(
-    base: Record, new: Record, how: Normalize
+    base: Sequence[Round], new: Sequence[Round], base_quiet: Control, new_quiet: Control
 ) -> tuple[Sequence[Round], Sequence[Round]]:
-    """Both sides' rounds with the machine in the same state: the cores near each other or far.
-
-    Of the two states the one in which the side with fewer visits has more of them. One measure for
-    both sides, so that it favours none; between machines each has its own.
-    """
-    together = [*base.rounds, *new.rounds]
-    first, second = (together, together) if how == "time" else (base.rounds, new.rounds)
-    before, after = _by_state(base.rounds, first), _by_state(new.rounds, second)
-    states = [(before[state], after[state]) for state in ("near", "far")]
-    return max(states, key=lambda pair: min(_visits(pair[0]), _visits(pair[1])))
-
-
-def _by_state(rounds: Sequence[Round], among: Sequence[Round]) -> dict[str, list[Round]]:
-    """The rounds in which others left the machine alone, by the state it was in all along."""
-    controls = [control for turn in among for control in (turn.before, turn.after)]
-    busy = _MAX_BUSY * min(control.busy_us for control in controls)
-    loads = _MAX_LOADS * min(control.loads_us for control in controls)
-    near = _MAX_HANDOVER * min(_handovers(r)[0] for r in among)
-    found: dict[str, list[Round]] = {"near": [], "far": []}
-    for turn in rounds:
-        low, high = _handovers(turn)
-        if any(c.busy_us > busy or c.loads_us > loads for c in (turn.before, turn.after)):
-            continue
-        if high <= near:
-            found["near"].append(turn)
-        elif low > near:
-            found["far"].append(turn)
-    return found
-
-
-def _handovers(turn: Round) -> tuple[float, float]:
-    low, high = sorted(c.handover_ns or 0.0 for c in (turn.before, turn.after))
-    return low, high
+    """Both sides' quiet rounds with the cores near each other, or with them far apart: whichever
+    came on more visits of the side where they were fewer."""
+    states = [
+        tuple(
+            [
+                turn
+                for turn in rounds
+                if all(c.quiet(best) and c.near(best) is near for c in (turn.before, turn.after))
+            ]
+            for rounds, best in ((base, base_quiet), (new, new_quiet))
+        )
+        for near in (True, False)
+    ]
+    before, after = max(states, key=lambda pair: min(map(_visits, pair)))
+    return before, after
 
 
 def _visits(rounds: Sequence[Round]) -> int:
     return len({r.visit for r in rounds})
 
 
-def _values(record: Record, rounds: Sequence[Round], how: Normalize, repeated: bool) -> list[float]:
-    """A value for each visit, or, where there are too few of these, for each round.
+def _values(
+    record: Record, rounds: Sequence[Round], how: Normalize, quietest: Control, repeated: bool
+) -> list[float]:
+    """A value for each visit, the median of its rounds', or, with too few visits, for each round.
 
-    The fastest call counts, in units of the multiply-adds' time around it: what the others on a
+    A round's value is its fastest call in units of the multiply-adds around it: what others on a
     shared machine add to a call is never negative, and the clock slows both alike.
     """
-    scale = record.roof.gflops / record.flops if how == "roof" and record.roof else 1.0
-    scale *= min(r.busy_us for r in record.rounds) if how == "roof" else 1.0
+    scale = quietest.busy_us
+    if how == "roof" and record.roof is not None:
+        scale *= record.roof.gflops / record.flops
     groups: dict[int, list[float]] = {}
     for index, turn in enumerate(rounds):
         group = groups.setdefault(turn.visit if repeated else index, [])
         group.append(min(turn.calls_us) / turn.busy_us * scale)
-    return [min(group) for group in groups.values()]
+    return [float(np.median(group)) for group in groups.values()]
 
 
 def _effect(base: Sequence[float], new: Sequence[float]) -> _Effect:
@@ -227,7 +227,7 @@ def _judge(effect: _Effect, threshold: float, repeated: bool) -> tuple[Verdict, 
         return Verdict.SAME, f"within {threshold:.0%}"
     if not repeated and not 1 / (1 + threshold) <= effect.ratio <= 1 + threshold:
         return Verdict.UNSURE, (
-            f"fewer than {MIN_VISITS} visits with the machine in the same state on a side: "
+            f"fewer than {MIN_VISITS} visits with a quiet machine in the same state on a side: "
             f"only a difference of {_UNREPEATED_THRESHOLD:.0%} would be called"
         )
     return Verdict.UNSURE, f"the interval reaches beyond {threshold:.0%}"

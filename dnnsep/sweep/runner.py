@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from dnnsep.cost import cost
@@ -16,7 +17,7 @@ from dnnsep.sweep.config import Case
 from dnnsep.sweep.machine import cpus_for
 from dnnsep.sweep.results import Key, Record
 from dnnsep.sweep.roofs import Roofs
-from dnnsep.sweep.stats import Round, Stats
+from dnnsep.sweep.stats import Control, Round, Stats
 from dnnsep.sweep.warnings import Load, ratio_to_other_cache, warnings_of
 
 # Turns each backend gets before a visit may end: A B C A B C …, so that drift of the machine hits
@@ -26,6 +27,9 @@ MIN_ROUNDS = 8
 # The longest burst, in seconds, and into how many the time for a visit is cut at least.
 _BURST = 0.05
 _BURSTS = 10
+
+# How long a visit waits in all for the machine to be quiet, as a share of its time.
+_WAIT = 1.0
 
 # A backend so slow that its rounds take this many times the budget is stopped after three.
 _PATIENCE = 4
@@ -81,6 +85,7 @@ class Runner:
         self._probe_cache = probe_cache
         self._clients: dict[str, Client] = {}
         self._calibrators: dict[int, Calibrator] = {}
+        self._quietest: dict[int, Control] = {}
         self._unavailable: dict[str, str] = {}
         self.workers: dict[str, dict[str, Any]] = {}
 
@@ -175,12 +180,19 @@ class Runner:
             self._calibrators[threads] = Calibrator(cpus_for(threads))
         return self._calibrators[threads]
 
+    def _control(self, threads: int) -> Control:
+        """The machine now; the best so far is kept."""
+        found = self._calibrator(threads).control()
+        best = self._quietest.get(threads, found)
+        self._quietest[threads] = Control.best([best, found])
+        return found
+
     def _measure(self, case: Case, entries: list[_Entry], visit: int) -> Load:
         """Rounds over the entries until all medians are precise or the time is up."""
         effort = self._effort
-        calibrator = self._calibrator(case.threads)
         load = Load([c.pid for c in self._clients.values() if c.alive])
-        control = calibrator.control()
+        waiting = _WAIT * effort.seconds * len(entries)
+        control = self._control(case.threads)
         turns = 0
         while going := [entry for entry in entries if entry.record is None]:
             if turns >= MIN_ROUNDS and all(entry.precise(effort.precision) for entry in going):
@@ -189,8 +201,12 @@ class Runner:
             if not asked:
                 break
             for entry in asked:
+                while waiting > 0 and not control.quiet(self._quietest[case.threads]):
+                    start = monotonic()
+                    control = self._control(case.threads)
+                    waiting -= monotonic() - start
                 calls = self._burst(case, entry)
-                before, control = control, calibrator.control()
+                before, control = control, self._control(case.threads)
                 for target, calls_us in calls.items():
                     entry.rounds[target].append(
                         Round(visit=visit, before=before, after=control, calls_us=calls_us)

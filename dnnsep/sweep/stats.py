@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,14 @@ CONFIDENCE = 0.95
 
 # With fewer rounds no order statistics enclose the median with 95 % confidence (2 · 2**-6 < 0.05).
 MIN_ROUNDS = 6
+
+
+# How much longer than at best the control's loops take at most on a quiet machine, and how much
+# longer a cache line takes between cores that are near each other: there is nothing between near
+# and far, which differ by 7 times.
+_QUIET_BUSY = 1.15
+_QUIET_LOADS = 1.12
+_NEAR_HANDOVER = 2.0
 
 
 class Control(BaseModel):
@@ -30,6 +38,30 @@ class Control(BaseModel):
     busy_us: float
     loads_us: float
     handover_ns: float | None
+
+    @classmethod
+    def best(cls, controls: Iterable[Control]) -> Control:
+        """The least of each. Raises ValueError without a control."""
+        found = list(controls)
+        handovers = [c.handover_ns for c in found if c.handover_ns is not None]
+        return cls(
+            busy_us=min(c.busy_us for c in found),
+            loads_us=min(c.loads_us for c in found),
+            handover_ns=min(handovers, default=None),
+        )
+
+    def quiet(self, best: Control) -> bool:
+        """Whether others left the cores alone, as far as the best there was shows."""
+        return (
+            self.busy_us <= _QUIET_BUSY * best.busy_us
+            and self.loads_us <= _QUIET_LOADS * best.loads_us
+        )
+
+    def near(self, best: Control) -> bool:
+        """Whether the cores share a cache, or do so as little as they ever did."""
+        if self.handover_ns is None or best.handover_ns is None:
+            return True
+        return self.handover_ns <= _NEAR_HANDOVER * best.handover_ns
 
 
 class Round(BaseModel):

@@ -100,7 +100,7 @@ def test_only_rounds_in_the_same_state_of_the_machine_are_compared() -> None:
     )
     (comparison,) = compare(_results(_record(rng)), _results(only_far))
     assert comparison.verdict is Verdict.UNSURE
-    assert "the machine in the same state" in comparison.reason
+    assert "a quiet machine in the same state" in comparison.reason
 
 
 def test_error_rates() -> None:
