@@ -29,7 +29,7 @@ _BURST = 0.05
 _BURSTS = 10
 
 # How long a visit waits in all for the machine to be quiet, as a share of its time.
-_WAIT = 1.0
+_WAIT = 1.5
 
 # A backend so slow that its rounds take this many times the budget is stopped after three.
 _PATIENCE = 4
