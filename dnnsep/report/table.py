@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from dnnsep.problem import Problem
-from dnnsep.sweep.results import Record, Results
+from dnnsep.sweep.results import Key, Record, Results
 from dnnsep.sweep.stats import geomean
 
 # A problem on a number of threads, with hot or cold caches.
@@ -90,15 +90,19 @@ def place(record: Record) -> Place:
 
 def _warning_counts(results: Results) -> list[str]:
     """A line for each kind of warning: how many records have it, and one of them."""
-    kinds: dict[str, list[tuple[Record, str]]] = {}
+    kinds: dict[str, dict[Key, tuple[Record, str]]] = {}
     for record in results.records:
         for warning in record.warnings:
-            kinds.setdefault(warning.partition(":")[0], []).append((record, warning))
-    return [
-        f"warning, {len(found)} of {len(results.records)} records: {found[0][1]} "
-        f"({found[0][0].name or found[0][0].problem}, {found[0][0].backend})"
-        for found in kinds.values()
-    ]
+            of_kind = kinds.setdefault(warning.partition(":")[0], {})
+            of_kind.setdefault(record.key, (record, warning))
+    lines = []
+    for found in kinds.values():
+        record, warning = next(iter(found.values()))
+        lines.append(
+            f"warning, {len(found)} of {len(results.records)} records: {warning} "
+            f"({record.name or record.problem}, {record.backend})"
+        )
+    return lines
 
 
 def as_rich(results: Results) -> Table:
