@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 from importlib.metadata import version
@@ -58,22 +57,6 @@ def cpus_for(threads: int) -> list[int]:
     first_of_core = [cpu for cpu in allowed if cpu == min(_siblings(cpu) & set(allowed))]
     ordered = first_of_core + [cpu for cpu in allowed if cpu not in first_of_core]
     return [ordered[i % len(ordered)] for i in range(threads)]
-
-
-def pin_this_process(cpus: list[int]) -> bool:
-    """Keep every thread of this process, and those they start, on these CPUs.
-
-    Returns False where the system has no way to or refuses.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        return False
-    try:
-        for thread in os.listdir("/proc/self/task"):
-            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                os.sched_setaffinity(int(thread), cpus)
-    except OSError:
-        return False
-    return True
 
 
 def _siblings(cpu: int) -> set[int]:

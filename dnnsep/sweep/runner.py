@@ -258,6 +258,8 @@ class Runner:
         warnings = warnings_of(
             time, rounds, load, entry.answer["denormals"], entry.cold_over_hot, case.cache
         )
+        earlier = before.warnings if before else []
+        one_of_a_kind = {text.partition(":")[0]: text for text in [*earlier, *warnings]}
         return _record(
             case,
             entry.backend,
@@ -272,7 +274,7 @@ class Runner:
             output=entry.answer["output"],
             peak_memory_bytes=entry.peak_memory,
             cpus=entry.answer["cpus"],
-            warnings=list(dict.fromkeys([*(before.warnings if before else []), *warnings])),
+            warnings=list(one_of_a_kind.values()),
             rounds=rounds,
         )
 

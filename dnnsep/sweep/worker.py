@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,9 @@ from dnnsep.allocator import keep_pages
 from dnnsep.backends import get_backend
 from dnnsep.backends.base import Backend
 from dnnsep.problem import Problem
+from dnnsep.sweep.affinity import keep_on, pin_workers
 from dnnsep.sweep.cachestate import Evictor
 from dnnsep.sweep.check import CheckData
-from dnnsep.sweep.machine import pin_this_process
 from dnnsep.sweep.verbose import Log, onednn_log
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
     from dnnsep.backends.executor import Executor
 
 # Long enough for the caches, and for the other workers' idle OpenMP threads, which spin for some
-# milliseconds before they sleep.
+# milliseconds before they sleep; then for as long as the calls are not near the best known.
 _WARM_UP_SECONDS = 0.01
+_LONGEST_WARM_UP_SECONDS = 0.15
+_WARM = 1.1
+_WINDOW = 9
 _MAX_BURST = 100
 
 # The smallest normal number of both dtypes.
@@ -46,6 +50,7 @@ class Worker:
         self._backend = backend
         gc.disable()
         self._calls: dict[str, Callable[[], Any]] = {}
+        self._best: dict[str, float] = {}  # seconds, by target
         self._evict: Evictor | None = None
 
     def start(self) -> dict[str, Any]:
@@ -65,13 +70,13 @@ class Worker:
         ran."""
         import torch
 
-        self._calls = {}
+        self._calls, self._best = {}, {}
         self._evict = None
         gc.collect()  # here, so that it never runs while a call is timed
         _forget_peak_memory()
         torch.set_grad_enabled(False)
         torch.set_num_threads(len(cpus))
-        pin_this_process(cpus)
+        keep_on(cpus)
         parsed = Problem.parse(problem)
         verdict = self._backend.supports(parsed)
         if not verdict:
@@ -85,10 +90,11 @@ class Worker:
         with onednn_log() as hot:
             y = call()
         correct, finding = check.verdict(y.float().numpy())
-        pinned = pin_this_process(cpus)  # the threads that the engine has started since
+        pinned = keep_on(cpus)  # the threads that the engine has started since
         if correct:
             self._calls = {"all": call, **_stage_calls(executor, x)}
             self._evict = Evictor(cpus, executor.on_torch_threads)
+            pin_workers(cpus, call)
         return {
             "correct": correct,
             "check": finding,
@@ -107,10 +113,7 @@ class Worker:
         call = self._calls[target]
         assert self._evict is not None
         evict = self._evict if cache == "cold" else None
-        end = perf_counter() + _WARM_UP_SECONDS
-        call()
-        while perf_counter() < end:
-            call()
+        self._warm_up(target)
         calls: list[float] = []
         end = perf_counter() + seconds
         while not calls or (perf_counter() < end and len(calls) < _MAX_BURST):
@@ -121,6 +124,20 @@ class Worker:
             calls.append(round((perf_counter_ns() - start) / 1000, 2))
             del y  # freed outside the timed part
         return {"calls_us": calls, "peak_memory_bytes": _peak_memory()}
+
+    def _warm_up(self, target: str) -> None:
+        """Call until the last few calls take about as long as the best few ever did."""
+        call, latest = self._calls[target], deque[float](maxlen=_WINDOW)
+        known = target in self._best
+        start = perf_counter()
+        while (before := perf_counter()) - start < _LONGEST_WARM_UP_SECONDS:
+            call()
+            latest.append(perf_counter() - before)
+            if len(latest) == _WINDOW:
+                median = sorted(latest)[_WINDOW // 2]
+                best = self._best[target] = min(median, self._best.get(target, median))
+                if known and before - start > _WARM_UP_SECONDS and median <= _WARM * best:
+                    return
 
 
 def _input(problem: Problem, check: CheckData) -> Tensor:
