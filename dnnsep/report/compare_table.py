@@ -64,6 +64,7 @@ def line(comparison: Comparison) -> str:
     """One case in one line."""
     case, backend, threads, ratio, interval, verdict, why = _cells(comparison)
     figures = f" {ratio} ({interval})" if ratio else ""
+    verdict = verdict.replace("\n", " ")
     return f"{verdict}{figures}: {case.splitlines()[0]}, {backend}, {threads} threads: {why}"
 
 

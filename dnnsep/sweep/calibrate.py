@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from time import sleep
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +33,7 @@ class Calibrator:
 
     def __init__(self, cpus: list[int]) -> None:
         self._threads = PinnedThreads(cpus)
+        self._best: Control | None = None
 
     def close(self) -> None:
         self._threads.__exit__()
@@ -52,11 +53,25 @@ class Calibrator:
     def control(self) -> Control:
         """How the machine does at this moment, in about ten milliseconds."""
         sleep(_SETTLE_SECONDS)
-        return Control(
+        found = Control(
             busy_us=self._slowest_us(self._multiply_adds),
             loads_us=self._slowest_us(self._loads),
             handover_ns=self._handover_ns(),
         )
+        self._best = Control.best([found] if self._best is None else [self._best, found])
+        return found
+
+    def is_quiet(self, control: Control) -> bool:
+        """As far as the best so far shows."""
+        return self._best is None or control.quiet(self._best)
+
+    def quiet_control(self, control: Control, patience: float) -> Control:
+        """A control like the given one: the first that is quiet, or the last in ``patience``
+        seconds."""
+        end = monotonic() + patience
+        while not self.is_quiet(control) and monotonic() < end:
+            control = self.control()
+        return control
 
     def _slowest_us(self, run: Callable[[int], None]) -> float:
         """The slowest thread's time, in the best of some slices."""

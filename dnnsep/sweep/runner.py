@@ -17,7 +17,7 @@ from dnnsep.sweep.config import Case
 from dnnsep.sweep.machine import cpus_for
 from dnnsep.sweep.results import Key, Record
 from dnnsep.sweep.roofs import Roofs
-from dnnsep.sweep.stats import Control, Round, Stats
+from dnnsep.sweep.stats import Round, Stats
 from dnnsep.sweep.warnings import Load, ratio_to_other_cache, warnings_of
 
 # Turns each backend gets before a visit may end: A B C A B C …, so that drift of the machine hits
@@ -85,7 +85,6 @@ class Runner:
         self._probe_cache = probe_cache
         self._clients: dict[str, Client] = {}
         self._calibrators: dict[int, Calibrator] = {}
-        self._quietest: dict[int, Control] = {}
         self._unavailable: dict[str, str] = {}
         self.workers: dict[str, dict[str, Any]] = {}
 
@@ -180,19 +179,13 @@ class Runner:
             self._calibrators[threads] = Calibrator(cpus_for(threads))
         return self._calibrators[threads]
 
-    def _control(self, threads: int) -> Control:
-        """The machine now; the best so far is kept."""
-        found = self._calibrator(threads).control()
-        best = self._quietest.get(threads, found)
-        self._quietest[threads] = Control.best([best, found])
-        return found
-
     def _measure(self, case: Case, entries: list[_Entry], visit: int) -> Load:
         """Rounds over the entries until all medians are precise or the time is up."""
         effort = self._effort
         load = Load([c.pid for c in self._clients.values() if c.alive])
         waiting = _WAIT * effort.seconds * len(entries)
-        control = self._control(case.threads)
+        calibrator = self._calibrator(case.threads)
+        control = calibrator.control()
         turns = 0
         while going := [entry for entry in entries if entry.record is None]:
             if turns >= MIN_ROUNDS and all(entry.precise(effort.precision) for entry in going):
@@ -201,12 +194,11 @@ class Runner:
             if not asked:
                 break
             for entry in asked:
-                while waiting > 0 and not control.quiet(self._quietest[case.threads]):
-                    start = monotonic()
-                    control = self._control(case.threads)
-                    waiting -= monotonic() - start
+                start = monotonic()
+                before = calibrator.quiet_control(control, waiting)
+                waiting -= monotonic() - start
                 calls = self._burst(case, entry)
-                before, control = control, self._control(case.threads)
+                control = calibrator.control()
                 for target, calls_us in calls.items():
                     entry.rounds[target].append(
                         Round(visit=visit, before=before, after=control, calls_us=calls_us)
