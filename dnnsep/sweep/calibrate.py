@@ -45,7 +45,7 @@ class Calibrator:
         self.close()
 
     def roofs(self) -> Roofs:
-        """All roofs, in four to eight seconds. Raises RuntimeError below AVX2 with FMA."""
+        """All roofs, in about four seconds. Raises RuntimeError below AVX2 with FMA."""
         from dnnsep.sweep.roofmeter import measured_roofs
 
         return measured_roofs(self._threads)

@@ -14,10 +14,8 @@ from dnnsep.sweep.roofs import MemoryLevel, Roofs
 
 # A roof is what the machine can do, so the best of many short slices counts: others on the machine
 # can only take from it. Slices are spread over some seconds, all loops in turn, because a shared
-# machine can be slower for a second at a time; until nothing has become better for some passes.
-_PASSES_WITHOUT_GAIN = 8
-_MOST_PASSES = 24
-_GAIN = 1.005
+# machine can be slower for a second at a time.
+_PASSES = 12
 _SLICES = 6
 _SLICE_NS = 4e6
 
@@ -27,7 +25,7 @@ _FILL = 0.5
 
 
 def measured_roofs(threads: PinnedThreads) -> Roofs:
-    """All roofs of these threads, in four to eight seconds.
+    """All roofs of these threads, in about four seconds.
 
     Raises RuntimeError below AVX2 with FMA.
     """
@@ -36,15 +34,9 @@ def measured_roofs(threads: PinnedThreads) -> Roofs:
     memory = list(_memory_levels(threads))
     meters: list[_Clock | _Meter] = [clock, *fma.values()]
     meters += [meter for _, _, read, copy in memory for meter in (read, copy)]
-    last_gain = 0
-    for turn in range(_MOST_PASSES):
-        before = [meter.best for meter in meters]
+    for _ in range(_PASSES):
         for meter in meters:
             meter.measure()
-        if any(m.best > _GAIN * old for m, old in zip(meters, before, strict=True)):
-            last_gain = turn
-        if turn - last_gain >= _PASSES_WITHOUT_GAIN:
-            break
     return Roofs(
         threads=len(threads),
         clock_ghz=round(clock.best, 3),
