@@ -12,7 +12,7 @@ import pytest
 
 from dnnsep import Backend, get_backend
 
-_ALL = "ipex,ipex:pointwise=inner_product,ipex:pointwise=conv1x1,onednn,eager"
+_ALL = "ipex,ipex:pointwise=inner_product,ipex:pointwise=conv1x1,onednn,eager,fused"
 
 BACKENDS_UNDER_TEST = os.environ.get("DNNSEP_TEST_BACKENDS", _ALL).split(",")
 HAS_IPEX = "ipex" in BACKENDS_UNDER_TEST

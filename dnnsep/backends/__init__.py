@@ -12,6 +12,7 @@ from typing import Any
 from dnnsep.backends.auto import AutoBackend
 from dnnsep.backends.base import Backend, Verdict
 from dnnsep.backends.eager import EagerBackend
+from dnnsep.backends.fused import FusedBackend
 from dnnsep.backends.inductor import InductorBackend
 from dnnsep.backends.ipex import IpexBackend
 from dnnsep.backends.ipex_trace import IpexTraceBackend
@@ -28,6 +29,7 @@ BACKENDS: dict[str, Callable[..., Backend]] = {
     "ipex": IpexBackend,
     "onednn": OneDNNBackend,
     "eager": EagerBackend,
+    "fused": FusedBackend,
     "auto": AutoBackend,
     "reference": ReferenceBackend,
     "openvino": OpenVinoBackend,

@@ -19,12 +19,20 @@ class Function:
     Holds the machine code: it must outlive every call.
     """
 
-    def __init__(self, module: ir.Module, name: str, arguments: Sequence[type]) -> None:
+    def __init__(
+        self,
+        module: ir.Module,
+        name: str,
+        arguments: Sequence[type],
+        cpu: str | None = None,
+        features: str | None = None,
+    ) -> None:
         """Compile ``name`` of the module: a void function of ctypes ``arguments``.
 
-        Raises RuntimeError with LLVM's message if the module is not valid.
+        ``cpu`` and ``features`` are LLVM's; without them, all that this CPU has. Raises
+        RuntimeError with LLVM's message if the module is not valid.
         """
-        machine = _target_machine()
+        machine = _target_machine(cpu, features)
         parsed = llvm.parse_assembly(str(module))
         parsed.verify()
         options = llvm.create_pipeline_tuning_options(speed_level=3)
@@ -35,7 +43,8 @@ class Function:
         self._engine = llvm.create_mcjit_compiler(parsed, machine)  # owns the machine from here on
         self._engine.finalize_object()
         prototype: Any = ctypes.CFUNCTYPE(None, *arguments)
-        self._call: Callable[..., None] = prototype(self._engine.get_function_address(name))
+        self.address: int = self._engine.get_function_address(name)
+        self._call: Callable[..., None] = prototype(self.address)
 
     def __call__(self, *arguments: int) -> None:
         self._call(*arguments)
@@ -46,10 +55,12 @@ def cpu_features() -> dict[str, bool]:
     return dict(llvm.get_host_cpu_features())
 
 
-def _target_machine() -> llvm.TargetMachine:
+def _target_machine(cpu: str | None, features: str | None) -> llvm.TargetMachine:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()  # for inline assembly
     return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+        cpu=llvm.get_host_cpu_name() if cpu is None else cpu,
+        features=llvm.get_host_cpu_features().flatten() if features is None else features,
+        opt=3,
     )

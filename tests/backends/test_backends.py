@@ -163,6 +163,9 @@ def test_stages_in_turn_are_the_call(backend: Backend) -> None:
     x = to_channels_last(data.x, "f32")
     y = executor(x)
     names = [stage.name for stage in executor.stages]
+    if backend.name == "fused":
+        assert not names  # one pass
+        return
     assert names[0] == "pad"
     assert names[-2:] == ["depthwise", "pointwise"]
     with torch.no_grad():

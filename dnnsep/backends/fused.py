@@ -1,0 +1,47 @@
+"""Both stages in one pass, by kernels generated for the problem and this CPU (see codegen).
+
+The depthwise stage of a run of output pixels goes into a tile that stays in the inner caches and is
+multiplied there by the packed pointwise weights: the tensor between the stages is never in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dnnsep.backends.base import Verdict
+from dnnsep.backends.versions import torch_verdict, x86_verdict
+from dnnsep.problem import Problem
+from dnnsep.weights import Weights
+
+if TYPE_CHECKING:
+    from dnnsep.backends.executor import Executor
+
+
+@dataclass(frozen=True)
+class FusedBackend:
+    name: str = "fused"
+
+    def available(self) -> Verdict:
+        x86 = x86_verdict()
+        return torch_verdict() if x86 else x86
+
+    def supports(self, problem: Problem) -> Verdict:
+        from dnnsep.codegen.isa import this_isa
+        from dnnsep.codegen.openmp import openmp
+
+        try:
+            isa = this_isa()
+            openmp()
+        except RuntimeError as error:
+            return Verdict(False, str(error))
+        return Verdict(True, f"generated for {isa.name}")
+
+    def prepare(self, problem: Problem, weights: Weights) -> Executor:
+        from dnnsep.backends.fused_executor import FusedExecutor
+
+        verdict = self.supports(problem)
+        if not verdict:
+            raise ValueError(verdict.reason)
+        weights.check(problem)
+        return FusedExecutor(self.name, problem, weights)

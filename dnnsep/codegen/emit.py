@@ -1,0 +1,160 @@
+"""What every generated loop is written with: a builder that knows loops and vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+
+from dnnsep.codegen.jit import I32, I64, POINTER
+
+F32, I1, I16 = ir.FloatType(), ir.IntType(1), ir.IntType(16)
+VOID = ir.VoidType()
+
+
+class Code:
+    """Writes a function from top to bottom; ``for_range`` and ``when`` open and close blocks."""
+
+    def __init__(self, module: ir.Module, name: str, arguments: Sequence[ir.Type]) -> None:
+        self.module = module
+        self.function = ir.Function(module, ir.FunctionType(VOID, arguments), name)
+        self.builder = ir.IRBuilder(self.function.append_basic_block())
+
+    @property
+    def arguments(self) -> tuple[ir.Value, ...]:
+        return tuple(self.function.args)
+
+    def internal(self) -> Code:
+        """Called only from this module; kept a function of its own."""
+        self.function.linkage = "internal"
+        self.function.attributes.add("noinline")
+        return self
+
+    def end(self) -> ir.Function:
+        self.builder.ret_void()
+        return self.function
+
+    def for_range(
+        self,
+        start: ir.Value,
+        stop: ir.Value,
+        body: Callable[[ir.Value, list[ir.Value]], Sequence[ir.Value]],
+        carried: Sequence[ir.Value] = (),
+        step: int | ir.Value = 1,
+    ) -> list[ir.Value]:
+        """``carried = body(at, carried)`` for at in range(start, stop, step); the last carried."""
+        b = self.builder
+        entry = b.block
+        head, inside, after = (self.function.append_basic_block() for _ in range(3))
+        b.branch(head)
+        b.position_at_end(head)
+        at = b.phi(I64)
+        at.add_incoming(start, entry)
+        phis = [b.phi(value.type) for value in carried]
+        b.cbranch(b.icmp_signed("<", at, stop), inside, after)
+        b.position_at_end(inside)
+        values = body(at, list(phis))
+        at.add_incoming(b.add(at, I64(step) if isinstance(step, int) else step), b.block)
+        for phi, first, following in zip(phis, carried, values, strict=True):
+            phi.add_incoming(first, entry)
+            phi.add_incoming(following, b.block)
+        b.branch(head)
+        b.position_at_end(after)
+        return phis
+
+    def when(self, condition: ir.Value, then: Callable[[], None]) -> None:
+        with self.builder.if_then(condition):
+            then()
+
+    def least(self, first: ir.Value, second: ir.Value) -> ir.Value:
+        return self.builder.select(self.builder.icmp_signed("<", first, second), first, second)
+
+    def most(self, first: ir.Value, second: ir.Value) -> ir.Value:
+        return self.builder.select(self.builder.icmp_signed(">", first, second), first, second)
+
+    def at(self, pointer: ir.Value, index: ir.Value | int, kind: ir.Type) -> ir.Value:
+        """The address of the index-th ``kind`` from a pointer."""
+        return self.builder.gep(
+            pointer, [I64(index) if isinstance(index, int) else index], source_etype=kind
+        )
+
+    def load(self, pointer: ir.Value, kind: ir.Type, mask: ir.Value | None = None) -> ir.Value:
+        """Of any alignment; lanes outside a mask are zero and not read."""
+        if mask is None:
+            return self.builder.load(pointer, typ=kind, align=_element_bytes(kind))
+        arguments = [pointer, I32(_element_bytes(kind)), mask, ir.Constant(kind, None)]
+        function = self._intrinsic(f"llvm.masked.load.{_name(kind)}.p0", kind, arguments)
+        return self.builder.call(function, arguments)
+
+    def store(
+        self,
+        value: ir.Value,
+        pointer: ir.Value,
+        mask: ir.Value | None = None,
+        streaming: bool = False,
+    ) -> None:
+        """Of any alignment; lanes outside a mask are not written. ``streaming`` goes past the
+        caches and needs the alignment of the whole value."""
+        if mask is not None:
+            arguments = [value, pointer, I32(_element_bytes(value.type)), mask]
+            name = f"llvm.masked.store.{_name(value.type)}.p0"
+            self.builder.call(self._intrinsic(name, VOID, arguments), arguments)
+            return
+        elements = value.type.count if streaming else 1
+        stored = self.builder.store(value, pointer, align=_element_bytes(value.type) * elements)
+        if streaming:
+            stored.set_metadata("nontemporal", self.module.add_metadata([I32(1)]))
+
+    def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        return self.intrinsic("llvm.fma", a, b, c)
+
+    def intrinsic(self, name: str, *arguments: ir.Value) -> ir.Value:
+        """One that is named for the type of its arguments and gives the same type."""
+        kind = arguments[0].type
+        function = self._intrinsic(f"{name}.{_name(kind)}", kind, arguments)
+        return self.builder.call(function, arguments)
+
+    def _intrinsic(self, name: str, kind: ir.Type, arguments: Sequence[ir.Value]) -> ir.Function:
+        known = self.module.globals.get(name)
+        signature = ir.FunctionType(kind, [argument.type for argument in arguments])
+        return known or ir.Function(self.module, signature, name)
+
+    def instruction(self, text: str, kind: ir.Type, *arguments: ir.Value) -> ir.Value:
+        """An instruction that LLVM's IR has no word for; ``$0`` is its result."""
+        signature = ir.FunctionType(kind, [argument.type for argument in arguments])
+        constraints = ",".join(["=v", *("v" for _ in arguments)])
+        return self.builder.call(ir.InlineAsm(signature, text, constraints), arguments)
+
+    def broadcast(self, value: ir.Value, lanes: int) -> ir.Value:
+        kind = ir.VectorType(value.type, lanes)
+        undefined = ir.Constant(kind, ir.Undefined)
+        first = self.builder.insert_element(undefined, value, I32(0))
+        zeros = ir.Constant(ir.VectorType(I32, lanes), None)
+        return self.builder.shuffle_vector(first, undefined, zeros)
+
+
+def splat(value: float | int, kind: ir.VectorType) -> ir.Constant:
+    return ir.Constant(kind, [ir.Constant(kind.element, value)] * kind.count)
+
+
+def lane_mask(count: int, lanes: int) -> ir.Constant | None:
+    """The first ``count`` lanes; None where that is all."""
+    if count == lanes:
+        return None
+    return ir.Constant(ir.VectorType(I1, lanes), [I1(int(i < count)) for i in range(lanes)])
+
+
+def _element_bytes(kind: ir.Type) -> int:
+    element = kind.element if isinstance(kind, ir.VectorType) else kind
+    if isinstance(element, ir.PointerType):
+        return 8
+    return 4 if isinstance(element, ir.FloatType) else element.width // 8
+
+
+def _name(kind: ir.Type) -> str:
+    element = kind.element if isinstance(kind, ir.VectorType) else kind
+    name = "f32" if isinstance(element, ir.FloatType) else f"i{element.width}"
+    return f"v{kind.count}{name}" if isinstance(kind, ir.VectorType) else name
+
+
+__all__ = ["F32", "I16", "I32", "I64", "POINTER", "VOID", "Code", "lane_mask", "splat"]

@@ -1,0 +1,122 @@
+"""The pointwise stage of a piece: some pixels of a tile times a panel of the packed weights."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from dnnsep.codegen.activations import activate
+from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code, lane_mask, splat
+from dnnsep.codegen.isa import Isa
+from dnnsep.codegen.plan import depth, row_stride, tile_is_bf16
+from dnnsep.problem import Problem
+
+_UNROLL = 4
+
+
+def emit_matmul(
+    module: ir.Module,
+    name: str,
+    problem: Problem,
+    isa: Isa,
+    pixels: int,
+    channels: int,
+    streaming: bool,
+) -> ir.Function:
+    """f(tile, weights, bias, y): ``pixels`` rows by ``channels`` columns, all kept in registers.
+
+    Weights are as ``pack.pointwise`` has them. Sums run over the tile's channels in order.
+    """
+    code = Code(module, name, [POINTER] * 4).internal()
+    return _Matmul(code, problem, isa, pixels, channels, streaming).emit()
+
+
+class _Matmul:
+    def __init__(
+        self,
+        code: Code,
+        problem: Problem,
+        isa: Isa,
+        pixels: int,
+        channels: int,
+        streaming: bool,
+    ) -> None:
+        self.code, self.problem, self.isa = code, problem, isa
+        self.pixels, self.channels, self.streaming = pixels, channels, streaming
+        self.vectors = -(-channels // isa.lanes)
+        self.vector = ir.VectorType(F32, isa.lanes)
+        self.dot = tile_is_bf16(problem, isa)
+
+    def emit(self) -> ir.Function:
+        code = self.code
+        _, _, bias, y = code.arguments
+        biases = [code.load(code.at(bias, v, self.vector), self.vector) for v in self._columns()]
+        # A step takes one channel, or a pair of bf16 as one 32-bit word.
+        steps = depth(self.problem, self.isa) // (2 if self.dot else 1)
+        sums = code.for_range(
+            I64(0),
+            I64(steps),
+            self._steps,
+            [biases[v] for _ in range(self.pixels) for v in self._columns()],
+            step=_UNROLL,
+        )
+        for pixel in range(self.pixels):
+            row = code.at(y, pixel * self.problem.out_channels, self._element())
+            for v in self._columns():
+                self._store(sums[pixel * self.vectors + v], row, v)
+        return code.end()
+
+    def _columns(self) -> range:
+        return range(self.vectors)
+
+    def _element(self) -> ir.Type:
+        return I16 if self.problem.dtype == "bf16" else F32
+
+    def _steps(self, at: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        code, b = self.code, self.code.builder
+        tile, weights, _, _ = code.arguments
+        word = I32 if self.dot else F32
+        words = ir.VectorType(word, self.isa.lanes)
+        stride = row_stride(self.problem, self.isa) // (2 if self.dot else 1)
+        panel = code.at(weights, b.mul(at, I64(self.vectors)), words)
+        column = code.at(tile, at, word)
+        for step in range(_UNROLL):
+            factors = [
+                code.load(code.at(panel, step * self.vectors + v, words), words)
+                for v in self._columns()
+            ]
+            for pixel in range(self.pixels):
+                value = code.load(code.at(column, pixel * stride + step, word), word)
+                pixel_value = code.broadcast(value, self.isa.lanes)
+                for v in self._columns():
+                    index = pixel * self.vectors + v
+                    sums[index] = self._multiply_add(pixel_value, factors[v], sums[index])
+        return sums
+
+    def _multiply_add(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
+        if not self.dot:
+            return self.code.fma(a, b, total)
+        signature = ir.FunctionType(self.vector, [self.vector, a.type, b.type])
+        dot = ir.InlineAsm(signature, "vdpbf16ps $3, $2, $0", "=v,0,v,v")
+        return self.code.builder.call(dot, [total, a, b])
+
+    def _store(self, total: ir.Value, row: ir.Value, v: int) -> None:
+        code, lanes = self.code, self.isa.lanes
+        value = activate(code, self.problem.activations[1], total)
+        mask = lane_mask(min(lanes, self.channels - v * lanes), lanes)
+        if self.problem.dtype == "bf16":
+            value = self._to_bf16(value)
+        code.store(value, code.at(row, v * lanes, self._element()), mask, self.streaming)
+
+    def _to_bf16(self, value: ir.Value) -> ir.Value:
+        """Rounded to nearest, ties to even; NaN stays NaN."""
+        code, b, lanes = self.code, self.code.builder, self.isa.lanes
+        halves = ir.VectorType(I16, lanes)
+        if self.dot:
+            return code.instruction("vcvtneps2bf16 $1, $0", halves, value)
+        words = ir.VectorType(I32, lanes)
+        bits = b.bitcast(value, words)
+        odd = b.and_(b.lshr(bits, splat(16, words)), splat(1, words))
+        rounded = b.add(b.add(bits, odd), splat(0x7FFF, words))
+        quiet = b.or_(bits, splat(0x400000, words))
+        chosen = b.select(b.fcmp_unordered("uno", value, value), quiet, rounded)
+        return b.trunc(b.lshr(chosen, splat(16, words)), halves)

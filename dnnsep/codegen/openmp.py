@@ -1,0 +1,38 @@
+"""Runs compiled functions on torch's own OpenMP threads: no second pool to fight with."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+# Any of these has GNU's entry points.
+_LIBRARIES = ("libgomp", "libiomp5", "libomp")
+
+
+@cache
+def openmp() -> ctypes.CDLL:
+    """The OpenMP library that torch has loaded. Raises RuntimeError where there is none."""
+    import torch  # noqa: F401  (loads it)
+
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.partition("/")[2]
+        if path and Path(path).name.startswith(_LIBRARIES):
+            library = ctypes.CDLL(f"/{path}")
+            if hasattr(library, "GOMP_parallel"):
+                return library
+    raise RuntimeError("torch has loaded no OpenMP library")
+
+
+def address_of(name: str) -> int:
+    return ctypes.cast(getattr(openmp(), name), ctypes.c_void_p).value or 0
+
+
+def parallel() -> Callable[[int, ctypes.Array[ctypes.c_void_p], int, int], None]:
+    """``parallel(function, task, threads, 0)``: a team of threads each calls function(task)."""
+    found = openmp().GOMP_parallel
+    found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    found.restype = None
+    return cast("Callable[[int, ctypes.Array[ctypes.c_void_p], int, int], None]", found)
