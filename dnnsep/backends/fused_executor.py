@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,49 +14,83 @@ from torch import Tensor
 
 from dnnsep.backends.executor import Executor
 from dnnsep.codegen import openmp
-from dnnsep.codegen.isa import this_isa
-from dnnsep.codegen.kernel import compiled
+from dnnsep.codegen.kernel import Kernel, compiled
 from dnnsep.codegen.pack import packed
-from dnnsep.codegen.plan import plan
+from dnnsep.codegen.plan import Plan
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
+_ALIGN = 64
+
+Task = ctypes.Array[ctypes.c_void_p]
+
 
 class FusedExecutor(Executor):
-    """Runs on torch's threads; the work is cut for as many as torch has when it is prepared."""
+    """Runs on torch's threads, by a plan."""
 
-    def __init__(self, backend: str, problem: Problem, weights: Weights) -> None:
+    output = "bound beforehand"
+
+    def __init__(self, backend: str, problem: Problem, weights: Weights, plan: Plan) -> None:
         super().__init__(backend, problem, ())
-        self.plan = plan(problem, this_isa(), torch.get_num_threads())
-        self._kernel = compiled(problem, self.plan)
-        self._packed = packed(problem, self.plan, weights)
+        self.plan = plan
+        self.impls = (f"fused:{plan.isa.name}",)
+        self._kernel = compiled(problem, plan)
+        self._packed = packed(problem, plan, weights)
         self._parallel = openmp.parallel()
         self._local = threading.local()
-        self.impls = (f"fused:{self.plan.isa.name}",)
+
+    def bind(self, x: Tensor) -> Callable[[], Tensor]:
+        self._check("x", x, self._input_shape)
+        out = self._empty()
+        task, scratch = self._new_task()
+        task[0], task[1] = x.data_ptr(), out.data_ptr()
+        address, parts, parallel = self._kernel_for(out).address, self.plan.parts, self._parallel
+
+        def call() -> Tensor:
+            parallel(address, task, parts, 0)
+            return out
+
+        call.keeps = (x, scratch)  # type: ignore[attr-defined]
+        return call
 
     def _run(self, x: Tensor, out: Tensor | None) -> Tensor:
         if out is None:
-            out = torch.empty(
-                self._output_shape, dtype=self._dtype, memory_format=torch.channels_last
-            )
+            out = self._empty()
         task = self._task()
         task[0], task[1] = x.data_ptr(), out.data_ptr()
-        self._parallel(self._kernel.address, task, self.plan.parts, 0)
+        self._parallel(self._kernel_for(out).address, task, self.plan.parts, 0)
         return out
 
-    def _task(self) -> ctypes.Array[ctypes.c_void_p]:
+    def _empty(self) -> Tensor:
+        return torch.empty(self._output_shape, dtype=self._dtype, memory_format=torch.channels_last)
+
+    def _kernel_for(self, out: Tensor) -> Kernel:
+        """Streaming stores need whole lines."""
+        if self.plan.streaming and out.data_ptr() % _ALIGN:
+            return self._unaligned_kernel
+        return self._kernel
+
+    @cached_property
+    def _unaligned_kernel(self) -> Kernel:
+        return compiled(self.problem, replace(self.plan, streaming=False))
+
+    def _task(self) -> Task:
         """This thread's: every caller has scratch memory of its own."""
         found = getattr(self._local, "task", None)
         if found is None:
-            size = self._kernel.scratch_bytes + 64
-            self._local.scratch = np.zeros(size, np.uint8)
-            scratch = self._local.scratch.ctypes.data
-            found = self._local.task = (ctypes.c_void_p * 6)(
-                None,
-                None,
-                self._packed.ctypes.data,
-                scratch + -scratch % 64,
-                openmp.address_of("omp_get_thread_num"),
-                openmp.address_of("omp_get_num_threads"),
-            )
+            found, self._local.scratch = self._new_task()
+            self._local.task = found
         return found
+
+    def _new_task(self) -> tuple[Task, np.ndarray]:
+        scratch = np.zeros(self._kernel.scratch_bytes + _ALIGN, np.uint8)
+        start = scratch.ctypes.data
+        task = (ctypes.c_void_p * 6)(
+            None,
+            None,
+            self._packed.ctypes.data,
+            start + -start % _ALIGN,
+            openmp.address_of("omp_get_thread_num"),
+            openmp.address_of("omp_get_num_threads"),
+        )
+        return task, scratch

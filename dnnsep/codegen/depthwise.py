@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from llvmlite import ir
 
 from dnnsep.codegen.activations import activate
-from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code, lane_mask, splat
+from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code, splat
 from dnnsep.codegen.isa import Isa
 from dnnsep.codegen.plan import Row, block_channels, blocks, row_stride, tile_is_bf16
 from dnnsep.problem import Problem
 
+# Up to so many columns the kernel's rows are written out, with their weights in registers.
+_SHORT_KERNEL = 8
+
 
 @dataclass(frozen=True)
 class Shape:
-    """A piece's width and its columns of the kernel that meet the image, by pixel: two pieces of
-    the same shape run the same code."""
+    """A piece's width and, by pixel, the columns of the kernel that meet the image, from the first
+    to before the last: two pieces of the same shape run the same code."""
 
     width: int
-    taps: tuple[tuple[int, ...], ...]
+    taps: tuple[range, ...]
 
 
 def shape_of(problem: Problem, row: Row) -> Shape:
-    left = problem.padding[2]
+    left, step = problem.padding[2], problem.dilation[1]
 
-    def meets(pixel: int, tap: int) -> bool:
-        column = (row.start + pixel) * problem.stride[1] + tap * problem.dilation[1] - left
-        return 0 <= column < problem.width
+    def meets(pixel: int) -> range:
+        first = left - (row.start + pixel) * problem.stride[1]  # of tap 0: so far outside
+        start = max(0, -(-first // step))
+        stop = min(problem.kernel[1], -(-(first + problem.width) // step))
+        return range(start, max(start, stop))
 
-    taps = range(problem.kernel[1])
-    return Shape(
-        row.width,
-        tuple(tuple(tap for tap in taps if meets(pixel, tap)) for pixel in range(row.width)),
-    )
+    return Shape(row.width, tuple(meets(pixel) for pixel in range(row.width)))
 
 
 def emit_depthwise(
@@ -43,7 +45,7 @@ def emit_depthwise(
     the first pixel's first tap (maybe outside the image, then not read); kernel rows
     [``first``, ``last``) meet the image.
 
-    Weights are as ``pack.depthwise`` has them. Sums run over the kernel's rows, then columns.
+    Weights are as ``pack`` has them. Sums run over the kernel's rows, then columns.
     """
     code = Code(module, name, [POINTER, POINTER, POINTER, I64, I64]).internal()
     return _Depthwise(code, problem, isa, shape).emit()
@@ -53,129 +55,201 @@ class _Depthwise:
     def __init__(self, code: Code, problem: Problem, isa: Isa, shape: Shape) -> None:
         self.code, self.problem, self.isa, self.shape = code, problem, isa, shape
         self.vector = ir.VectorType(F32, isa.lanes)
-        self.parts = block_channels(problem, isa) // isa.lanes
+        self.width = block_channels(problem, isa)
+        self.parts = self.width // isa.lanes
+        self.taps = problem.kernel[0] * problem.kernel[1]
         self.element = I16 if problem.dtype == "bf16" else F32
-        # As many sums as fit beside the weights of a kernel's row and an input.
-        spare = isa.registers - self.parts * (min(problem.kernel[1], 3) + 1) - 1
-        self.pixels_at_once = max(1, min(shape.width, spare // self.parts))
+        self.tile_element = I16 if tile_is_bf16(problem, isa) else F32
+        self.short = problem.kernel[1] <= _SHORT_KERNEL
 
     def emit(self) -> ir.Function:
-        code, problem = self.code, self.problem
+        code = self.code
         x, weights, tile, self.first, self.last = code.arguments
-        count, width = blocks(problem, self.isa), block_channels(problem, self.isa)
-        full = problem.in_channels // width
-        kernel_rows, kernel_columns = problem.kernel
-        block_floats = (kernel_rows * kernel_columns + 1) * width
+        count = blocks(self.problem, self.isa)
+        full = self.problem.in_channels // self.width
+        together = self._blocks_together(full)
+        many = full // together * together
+        block_floats = (self.taps + 1) * self.width
 
         def copy(q: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
             first_block = code.builder.mul(q, I64(count))
 
-            def block(at: ir.Value, mask: ir.Constant | None) -> None:
+            def take(at: ir.Value, together: int, lanes: int | None = None) -> None:
                 number = code.builder.add(first_block, at)
-                self._block(
-                    code.at(x, code.builder.mul(at, I64(width)), self.element),
+                self._blocks(
+                    code.at(x, code.builder.mul(at, I64(self.width)), self.element),
                     code.at(weights, code.builder.mul(number, I64(block_floats)), F32),
-                    code.at(tile, code.builder.mul(number, I64(width)), self._tile_element()),
-                    mask,
+                    code.at(tile, code.builder.mul(number, I64(self.width)), self.tile_element),
+                    together,
+                    lanes,
                 )
 
-            def whole(at: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-                block(at, None)
-                return []
-
-            if full:
-                code.for_range(I64(0), I64(full), whole)
+            code.for_each(0, many, lambda at: take(at, together), step=together)
+            code.for_each(many, full, lambda at: take(at, 1))
             if full < count:
-                block(I64(full), lane_mask(problem.in_channels - full * width, width))
+                take(I64(full), 1, self.problem.in_channels - full * self.width)
             return []
 
-        if problem.channel_multiplier == 1:
-            copy(I64(0), [])
-        else:
-            code.for_range(I64(0), I64(problem.channel_multiplier), copy)
+        code.for_range(I64(0), I64(self.problem.channel_multiplier), copy)
         return code.end()
 
-    def _tile_element(self) -> ir.Type:
-        return I16 if tile_is_bf16(self.problem, self.isa) else F32
+    def _blocks_together(self, full: int) -> int:
+        """Blocks of channels taken at once.
 
-    def _block(
-        self, x: ir.Value, weights: ir.Value, tile: ir.Value, mask: ir.Constant | None
-    ) -> None:
-        """A block of channels of all pixels. A block's weights are a row of taps for each kernel
-        row and column, and then the bias."""
-        taps = self.problem.kernel[0] * self.problem.kernel[1]
-        biases = [self._weight(weights, I64(taps), part) for part in range(self.parts)]
-        for start in range(0, self.shape.width, self.pixels_at_once):
-            pixels = range(start, min(start + self.pixels_at_once, self.shape.width))
-            sums = self.code.for_range(
-                self.first,
-                self.last,
-                lambda i, sums, pixels=pixels: self._kernel_row(  # type: ignore[misc]
-                    x, weights, mask, i, pixels, sums
-                ),
-                [bias for _ in pixels for bias in biases],
-            )
-            for index, pixel in enumerate(pixels):
-                parts = sums[index * self.parts : (index + 1) * self.parts]
-                self._store(tile, pixel, parts)
+        Several: where pixels are a large power of two apart their lines share a few places of the
+        L1 cache, so neighbouring lines have to be used while they are there.
+        """
+        most = self.isa.registers // (8 * self.parts)
+        if self.problem.kernel[1] > 3:
+            most //= 2
+        if not self.short:
+            most = 1
+        most = max(1, min(most, full))
+        even = [n for n in range(most, 0, -1) if full % n == 0]
+        return even[0] if even and 2 * even[0] >= most else most
 
-    def _weight(self, weights: ir.Value, tap: ir.Value, part: int) -> ir.Value:
-        b = self.code.builder
-        index = b.add(b.mul(tap, I64(self.parts)), I64(part))
-        return self.code.load(self.code.at(weights, index, self.vector), self.vector)
-
-    def _kernel_row(
+    def _blocks(
         self,
         x: ir.Value,
         weights: ir.Value,
-        mask: ir.Constant | None,
-        i: ir.Value,
+        tile: ir.Value,
+        together: int,
+        lanes: int | None,
+    ) -> None:
+        """Some blocks of channels of all pixels; of the only one maybe just the first ``lanes``."""
+        vectors = together * self.parts
+        biases = [self._weight(weights, I64(self.taps), v) for v in range(vectors)]
+        in_registers = vectors * (self.problem.kernel[1] if self.short else 1)
+        at_once = max(1, (self.isa.registers - in_registers - 2) // vectors)
+        count = -(-self.shape.width // at_once)
+        bounds = [self.shape.width * i // count for i in range(count + 1)]
+        add_row = self._short_row if self.short else self._long_row
+        for start, stop in pairwise(bounds):
+            pixels = range(start, stop)
+
+            def row(
+                i: ir.Value, sums: list[ir.Value], pixels: range = pixels
+            ) -> list[list[ir.Value]]:
+                elements = self.problem.dilation[0] * self.problem.width * self.problem.in_channels
+                line = self.code.at(x, self.code.builder.mul(i, I64(elements)), self.element)
+                first_tap = self.code.builder.mul(i, I64(self.problem.kernel[1]))
+                return add_row(line, weights, lanes, first_tap, pixels, sums)
+
+            sums = self.code.for_range(
+                self.first, self.last, row, [bias for _ in pixels for bias in biases]
+            )
+            for index, pixel in enumerate(pixels):
+                self._store(tile, pixel, sums[index * vectors : (index + 1) * vectors])
+
+    def _short_row(
+        self,
+        line: ir.Value,
+        weights: ir.Value,
+        lanes: int | None,
+        first_tap: ir.Value,
         pixels: range,
         sums: list[ir.Value],
     ) -> list[ir.Value]:
-        """Add one row of the kernel; every input is loaded once."""
-        code, problem, b = self.code, self.problem, self.code.builder
-        row_elements = problem.dilation[0] * problem.width * problem.in_channels
-        row = code.at(x, b.mul(i, I64(row_elements)), self.element)
-        first_tap = b.mul(i, I64(problem.kernel[1]))
+        """Add one row of the kernel, written out; every input is loaded once."""
+        vectors = len(sums) // len(pixels)
         uses: dict[int, list[tuple[int, int]]] = {}
         for pixel in pixels:
             for tap in self.shape.taps[pixel]:
-                column = pixel * problem.stride[1] + tap * problem.dilation[1]
+                column = pixel * self.problem.stride[1] + tap * self.problem.dilation[1]
                 uses.setdefault(column, []).append((pixel, tap))
         factors: dict[int, list[ir.Value]] = {}
         for column in sorted(uses):
-            inputs = self._load(code.at(row, column * problem.in_channels, self.element), mask)
+            inputs = self._load(line, I64(column), vectors, lanes)
             for pixel, tap in uses[column]:
                 if tap not in factors:
-                    at = b.add(first_tap, I64(tap))
-                    factors[tap] = [self._weight(weights, at, part) for part in range(self.parts)]
-                for part, value in enumerate(inputs):
-                    index = (pixel - pixels.start) * self.parts + part
-                    sums[index] = code.fma(value, factors[tap][part], sums[index])
+                    at = self.code.builder.add(first_tap, I64(tap))
+                    factors[tap] = [self._weight(weights, at, v) for v in range(vectors)]
+                for v in range(vectors):
+                    index = (pixel - pixels.start) * vectors + v
+                    sums[index] = self.code.fma(inputs[v], factors[tap][v], sums[index])
         return sums
 
-    def _load(self, pointer: ir.Value, mask: ir.Constant | None) -> list[ir.Value]:
-        """A block of channels in f32; of bf16 the even ones, then the odd ones."""
-        code, b, lanes = self.code, self.code.builder, self.isa.lanes
-        if self.problem.dtype == "f32":
-            return [code.load(pointer, self.vector, mask)]
-        halves = code.load(pointer, ir.VectorType(I16, 2 * lanes), mask)
-        words = ir.VectorType(I32, lanes)
-        pairs = b.bitcast(halves, words)
-        even = b.shl(pairs, splat(16, words))
-        odd = b.and_(pairs, splat(-65536, words))
-        return [b.bitcast(even, self.vector), b.bitcast(odd, self.vector)]
+    def _long_row(
+        self,
+        line: ir.Value,
+        weights: ir.Value,
+        lanes: int | None,
+        first_tap: ir.Value,
+        pixels: range,
+        sums: list[ir.Value],
+    ) -> list[ir.Value]:
+        """Add one row of the kernel by a loop over the columns that meet the image for all pixels,
+        between loops over those that only do for single ones."""
+        code, b = self.code, self.code.builder
+        vectors = len(sums) // len(pixels)
+        stride, step = self.problem.stride[1], self.problem.dilation[1]
 
-    def _store(self, tile: ir.Value, pixel: int, parts: list[ir.Value]) -> None:
+        def add(taps: range, some: range) -> None:
+            def tap(at: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                factors = [self._weight(weights, b.add(first_tap, at), v) for v in range(vectors)]
+                moved = b.mul(at, I64(step))
+                for index, pixel in enumerate(some):
+                    column = b.add(moved, I64(pixel * stride))
+                    inputs = self._load(line, column, vectors, lanes)
+                    for v in range(vectors):
+                        place = index * vectors + v
+                        sums[place] = code.fma(inputs[v], factors[v], sums[place])
+                return sums
+
+            if taps:
+                part = slice(
+                    (some.start - pixels.start) * vectors, (some.stop - pixels.start) * vectors
+                )
+                sums[part] = code.for_range(I64(taps.start), I64(taps.stop), tap, sums[part])
+
+        ranges = [self.shape.taps[pixel] for pixel in pixels]
+        start, stop = max(r.start for r in ranges), min(r.stop for r in ranges)
+        if start >= stop:  # none meets it for all
+            start = stop = self.problem.kernel[1]
+        for pixel, r in zip(pixels, ranges, strict=True):
+            add(range(r.start, min(start, r.stop)), range(pixel, pixel + 1))
+        add(range(start, stop), pixels)
+        for pixel, r in zip(pixels, ranges, strict=True):
+            add(range(stop, r.stop), range(pixel, pixel + 1))
+        return sums
+
+    def _weight(self, weights: ir.Value, tap: ir.Value, v: int) -> ir.Value:
+        """A block's weights are a row of vectors for each tap, and then the bias."""
+        b = self.code.builder
+        block, part = divmod(v, self.parts)
+        place = b.add(b.mul(tap, I64(self.parts)), I64(block * (self.taps + 1) * self.parts + part))
+        return self.code.load(self.code.at(weights, place, self.vector), self.vector)
+
+    def _load(
+        self, line: ir.Value, column: ir.Value, vectors: int, lanes: int | None
+    ) -> list[ir.Value]:
+        """Blocks of channels of a pixel in f32; of bf16 a block's even ones, then its odd ones."""
+        code, b = self.code, self.code.builder
+        pixel = code.at(line, b.mul(column, I64(self.problem.in_channels)), self.element)
+        found: list[ir.Value] = []
+        for block in range(vectors // self.parts):
+            place = code.at(pixel, block * self.width, self.element)
+            if self.problem.dtype == "f32":
+                found.append(code.load(place, self.vector, lanes))
+                continue
+            words = ir.VectorType(I32, self.isa.lanes)
+            halves = code.load(place, ir.VectorType(I16, self.width), lanes)
+            pairs = b.bitcast(halves, words)
+            even, odd = b.shl(pairs, splat(16, words)), b.and_(pairs, splat(-65536, words))
+            found += [b.bitcast(even, self.vector), b.bitcast(odd, self.vector)]
+        return found
+
+    def _store(self, tile: ir.Value, pixel: int, sums: list[ir.Value]) -> None:
+        """Vectors lie one after the other in the tile; of bf16 a block's two make one."""
         code = self.code
-        values = [activate(code, self.problem.activations[0], part) for part in parts]
-        place = code.at(tile, pixel * row_stride(self.problem, self.isa), self._tile_element())
-        if tile_is_bf16(self.problem, self.isa):
-            kind = ir.VectorType(I16, 2 * self.isa.lanes)
-            code.store(
-                code.instruction("vcvtne2ps2bf16 $1, $2, $0", kind, values[0], values[1]), place
-            )
+        values = [activate(code, self.problem.activations[0], total) for total in sums]
+        place = code.at(tile, pixel * row_stride(self.problem, self.isa), self.tile_element)
+        if not tile_is_bf16(self.problem, self.isa):
+            for index, value in enumerate(values):
+                code.store(value, code.at(place, index, self.vector))
             return
-        for index, value in enumerate(values):
-            code.store(value, code.at(place, index, self.vector))
+        pair = ir.VectorType(I16, self.width)
+        for index in range(0, len(values), 2):
+            low, high = values[index : index + 2]
+            both = code.instruction("vcvtne2ps2bf16 $1, $2, $0", pair, low, high)
+            code.store(both, code.at(place, index // 2, pair))

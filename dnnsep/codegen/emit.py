@@ -62,6 +62,18 @@ class Code:
         b.position_at_end(after)
         return phis
 
+    def for_each(
+        self, start: int, stop: int, body: Callable[[ir.Value], None], step: int = 1
+    ) -> None:
+        """``body(at)`` for at in range(start, stop, step), as a loop."""
+
+        def one(at: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            body(at)
+            return []
+
+        if start < stop:
+            self.for_range(I64(start), I64(stop), one, step=step)
+
     def when(self, condition: ir.Value, then: Callable[[], None]) -> None:
         with self.builder.if_then(condition):
             then()
@@ -78,10 +90,11 @@ class Code:
             pointer, [I64(index) if isinstance(index, int) else index], source_etype=kind
         )
 
-    def load(self, pointer: ir.Value, kind: ir.Type, mask: ir.Value | None = None) -> ir.Value:
-        """Of any alignment; lanes outside a mask are zero and not read."""
-        if mask is None:
+    def load(self, pointer: ir.Value, kind: ir.Type, lanes: int | None = None) -> ir.Value:
+        """Of any alignment; only the first ``lanes`` are read, the others are zero."""
+        if lanes is None or lanes == kind.count:
             return self.builder.load(pointer, typ=kind, align=_element_bytes(kind))
+        mask = _lane_mask(lanes, kind.count)
         arguments = [pointer, I32(_element_bytes(kind)), mask, ir.Constant(kind, None)]
         function = self._intrinsic(f"llvm.masked.load.{_name(kind)}.p0", kind, arguments)
         return self.builder.call(function, arguments)
@@ -90,12 +103,18 @@ class Code:
         self,
         value: ir.Value,
         pointer: ir.Value,
-        mask: ir.Value | None = None,
+        lanes: int | None = None,
         streaming: bool = False,
     ) -> None:
-        """Of any alignment; lanes outside a mask are not written. ``streaming`` goes past the
+        """Of any alignment; only the first ``lanes`` are written. ``streaming`` goes past the
         caches and needs the alignment of the whole value."""
-        if mask is not None:
+        if lanes == 1:
+            # LLVM 22 makes of a masked store of one narrowed lane a store of the wide one.
+            value = self.builder.extract_element(value, I32(0))
+            self.builder.store(value, pointer, align=_element_bytes(value.type))
+            return
+        if lanes is not None and lanes != value.type.count:
+            mask = _lane_mask(lanes, value.type.count)
             arguments = [value, pointer, I32(_element_bytes(value.type)), mask]
             name = f"llvm.masked.store.{_name(value.type)}.p0"
             self.builder.call(self._intrinsic(name, VOID, arguments), arguments)
@@ -104,6 +123,11 @@ class Code:
         stored = self.builder.store(value, pointer, align=_element_bytes(value.type) * elements)
         if streaming:
             stored.set_metadata("nontemporal", self.module.add_metadata([I32(1)]))
+
+    def prefetch(self, pointer: ir.Value) -> None:
+        """Bring the line at an address, which need not exist, into the innermost cache."""
+        arguments = [pointer, I32(0), I32(3), I32(1)]  # to be read, all levels, data
+        self.builder.call(self._intrinsic("llvm.prefetch.p0", VOID, arguments), arguments)
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         return self.intrinsic("llvm.fma", a, b, c)
@@ -125,6 +149,11 @@ class Code:
         constraints = ",".join(["=v", *("v" for _ in arguments)])
         return self.builder.call(ir.InlineAsm(signature, text, constraints), arguments)
 
+    def fence(self) -> None:
+        """Streaming stores before it are seen before any store after it."""
+        asm = ir.InlineAsm(ir.FunctionType(VOID, []), "sfence", "~{memory}", side_effect=True)
+        self.builder.call(asm, [])
+
     def broadcast(self, value: ir.Value, lanes: int) -> ir.Value:
         kind = ir.VectorType(value.type, lanes)
         undefined = ir.Constant(kind, ir.Undefined)
@@ -137,10 +166,7 @@ def splat(value: float | int, kind: ir.VectorType) -> ir.Constant:
     return ir.Constant(kind, [ir.Constant(kind.element, value)] * kind.count)
 
 
-def lane_mask(count: int, lanes: int) -> ir.Constant | None:
-    """The first ``count`` lanes; None where that is all."""
-    if count == lanes:
-        return None
+def _lane_mask(count: int, lanes: int) -> ir.Constant:
     return ir.Constant(ir.VectorType(I1, lanes), [I1(int(i < count)) for i in range(lanes)])
 
 
@@ -157,4 +183,4 @@ def _name(kind: ir.Type) -> str:
     return f"v{kind.count}{name}" if isinstance(kind, ir.VectorType) else name
 
 
-__all__ = ["F32", "I16", "I32", "I64", "POINTER", "VOID", "Code", "lane_mask", "splat"]
+__all__ = ["F32", "I16", "I32", "I64", "POINTER", "VOID", "Code", "splat"]

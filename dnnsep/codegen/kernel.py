@@ -8,7 +8,7 @@ from functools import cache
 
 from dnnsep.codegen.jit import Function
 from dnnsep.codegen.plan import Plan
-from dnnsep.codegen.separable import emit_separable, tile_bytes
+from dnnsep.codegen.separable import emit_separable, part_bytes
 from dnnsep.problem import Problem
 
 
@@ -26,4 +26,4 @@ class Kernel:
 def compiled(problem: Problem, plan: Plan) -> Kernel:
     module = emit_separable(problem, plan)
     function = Function(module, "run", [ctypes.c_void_p], plan.isa.cpu, plan.isa.features)
-    return Kernel(function, plan.parts * tile_bytes(problem, plan))
+    return Kernel(function, plan.parts * part_bytes(problem, plan))

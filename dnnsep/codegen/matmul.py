@@ -5,9 +5,9 @@ from __future__ import annotations
 from llvmlite import ir
 
 from dnnsep.codegen.activations import activate
-from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code, lane_mask, splat
-from dnnsep.codegen.isa import Isa
-from dnnsep.codegen.plan import depth, row_stride, tile_is_bf16
+from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code, splat
+from dnnsep.codegen.plan import Plan, depth, row_stride, tile_is_bf16
+from dnnsep.codegen.prefetch import Prefetch
 from dnnsep.problem import Problem
 
 _UNROLL = 4
@@ -17,17 +17,18 @@ def emit_matmul(
     module: ir.Module,
     name: str,
     problem: Problem,
-    isa: Isa,
+    plan: Plan,
     pixels: int,
     channels: int,
-    streaming: bool,
+    prefetch: Prefetch | None,
 ) -> ir.Function:
-    """f(tile, weights, bias, y): ``pixels`` rows by ``channels`` columns, all kept in registers.
+    """f(tile, weights, bias, y, next): ``pixels`` rows by ``channels`` columns, all kept in
+    registers. ``next`` is what to prefetch meanwhile.
 
     Weights are as ``pack.pointwise`` has them. Sums run over the tile's channels in order.
     """
-    code = Code(module, name, [POINTER] * 4).internal()
-    return _Matmul(code, problem, isa, pixels, channels, streaming).emit()
+    code = Code(module, name, [POINTER] * 5).internal()
+    return _Matmul(code, problem, plan, pixels, channels, prefetch).emit()
 
 
 class _Matmul:
@@ -35,26 +36,27 @@ class _Matmul:
         self,
         code: Code,
         problem: Problem,
-        isa: Isa,
+        plan: Plan,
         pixels: int,
         channels: int,
-        streaming: bool,
+        prefetch: Prefetch | None,
     ) -> None:
-        self.code, self.problem, self.isa = code, problem, isa
-        self.pixels, self.channels, self.streaming = pixels, channels, streaming
-        self.vectors = -(-channels // isa.lanes)
-        self.vector = ir.VectorType(F32, isa.lanes)
-        self.dot = tile_is_bf16(problem, isa)
+        self.code, self.problem, self.isa = code, problem, plan.isa
+        self.pixels, self.channels = pixels, channels
+        self.streaming, self.prefetch = plan.streaming, prefetch
+        self.vectors = -(-channels // plan.isa.lanes)
+        self.vector = ir.VectorType(F32, plan.isa.lanes)
+        self.dot = tile_is_bf16(problem, plan.isa)
+        # A step takes one channel, or a pair of bf16 as one 32-bit word.
+        self.steps = depth(problem, plan.isa) // (2 if self.dot else 1)
 
     def emit(self) -> ir.Function:
         code = self.code
-        _, _, bias, y = code.arguments
+        _, _, bias, y, _ = code.arguments
         biases = [code.load(code.at(bias, v, self.vector), self.vector) for v in self._columns()]
-        # A step takes one channel, or a pair of bf16 as one 32-bit word.
-        steps = depth(self.problem, self.isa) // (2 if self.dot else 1)
         sums = code.for_range(
             I64(0),
-            I64(steps),
+            I64(self.steps),
             self._steps,
             [biases[v] for _ in range(self.pixels) for v in self._columns()],
             step=_UNROLL,
@@ -73,7 +75,9 @@ class _Matmul:
 
     def _steps(self, at: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         code, b = self.code, self.code.builder
-        tile, weights, _, _ = code.arguments
+        tile, weights, _, _, following = code.arguments
+        if self.prefetch:
+            self.prefetch.emit(code, following, at, self.steps, _UNROLL)
         word = I32 if self.dot else F32
         words = ir.VectorType(word, self.isa.lanes)
         stride = row_stride(self.problem, self.isa) // (2 if self.dot else 1)
@@ -102,10 +106,10 @@ class _Matmul:
     def _store(self, total: ir.Value, row: ir.Value, v: int) -> None:
         code, lanes = self.code, self.isa.lanes
         value = activate(code, self.problem.activations[1], total)
-        mask = lane_mask(min(lanes, self.channels - v * lanes), lanes)
+        there = min(lanes, self.channels - v * lanes)
         if self.problem.dtype == "bf16":
             value = self._to_bf16(value)
-        code.store(value, code.at(row, v * lanes, self._element()), mask, self.streaming)
+        code.store(value, code.at(row, v * lanes, self._element()), there, self.streaming)
 
     def _to_bf16(self, value: ir.Value) -> ir.Value:
         """Rounded to nearest, ties to even; NaN stays NaN."""

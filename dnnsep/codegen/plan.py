@@ -17,12 +17,6 @@ from dnnsep.problem import Problem
 # Registers of a multiplication that do not hold sums: the weights of a step, one broadcast value.
 _SPARE = 1
 
-# The depthwise result of a tile. Small where the pointwise weights stay near; where they do not,
-# larger, so that they are fetched less often.
-_NEAR_WEIGHTS = 256 * 1024
-_SMALL_TILE = 24 * 1024
-_LARGE_TILE = 256 * 1024
-
 
 @dataclass(frozen=True)
 class Row:
@@ -36,7 +30,8 @@ class Row:
 class Plan:
     """``rows`` are the pieces of one output row, or the whole row, of which a piece then has
     ``rows_per_piece``. ``vectors`` a panel; ``tile`` in pieces; the work is cut into
-    ``pixel_parts`` x ``channel_parts``."""
+    ``pixel_parts`` x ``channel_parts``. ``streaming`` stores go past the caches; ``prefetch`` says
+    whether the input of the next tile is fetched during a multiplication."""
 
     isa: Isa
     rows: tuple[Row, ...]
@@ -46,55 +41,49 @@ class Plan:
     pixel_parts: int
     channel_parts: int
     streaming: bool
+    prefetch: bool
 
     @property
     def parts(self) -> int:
         return self.pixel_parts * self.channel_parts
 
+    @property
+    def pixels(self) -> int:
+        """Of the widest piece: a tile has so many from one piece to the next."""
+        return max(row.width for row in self.rows) * self.rows_per_piece
 
-def plan(problem: Problem, isa: Isa, threads: int, streaming: bool = False) -> Plan:
-    vectors = min(2, -(-problem.out_channels // isa.lanes))
-    most = (isa.registers - vectors - _SPARE) // 2
+
+def cut_rows(problem: Problem, isa: Isa, vectors: int) -> tuple[tuple[Row, ...], int]:
+    """``rows`` and ``rows_per_piece`` of a plan with such panels; the wider pieces come first."""
+    most = (isa.registers - vectors - _SPARE) // vectors
     _, _, height, width = problem.output_shape
-    total_rows = problem.batch * height
-    if width > most:
-        count = -(-width // most)
-        base, wider = divmod(width, count)
-        rows = tuple(Row(i * base + min(i, wider), base + (i < wider)) for i in range(count))
-        per_piece, pieces, pixels = 1, total_rows * count, -(-width // count)
-    else:
-        rows, per_piece = (Row(0, width),), min(most // width, total_rows)
-        pieces, pixels = -(-total_rows // per_piece), per_piece * width
-    pixel_parts, channel_parts = _split(problem, isa, threads, pieces, pixels, vectors)
-    stride = row_stride(problem, isa) * (2 if tile_is_bf16(problem, isa) else 4)
-    weights = problem.mid_channels * problem.out_channels * (2 if problem.dtype == "bf16" else 4)
-    room = _SMALL_TILE if weights <= _NEAR_WEIGHTS else _LARGE_TILE
-    tile = max(1, min(room // (stride * pixels), -(-pieces // pixel_parts)))
-    return Plan(isa, rows, per_piece, vectors, tile, pixel_parts, channel_parts, streaming)
+    if width <= most:
+        return (Row(0, width),), min(most // width, problem.batch * height)
+    count = -(-width // most)
+    base, wider = divmod(width, count)
+    rows = (Row(i * base + min(i, wider), base + (i < wider)) for i in range(count))
+    return tuple(rows), 1
 
 
-def _split(
-    problem: Problem, isa: Isa, threads: int, pieces: int, pixels: int, vectors: int
-) -> tuple[int, int]:
-    """The split with the least work for the busiest thread; over pixels where two are equal.
+def pieces(problem: Problem, rows: tuple[Row, ...], rows_per_piece: int) -> int:
+    return -(-problem.batch * problem.output_shape[2] * len(rows) // rows_per_piece)
 
-    Threads that share pixels each run the depthwise stage for themselves.
-    """
-    panels = -(-problem.out_channels // (isa.lanes * vectors))
-    taps = problem.kernel[0] * problem.kernel[1]
 
-    def busiest(channel_parts: int) -> float:
-        share = -(-panels // channel_parts) * isa.lanes * vectors
-        most = min(-(-pieces // (threads // channel_parts)) * pixels, problem.out_pixels)
-        return most * (share + 2 * taps)
-
-    choices = [n for n in range(1, threads + 1) if threads % n == 0 and n <= panels]
-    best = min(choices, key=lambda n: (busiest(n), n))
-    return max(1, min(threads // best, pieces)), best
+def panels(problem: Problem, isa: Isa, vectors: int) -> int:
+    return -(-problem.out_channels // (isa.lanes * vectors))
 
 
 def tile_is_bf16(problem: Problem, isa: Isa) -> bool:
     return problem.dtype == "bf16" and isa.dot_bf16
+
+
+def element_bytes(problem: Problem) -> int:
+    return 2 if problem.dtype == "bf16" else 4
+
+
+def tile_element_bytes(problem: Problem, isa: Isa) -> int:
+    """Of a tile and of the pointwise weights."""
+    return 2 if tile_is_bf16(problem, isa) else 4
 
 
 def block_channels(problem: Problem, isa: Isa) -> int:
@@ -117,6 +106,12 @@ def row_stride(problem: Problem, isa: Isa) -> int:
 
     A vector more than the depth where rows would all start at the same place of a cache's way.
     """
-    size = 2 if tile_is_bf16(problem, isa) else 4
+    size = tile_element_bytes(problem, isa)
     found = depth(problem, isa)
     return found + isa.lanes * 4 // size if found * size % 1024 == 0 else found
+
+
+def tile_bytes(problem: Problem, plan: Plan) -> int:
+    """Of a whole tile."""
+    pixel = row_stride(problem, plan.isa) * tile_element_bytes(problem, plan.isa)
+    return plan.tile * plan.pixels * pixel

@@ -11,7 +11,8 @@ from dnnsep.codegen.depthwise import emit_depthwise, shape_of
 from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code
 from dnnsep.codegen.matmul import emit_matmul
 from dnnsep.codegen.pack import Layout
-from dnnsep.codegen.plan import Plan, row_stride, tile_is_bf16
+from dnnsep.codegen.plan import Plan, pieces, row_stride, tile_bytes, tile_is_bf16
+from dnnsep.codegen.prefetch import new_rows, prefetch_for
 from dnnsep.problem import Problem
 
 # The pointers that the kernel's one argument points to.
@@ -21,21 +22,14 @@ TASK_FIELDS = ("x", "y", "packed", "scratch", "thread_number", "thread_count")
 def emit_separable(problem: Problem, plan: Plan) -> ir.Module:
     """A module with ``run(task)``, which a team of threads calls at once; any team does all parts.
 
-    ``task`` points to TASK_FIELDS; ``scratch`` has ``scratch_bytes`` for each part.
+    ``task`` points to TASK_FIELDS; ``scratch`` has ``part_bytes`` for each part.
     """
     return _Separable(problem, plan).emit()
 
 
-def tile_bytes(problem: Problem, plan: Plan) -> int:
+def part_bytes(problem: Problem, plan: Plan) -> int:
     """Scratch memory of one part."""
-    size = 2 if tile_is_bf16(problem, plan.isa) else 4
-    found = plan.tile * slot_pixels(problem, plan) * row_stride(problem, plan.isa) * size
-    return -(-found // 4096) * 4096
-
-
-def slot_pixels(problem: Problem, plan: Plan) -> int:
-    """A tile's pixels from one piece to the next."""
-    return max(row.width for row in plan.rows) * plan.rows_per_piece
+    return -(-tile_bytes(problem, plan) // 4096) * 4096
 
 
 class _Separable:
@@ -48,7 +42,10 @@ class _Separable:
         self.tile_element = I16 if tile_is_bf16(problem, plan.isa) else F32
         _, _, self.out_height, self.out_width = problem.output_shape
         self.total_rows = problem.batch * self.out_height
-        self.pieces = -(-self.total_rows * len(plan.rows) // plan.rows_per_piece)
+        self.pieces = pieces(problem, plan.rows, plan.rows_per_piece)
+        self.prefetch = prefetch_for(
+            problem, plan, max(1, self.layout.panels // plan.channel_parts)
+        )
 
     def emit(self) -> ir.Module:
         self.depthwise = self._depthwise_functions()
@@ -65,12 +62,14 @@ class _Separable:
 
         def one(at: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
             mine = code.at(
-                scratch, b.mul(at, I64(tile_bytes(self.problem, self.plan))), ir.IntType(8)
+                scratch, b.mul(at, I64(part_bytes(self.problem, self.plan))), ir.IntType(8)
             )
             b.call(part, [at, x, y, packed, mine])
             return []
 
         code.for_range(mine, I64(self.plan.parts), one, step=team)
+        if self.plan.streaming:  # such stores may come after whatever tells others of the result
+            code.fence()
         code.end()
         return self.module
 
@@ -96,10 +95,10 @@ class _Separable:
                 self.module,
                 f"matmul_{pixels}x{channels}",
                 self.problem,
-                self.isa,
+                self.plan,
                 pixels,
                 channels,
-                self.plan.streaming,
+                self.prefetch,
             )
         return self.matmuls[key]
 
@@ -123,14 +122,14 @@ class _Separable:
         def one_tile(at: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
             stop = code.least(b.add(at, I64(plan.tile)), last)
             self._depthwise_of(code, x, packed, tile, at, stop)
-            self._matmul_of(code, y, packed, tile, at, stop, panels)
+            self._matmul_of(code, x, y, packed, tile, at, stop, panels)
             return []
 
         code.for_range(first, last, one_tile, step=plan.tile)
         return code.end()
 
     def _slot(self, code: Code, tile: ir.Value, number: ir.Value) -> ir.Value:
-        stride = slot_pixels(self.problem, self.plan) * row_stride(self.problem, self.isa)
+        stride = self.plan.pixels * row_stride(self.problem, self.isa)
         return code.at(tile, code.builder.mul(number, I64(stride)), self.tile_element)
 
     def _depthwise_of(
@@ -146,15 +145,14 @@ class _Separable:
 
         def piece(at: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
             slot = self._slot(code, tile, b.sub(at, first))
+            row, place = self._row_and_place(code, at)
             if count > 1:
-                row, place = b.sdiv(at, I64(count)), b.srem(at, I64(count))
                 self._depthwise_row(code, x, packed, slot, row, place)
                 return []
-            row = b.mul(at, I64(plan.rows_per_piece))
             stop = code.least(b.add(row, I64(plan.rows_per_piece)), I64(self.total_rows))
 
             def one(at: ir.Value, slots: list[ir.Value]) -> list[ir.Value]:
-                self._depthwise_row(code, x, packed, slots[0], at, I64(0))
+                self._depthwise_row(code, x, packed, slots[0], at, place)
                 stride = self.out_width * row_stride(self.problem, self.isa)
                 return [code.at(slots[0], stride, self.tile_element)]
 
@@ -174,21 +172,44 @@ class _Separable:
     ) -> None:
         """One piece of a row (counted over all images), ``place`` along it."""
         problem, b = self.problem, code.builder
-        top, _, left, _ = problem.padding
-        image, out_row = b.sdiv(row, I64(self.out_height)), b.srem(row, I64(self.out_height))
-        above = b.sub(b.mul(out_row, I64(problem.stride[0])), I64(top))  # the kernel's first row
+        above = self._above(code, row)
         step = problem.dilation[0]
         hidden = code.most(I64(0), b.sub(I64(0), above))
         first = b.sdiv(b.add(hidden, I64(step - 1)), I64(step))
         below = b.sdiv(b.sub(I64(problem.height - 1), above), I64(step))
         last = code.least(I64(problem.kernel[0]), b.add(below, I64(1)))
-        start = self._start(code, place)
-        column = b.sub(b.mul(start, I64(problem.stride[1])), I64(left))
-        line = b.add(b.mul(image, I64(problem.height)), above)
-        pixel = b.add(b.mul(line, I64(problem.width)), column)
-        source = code.at(x, b.mul(pixel, I64(problem.in_channels)), self.element)
+        source = self._input(code, x, row, above, place)
         arguments = [source, packed, slot, first, last]
         self._choose(code, place, self.depthwise, lambda f: b.call(f, arguments))
+
+    def _above(self, code: Code, row: ir.Value) -> ir.Value:
+        """The input row under the kernel's first row, in its image; maybe above it."""
+        b = code.builder
+        out_row = b.srem(row, I64(self.out_height))
+        return b.sub(b.mul(out_row, I64(self.problem.stride[0])), I64(self.problem.padding[0]))
+
+    def _input(
+        self, code: Code, x: ir.Value, row: ir.Value, line: ir.Value, place: ir.Value
+    ) -> ir.Value:
+        """The address of an input row of ``row``'s image at the piece's first pixel and tap."""
+        problem, b = self.problem, code.builder
+        image = b.sdiv(row, I64(self.out_height))
+        start = b.mul(self._start(code, place), I64(problem.stride[1]))
+        column = b.sub(start, I64(problem.padding[2]))
+        line = b.add(b.mul(image, I64(problem.height)), line)
+        pixel = b.add(b.mul(line, I64(problem.width)), column)
+        return code.at(x, b.mul(pixel, I64(problem.in_channels)), self.element)
+
+    def _new_input(self, code: Code, x: ir.Value, piece: ir.Value, number: ir.Value) -> ir.Value:
+        """What the number-th multiplication fetches of a piece's new input; that may not exist."""
+        if not self.prefetch:
+            return x
+        problem, b = self.problem, code.builder
+        row, place = self._row_and_place(code, piece)
+        lowest = (problem.kernel[0] - 1) * problem.dilation[0]
+        line = b.add(self._above(code, row), I64(lowest - new_rows(problem) + 1))
+        start = self._input(code, x, row, line, place)
+        return code.at(start, b.mul(number, I64(self.prefetch.share)), ir.IntType(8))
 
     def _choose(
         self,
@@ -211,6 +232,7 @@ class _Separable:
     def _matmul_of(
         self,
         code: Code,
+        x: ir.Value,
         y: ir.Value,
         packed: ir.Value,
         tile: ir.Value,
@@ -234,7 +256,17 @@ class _Separable:
                 slot = self._slot(code, tile, b.sub(at, first))
                 pixel = b.mul(self._first_pixel(code, at), I64(self.problem.out_channels))
                 target = code.at(y, b.add(pixel, columns), self.element)
-                arguments = [slot, weights, bias, target]
+                following = b.add(
+                    at, b.sub(last, first)
+                )  # the piece in this place of the next tile
+                number = b.sub(panel, panels[0])
+                arguments = [
+                    slot,
+                    weights,
+                    bias,
+                    target,
+                    self._new_input(code, x, following, number),
+                ]
                 choices = [(end, self._matmul(n, channels)) for end, n in self._heights()]
                 which = self._height_index(code, at)
                 self._choose(code, which, choices, lambda f: b.call(f, arguments))
@@ -260,11 +292,16 @@ class _Separable:
         base, wider = divmod(self.out_width, len(self.plan.rows))
         return b.add(b.mul(place, I64(base)), code.least(place, I64(wider)))
 
-    def _first_pixel(self, code: Code, piece: ir.Value) -> ir.Value:
+    def _row_and_place(self, code: Code, piece: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """A piece's (first) row, counted over all images, and its place along it."""
         b, count = code.builder, len(self.plan.rows)
         if count == 1:
-            return b.mul(piece, I64(self.plan.rows_per_piece * self.out_width))
-        row, place = b.sdiv(piece, I64(count)), b.srem(piece, I64(count))
+            return b.mul(piece, I64(self.plan.rows_per_piece)), I64(0)
+        return b.sdiv(piece, I64(count)), b.srem(piece, I64(count))
+
+    def _first_pixel(self, code: Code, piece: ir.Value) -> ir.Value:
+        b = code.builder
+        row, place = self._row_and_place(code, piece)
         return b.add(b.mul(row, I64(self.out_width)), self._start(code, place))
 
     def _heights(self) -> list[tuple[int, int]]:

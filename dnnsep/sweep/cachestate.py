@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dnnsep.sweep.machine import caches_of
+from dnnsep.caches import caches_of
 
 # How often the memory written fills the last-level cache, and its size where it is not known.
 _TIMES_CACHE = 2
@@ -39,8 +39,8 @@ class Evictor:
             list(self._pool.map(self._write, self._cpus, self._buffers))
 
     def _allocate(self) -> None:
-        caches = [size for _, size in caches_of(self._cpus)]
-        size = _TIMES_CACHE * max(caches, default=_UNKNOWN_CACHE) // 8
+        caches = caches_of(self._cpus)
+        size = _TIMES_CACHE * max(caches.values(), default=_UNKNOWN_CACHE) // 8
         whole = np.zeros(size, np.int64)
         self._buffers = np.array_split(whole, len(self._cpus))
         if self._on_torch_threads:

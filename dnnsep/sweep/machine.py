@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnsep.backends.versions import installed_version
+from dnnsep.caches import cpu_list
 
 _PACKAGES = (
     "torch",
@@ -21,7 +22,18 @@ _PACKAGES = (
 )
 
 # What changes how the engines run.
-_VARIABLES = ("OMP_", "GOMP_", "KMP_", "ONEDNN_", "DNNL_", "MKL_", "LD_PRELOAD", "MALLOC_", "TORCH")
+_VARIABLES = (
+    "OMP_",
+    "GOMP_",
+    "KMP_",
+    "ONEDNN_",
+    "DNNL_",
+    "MKL_",
+    "LD_PRELOAD",
+    "MALLOC_",
+    "TORCH",
+    "DNNSEP_",
+)
 
 
 def fingerprint() -> dict[str, Any]:
@@ -63,33 +75,9 @@ def _siblings(cpu: int) -> set[int]:
     """The CPUs that share a core with this one, itself among them."""
     path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
     try:
-        return _cpu_list(path.read_text())
+        return cpu_list(path.read_text())
     except OSError:
         return {cpu}
-
-
-def _cpu_list(text: str) -> set[int]:
-    """{0, 1, 4} of "0-1,4"."""
-    spans = (part.partition("-") for part in text.strip().split(","))
-    return {cpu for first, _, last in spans for cpu in range(int(first), int(last or first) + 1)}
-
-
-def caches_of(cpus: list[int]) -> list[tuple[str, int]]:
-    """The caches beyond L1 with the bytes that they hold for these CPUs together, innermost first.
-
-    Linux says which CPUs share a cache; elsewhere, and where it does not say, the list is empty.
-    """
-    found: dict[int, dict[frozenset[int], int]] = {}
-    for cpu in set(cpus):
-        for index in Path(f"/sys/devices/system/cpu/cpu{cpu}/cache").glob("index*"):
-            kind, level, size, shared = (
-                (index / name).read_text().strip()
-                for name in ("type", "level", "size", "shared_cpu_list")
-            )
-            if kind != "Instruction" and int(level) > 1:
-                sharers = frozenset(_cpu_list(shared))
-                found.setdefault(int(level), {})[sharers] = int(size.removesuffix("K")) * 1024
-    return [(f"L{level}", sum(found[level].values())) for level in sorted(found)]
 
 
 def default_threads() -> int:

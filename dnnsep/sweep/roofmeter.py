@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dnnsep.caches import caches_of
 from dnnsep.codegen import loops
-from dnnsep.sweep.machine import caches_of
 from dnnsep.sweep.pinned import PinnedThreads, aligned_bytes
 from dnnsep.sweep.roofs import MemoryLevel, Roofs
 
@@ -122,9 +122,11 @@ def _memory_levels(
     """Name, bytes, and the meters of reading and of copying of each level, innermost first."""
     levels: list[tuple[str, int | None, _Meter, _Meter]] = []
     inner = 0
-    for name, capacity in caches_of(threads.cpus):
+    for level, capacity in caches_of(threads.cpus).items():
+        if level == 1:
+            continue
         size = int(max(_FILL * capacity, min(1.5 * inner, 0.75 * capacity)))
-        levels.append((name, capacity, *_read_and_copy(threads, size, streaming=False)))
+        levels.append((f"L{level}", capacity, *_read_and_copy(threads, size, streaming=False)))
         inner = capacity
     beyond = 4 * inner or 1 << 28
     return [*levels, ("DRAM", None, *_read_and_copy(threads, beyond, streaming=True))]

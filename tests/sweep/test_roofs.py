@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dnnsep import Problem, cost
+from dnnsep.caches import caches_of, cpu_list
 from dnnsep.codegen import loops
 from dnnsep.sweep.calibrate import Calibrator
-from dnnsep.sweep.machine import _cpu_list, caches_of, cpus_for
+from dnnsep.sweep.machine import cpus_for
 from tests.sweep.samples import small_roofs
 
 SMALL = Problem.parse("ic64oc64ih28kh3ph1")  # 0.4 MiB
@@ -81,7 +82,7 @@ def test_streaming_stores_pass_the_caches() -> None:
 
 
 def test_cpus_and_caches() -> None:
-    assert _cpu_list("0-2,8,10-11\n") == {0, 1, 2, 8, 10, 11}
+    assert cpu_list("0-2,8,10-11\n") == {0, 1, 2, 8, 10, 11}
     assert len(cpus_for(3)) == 3
-    sizes = [size for _, size in caches_of(cpus_for(1))]
+    sizes = list(caches_of(cpus_for(1)).values())
     assert sizes == sorted(sizes)

@@ -1,0 +1,163 @@
+"""Which plan: a small model of what each costs, from the problem and the sizes of the caches.
+
+Cycles are those of a core that starts two vector multiply-adds each. What a line of memory costs on
+top of the arithmetic that hides most of it was fitted to plans measured on a Zen 5; it only has to
+put plans in order. ``dnnsep tune`` measures those that it finds close.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+from dnnsep.caches import caches_of
+from dnnsep.codegen.isa import Isa
+from dnnsep.codegen.plan import (
+    Plan,
+    blocks,
+    cut_rows,
+    depth,
+    element_bytes,
+    panels,
+    pieces,
+    row_stride,
+    tile_bytes,
+    tile_element_bytes,
+)
+from dnnsep.problem import Problem
+
+_LINE = 64
+_LATENCY = 4  # of a multiply-add: so many sums at least have to be under way in each of two units
+_CALL_CYCLES = 40  # of a multiplication beside its multiply-adds: its sums are set up and stored
+_DEPTHWISE = 1.4  # cycles of the depthwise stage for one of its arithmetic
+_LINE_CYCLES = {"L1": 0.0, "L2": 0.3, "L3": 1.0, "DRAM": 4.0}
+
+# Plans this much costlier than the best are not worth measuring.
+_CLOSE = 1.1
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Bytes: of a core's own, and of the last level."""
+
+    l1: int
+    l2: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cycles of the busiest part: ``arithmetic`` of both stages, ``weights`` and ``tile`` for
+    fetching the pointwise weights and the tile."""
+
+    depthwise: float
+    pointwise: float
+    weights: float
+    tile: float
+
+    @property
+    def cycles(self) -> float:
+        return self.depthwise + self.pointwise + self.weights + self.tile
+
+
+@cache
+def this_caches() -> Caches:
+    """Of the first CPU that this process may run on; small ones where the system does not say."""
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    found = caches_of(cpus[:1])
+    l1, l2 = found.get(1, 32 * 1024), found.get(2, 512 * 1024)
+    return Caches(l1, l2, max(found.values(), default=8 * 1024 * 1024))
+
+
+def choose(problem: Problem, isa: Isa, threads: int) -> Plan:
+    """The plan that costs least by the model."""
+    return close_plans(problem, isa, threads)[0][0]
+
+
+def close_plans(problem: Problem, isa: Isa, threads: int) -> list[tuple[Plan, Cost]]:
+    """The best plan by the model and those that cost little more, best first."""
+    caches = this_caches()
+    found = [(plan, cost(problem, plan, caches)) for plan in _plans(problem, isa, threads, caches)]
+    found.sort(key=lambda pair: pair[1].cycles)
+    return [pair for pair in found if pair[1].cycles <= _CLOSE * found[0][1].cycles]
+
+
+def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
+    isa, pixels = plan.isa, plan.pixels
+    size = tile_element_bytes(problem, isa)
+    my_pieces = -(-pieces(problem, plan.rows, plan.rows_per_piece) // plan.pixel_parts)
+    my_panels = -(-panels(problem, isa, plan.vectors) // plan.channel_parts)
+    calls, tiles = my_pieces * my_panels, -(-my_pieces // plan.tile)
+
+    taps = problem.kernel[0] * problem.kernel[1]
+    vectors = blocks(problem, isa) * problem.channel_multiplier * (4 // element_bytes(problem))
+    steps = depth(problem, isa) * size // 4
+    arithmetic = max(pixels * plan.vectors / 2, _LATENCY)
+
+    panel = depth(problem, isa) * isa.lanes * plan.vectors * size
+    piece = pixels * row_stride(problem, isa) * size
+    tile = tile_bytes(problem, plan)
+    # The first piece of a tile brings a panel in; for the others it may still be there.
+    first = _level(my_panels * panel + tile, caches)
+    again = "L1" if panel + piece <= 0.8 * caches.l1 else _level(panel + piece, caches)
+    tile_level = "L1" if tile <= caches.l1 / 2 else _level(tile, caches)
+    return Cost(
+        depthwise=my_pieces * pixels * vectors * taps / 2 * _DEPTHWISE,
+        pointwise=calls * (steps * arithmetic + _CALL_CYCLES),
+        weights=panel / _LINE * my_panels * tiles * _LINE_CYCLES[first]
+        + panel / _LINE * my_panels * (my_pieces - tiles) * _LINE_CYCLES[again],
+        tile=calls * piece / _LINE * _LINE_CYCLES[tile_level],
+    )
+
+
+def _level(size: int, caches: Caches) -> str:
+    """The cache beyond the first that holds so many bytes beside what passes through it."""
+    if size <= 0.75 * caches.l2:
+        return "L2"
+    return "L3" if size <= 0.75 * caches.last else "DRAM"
+
+
+def _plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Iterator[Plan]:
+    vectors = min(2, panels(problem, isa, 1))
+    rows, per_piece = cut_rows(problem, isa, vectors)
+    total = pieces(problem, rows, per_piece)
+    most_channel_parts = panels(problem, isa, vectors)
+    element = element_bytes(problem)
+    out_bytes = problem.out_pixels * problem.out_channels * element
+    in_bytes = problem.batch * problem.height * problem.width * problem.in_channels * element
+    whole_vectors = problem.out_channels % isa.lanes == 0
+    for channel_parts in range(1, min(threads, most_channel_parts) + 1):
+        if threads % channel_parts:
+            continue
+        pixel_parts = min(threads // channel_parts, total)
+        plan = Plan(
+            isa,
+            rows,
+            per_piece,
+            vectors,
+            tile=1,
+            pixel_parts=pixel_parts,
+            channel_parts=channel_parts,
+            # An output that does not fit the last cache beside an input would only push it out.
+            streaming=whole_vectors and out_bytes > caches.last // 2,
+            # Input that is in the core's own cache needs no fetching.
+            prefetch=in_bytes > caches.l2,
+        )
+        my_pieces = -(-total // pixel_parts)
+        for tile in _tile_sizes(my_pieces):
+            found = replace(plan, tile=tile)
+            if tile == 1 or tile_bytes(problem, found) <= caches.l2:
+                yield found
+
+
+def _tile_sizes(most: int) -> Iterator[int]:
+    """1, 2, 3, 4, 6, 8, 12, ... and all."""
+    size = 1
+    while size < most:
+        yield size
+        if size > 1 and size * 3 // 2 < most:
+            yield size * 3 // 2
+        size *= 2
+    yield most
