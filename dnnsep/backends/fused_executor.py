@@ -46,11 +46,11 @@ class FusedExecutor(Executor):
         task[0], task[1] = x.data_ptr(), out.data_ptr()
         address, parts, parallel = self._kernel_for(out).address, self.plan.parts, self._parallel
 
-        def call() -> Tensor:
+        # The kernel, its weights, the input and the scratch memory are only known by address.
+        def call(_keep: object = (self, x, scratch)) -> Tensor:
             parallel(address, task, parts, 0)
             return out
 
-        call.keeps = (x, scratch)  # type: ignore[attr-defined]
         return call
 
     def _run(self, x: Tensor, out: Tensor | None) -> Tensor:
