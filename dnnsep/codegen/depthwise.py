@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from llvmlite import ir
 
-from dnnsep.codegen.activations import activate
-from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code, splat
+from dnnsep.codegen.activations import LONG, activate
+from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code
 from dnnsep.codegen.isa import Isa
 from dnnsep.codegen.plan import Row, block_channels, blocks, row_stride, tile_is_bf16
 from dnnsep.problem import Problem
@@ -138,8 +139,13 @@ class _Depthwise:
             sums = self.code.for_range(
                 self.first, self.last, row, [bias for _ in pixels for bias in biases]
             )
-            for index, pixel in enumerate(pixels):
-                self._store(tile, pixel, sums[index * vectors : (index + 1) * vectors])
+            rows = [sums[i : i + vectors] for i in range(0, len(sums), vectors)]
+            place = self._row(tile, I64(start))
+            if self.problem.activations[0] in LONG:
+                self.code.for_rows(rows, partial(self._store, place))
+            else:
+                for index, values in enumerate(rows):
+                    self._store(place, I64(index), values)
 
     def _short_row(
         self,
@@ -235,15 +241,21 @@ class _Depthwise:
             words = ir.VectorType(I32, self.isa.lanes)
             halves = code.load(place, ir.VectorType(I16, self.width), lanes)
             pairs = b.bitcast(halves, words)
-            even, odd = b.shl(pairs, splat(16, words)), b.and_(pairs, splat(-65536, words))
+            even, odd = (
+                b.shl(pairs, code.splat(16, words)),
+                b.and_(pairs, code.splat(-65536, words)),
+            )
             found += [b.bitcast(even, self.vector), b.bitcast(odd, self.vector)]
         return found
 
-    def _store(self, tile: ir.Value, pixel: int, sums: list[ir.Value]) -> None:
+    def _row(self, tile: ir.Value, pixel: ir.Value) -> ir.Value:
+        elements = self.code.builder.mul(pixel, I64(row_stride(self.problem, self.isa)))
+        return self.code.at(tile, elements, self.tile_element)
+
+    def _store(self, tile: ir.Value, pixel: ir.Value, sums: list[ir.Value]) -> None:
         """Vectors lie one after the other in the tile; of bf16 a block's two make one."""
-        code = self.code
+        code, place = self.code, self._row(tile, pixel)
         values = [activate(code, self.problem.activations[0], total) for total in sums]
-        place = code.at(tile, pixel * row_stride(self.problem, self.isa), self.tile_element)
         if not tile_is_bf16(self.problem, self.isa):
             for index, value in enumerate(values):
                 code.store(value, code.at(place, index, self.vector))

@@ -19,6 +19,7 @@ class Code:
         self.module = module
         self.function = ir.Function(module, ir.FunctionType(VOID, arguments), name)
         self.builder = ir.IRBuilder(self.function.append_basic_block())
+        self._splats: dict[tuple[float, str], ir.Value] = {}
 
     @property
     def arguments(self) -> tuple[ir.Value, ...]:
@@ -73,6 +74,25 @@ class Code:
 
         if start < stop:
             self.for_range(I64(start), I64(stop), one, step=step)
+
+    def for_rows(
+        self, rows: Sequence[Sequence[ir.Value]], body: Callable[[ir.Value, list[ir.Value]], None]
+    ) -> None:
+        """``body(i, rows[i])`` as a loop, for bodies too long to be written out for each row.
+
+        The values, vectors all of one type, go through the stack.
+        """
+        kind, width = rows[0][0].type, len(rows[0])
+        with self.builder.goto_entry_block():
+            stack = self.builder.alloca(kind, len(rows) * width)
+        for index, value in enumerate(value for row in rows for value in row):
+            self.builder.store(value, self.at(stack, index, kind), align=4)
+
+        def one(i: ir.Value) -> None:
+            row = self.at(stack, self.builder.mul(i, I64(width)), kind)
+            body(i, [self.load(self.at(row, v, kind), kind) for v in range(width)])
+
+        self.for_each(0, len(rows), one)
 
     def when(self, condition: ir.Value, then: Callable[[], None]) -> None:
         with self.builder.if_then(condition):
@@ -154,16 +174,21 @@ class Code:
         asm = ir.InlineAsm(ir.FunctionType(VOID, []), "sfence", "~{memory}", side_effect=True)
         self.builder.call(asm, [])
 
+    def splat(self, value: float, kind: ir.VectorType) -> ir.Value:
+        """A number in every lane; written once, since a constant's text names each lane."""
+        key = (value, str(kind))
+        if key not in self._splats:
+            with self.builder.goto_entry_block():
+                number = ir.Constant(kind.element, value)
+                self._splats[key] = self.broadcast(number, kind.count)
+        return self._splats[key]
+
     def broadcast(self, value: ir.Value, lanes: int) -> ir.Value:
         kind = ir.VectorType(value.type, lanes)
         undefined = ir.Constant(kind, ir.Undefined)
         first = self.builder.insert_element(undefined, value, I32(0))
         zeros = ir.Constant(ir.VectorType(I32, lanes), None)
         return self.builder.shuffle_vector(first, undefined, zeros)
-
-
-def splat(value: float | int, kind: ir.VectorType) -> ir.Constant:
-    return ir.Constant(kind, [ir.Constant(kind.element, value)] * kind.count)
 
 
 def _lane_mask(count: int, lanes: int) -> ir.Constant:
@@ -183,4 +208,4 @@ def _name(kind: ir.Type) -> str:
     return f"v{kind.count}{name}" if isinstance(kind, ir.VectorType) else name
 
 
-__all__ = ["F32", "I16", "I32", "I64", "POINTER", "VOID", "Code", "splat"]
+__all__ = ["F32", "I16", "I32", "I64", "POINTER", "VOID", "Code"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-import llvmlite.binding as llvm
-
-from dnnsep.codegen.jit import cpu_features
+from dnnsep.codegen.jit import Target, cpu_features, this_cpu
 
 # Caps what is used, for tests and comparisons: avx2, avx512 (no bf16 instructions).
 CAP_VARIABLE = "DNNSEP_MAX_ISA"
@@ -16,14 +14,13 @@ CAP_VARIABLE = "DNNSEP_MAX_ISA"
 @dataclass(frozen=True)
 class Isa:
     """``lanes`` f32 a vector, ``registers`` of them; ``dot_bf16`` says whether pairs of bf16 are
-    multiplied and added in one instruction (vdpbf16ps). ``cpu`` and ``features`` are LLVM's."""
+    multiplied and added in one instruction (vdpbf16ps)."""
 
     name: str
     lanes: int
     registers: int
     dot_bf16: bool
-    cpu: str
-    features: str
+    target: Target
 
 
 def this_isa() -> Isa:
@@ -40,10 +37,8 @@ def this_isa() -> Isa:
     if "avx512" in allowed and all(has.get(f"avx512{part}") for part in ("f", "bw", "dq", "vl")):
         dot = "avx512_bf16" in allowed and bool(has.get("avx512bf16"))
         # Some CPUs' settings in LLVM split 512-bit vectors in two.
-        features = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
-        return Isa(
-            "avx512_bf16" if dot else "avx512", 16, 32, dot, llvm.get_host_cpu_name(), features
-        )
+        target = Target(this_cpu().cpu, this_cpu().features + ",-prefer-256-bit")
+        return Isa("avx512_bf16" if dot else "avx512", 16, 32, dot, target)
     if has.get("avx2") and has.get("fma"):
-        return Isa("avx2", 8, 16, False, "x86-64-v3", "")
+        return Isa("avx2", 8, 16, False, Target("x86-64-v3", ""))
     raise RuntimeError("this CPU has neither AVX-512 nor AVX2 with FMA")

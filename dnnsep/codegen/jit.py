@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -13,41 +15,77 @@ I32, I64 = ir.IntType(32), ir.IntType(64)
 POINTER = ir.PointerType()
 
 
+@dataclass(frozen=True)
+class Target:
+    """A CPU and its features, as LLVM names them."""
+
+    cpu: str
+    features: str
+
+
 class Function:
     """A compiled function, called with addresses and counts; releases the GIL while it runs.
 
     Holds the machine code: it must outlive every call.
     """
 
-    def __init__(
-        self,
-        module: ir.Module,
-        name: str,
-        arguments: Sequence[type],
-        cpu: str | None = None,
-        features: str | None = None,
-    ) -> None:
-        """Compile ``name`` of the module: a void function of ctypes ``arguments``.
-
-        ``cpu`` and ``features`` are LLVM's; without them, all that this CPU has. Raises
-        RuntimeError with LLVM's message if the module is not valid.
-        """
-        machine = _target_machine(cpu, features)
-        parsed = llvm.parse_assembly(str(module))
-        parsed.verify()
-        options = llvm.create_pipeline_tuning_options(speed_level=3)
-        options.loop_unrolling = False  # the loops here say themselves how far they are unrolled
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(parsed, builder)
-        self.assembly: str = machine.emit_assembly(parsed)
-        self._engine = llvm.create_mcjit_compiler(parsed, machine)  # owns the machine from here on
+    def __init__(self, code: bytes, name: str, arguments: Sequence[type]) -> None:
+        """``name``, a void function of ctypes ``arguments``, of ``machine_code``'s result."""
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(this_cpu()))
+        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
-        prototype: Any = ctypes.CFUNCTYPE(None, *arguments)
         self.address: int = self._engine.get_function_address(name)
+        prototype: Any = ctypes.CFUNCTYPE(None, *arguments)
         self._call: Callable[..., None] = prototype(self.address)
 
     def __call__(self, *arguments: int) -> None:
         self._call(*arguments)
+
+
+class Program(Function):
+    """A module compiled for this CPU, which can show its assembly."""
+
+    def __init__(self, module: ir.Module, name: str, arguments: Sequence[type]) -> None:
+        super().__init__(machine_code(module), name, arguments)
+        self._module = module
+
+    @property
+    def assembly(self) -> str:
+        return assembly(self._module)
+
+
+def machine_code(module: ir.Module, target: Target | None = None) -> bytes:
+    """The module as an object file, for this CPU or another target.
+
+    Raises RuntimeError with LLVM's message if the module is not valid.
+    """
+    optimized, machine = _optimized(module, target)
+    return bytes(machine.emit_object(optimized))
+
+
+def assembly(module: ir.Module, target: Target | None = None) -> str:
+    """The machine code of a module as text."""
+    optimized, machine = _optimized(module, target)
+    return str(machine.emit_assembly(optimized))
+
+
+def _optimized(
+    module: ir.Module, target: Target | None
+) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
+    machine = _machine(target or this_cpu())
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_unrolling = False  # the loops here say themselves how far they are unrolled
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(parsed, builder)
+    return parsed, machine
+
+
+@cache
+def this_cpu() -> Target:
+    """This CPU with all that it has."""
+    return Target(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
 
 
 def cpu_features() -> dict[str, bool]:
@@ -55,12 +93,10 @@ def cpu_features() -> dict[str, bool]:
     return dict(llvm.get_host_cpu_features())
 
 
-def _target_machine(cpu: str | None, features: str | None) -> llvm.TargetMachine:
+def _machine(target: Target) -> llvm.TargetMachine:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()  # for inline assembly
     return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name() if cpu is None else cpu,
-        features=llvm.get_host_cpu_features().flatten() if features is None else features,
-        opt=3,
+        cpu=target.cpu, features=target.features, opt=3
     )

@@ -1,12 +1,16 @@
-"""Compiled kernels of problems, each compiled once in a process."""
+"""Compiled kernels of problems: made once for a process, and kept on disk for the next one."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
 
-from dnnsep.codegen.jit import Function
+from dnnsep import cachefiles
+from dnnsep.codegen.jit import Function, machine_code
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.separable import emit_separable, part_bytes
 from dnnsep.problem import Problem
@@ -24,6 +28,19 @@ class Kernel:
 
 @cache
 def compiled(problem: Problem, plan: Plan) -> Kernel:
-    module = emit_separable(problem, plan)
-    function = Function(module, "run", [ctypes.c_void_p], plan.isa.cpu, plan.isa.features)
+    """Of a problem cut up by a plan, from the disk where it is there."""
+    key = f"{generator()} {plan} {problem}"
+    code = cachefiles.load("kernels", key)
+    if code is None:
+        code = machine_code(emit_separable(problem, plan), plan.isa.target)
+        cachefiles.save("kernels", key, code)
+    function = Function(code, "run", [ctypes.c_void_p])
     return Kernel(function, plan.parts * part_bytes(problem, plan))
+
+
+@cache
+def generator() -> str:
+    """Names this generator: its own sources and LLVM's version."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    digest = sha256(b"".join(source.read_bytes() for source in sources))
+    return f"{digest.hexdigest()} llvmlite {version('llvmlite')}"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from dnnsep.codegen.jit import I64, POINTER, Function, cpu_features
+from dnnsep.codegen.jit import I64, POINTER, Program, cpu_features
 
 # Independent sums: more than the latency (4 to 5 cycles) times two units, fewer than AVX2's 16
 # registers less two operands.
@@ -61,7 +61,7 @@ def operations_per_step(dtype: str) -> int:
     return 2 * _INSTRUCTIONS[dtype][2] * CHAINS * FMA_UNROLL * vector_lanes()
 
 
-def multiply_add_loop(dtype: str) -> Function:
+def multiply_add_loop(dtype: str) -> Program:
     """f(steps, address): registers only; ``address`` holds 14 vectors, two operands, then sums."""
     instruction, lanes = _INSTRUCTIONS[dtype][0], vector_lanes()
     vector = ir.VectorType(ir.FloatType(), lanes)
@@ -84,7 +84,7 @@ def multiply_add_loop(dtype: str) -> Function:
     return loop.compile(ctypes.c_int64, ctypes.c_void_p)
 
 
-def multiply_chain() -> Function:
+def multiply_chain() -> Program:
     """f(steps): 64 integer multiplies a step, each waiting for the last: a clock to read."""
     loop = _Loop([I64], [I64])
     chain = "\n".join(["imulq $0, $0"] * MULTIPLIES_PER_STEP)
@@ -93,7 +93,7 @@ def multiply_chain() -> Function:
     return loop.compile(ctypes.c_int64)
 
 
-def read_loop() -> Function:
+def read_loop() -> Program:
     """f(steps, length, address, sink): loads 8 vectors a step, starting over after ``length``
     steps."""
     vector = ir.VectorType(I64, vector_lanes() // 2)
@@ -117,7 +117,7 @@ def read_loop() -> Function:
     return loop.compile(ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
 
 
-def copy_loop(streaming: bool) -> Function:
+def copy_loop(streaming: bool) -> Program:
     """f(steps, length, source, target): copies 8 vectors a step, starting over after ``length``
     steps; ``streaming`` stores past the caches. Both addresses must be aligned to a vector.
     """
@@ -150,7 +150,7 @@ def _start_over(builder: ir.IRBuilder, step: ir.Value, length: ir.Value) -> ir.V
     return builder.select(builder.icmp_signed("<", following, length), following, I64(0))
 
 
-def token_ring() -> Function:
+def token_ring() -> Program:
     """f(turns, address, mine, threads): waits for the 64-bit token at ``address`` to become
     ``mine``, adds 1 to it, and does so again each time it has gone round all threads."""
     module = ir.Module()
@@ -179,9 +179,7 @@ def token_ring() -> Function:
     token.add_incoming(following, pass_on.block)
     pass_on.cbranch(pass_on.icmp_signed("<", following, last), wait.block, after.block)
     after.ret_void()
-    return Function(
-        module, "run", [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-    )
+    return Program(module, "run", [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64])
 
 
 class _Loop:
@@ -218,9 +216,9 @@ class _Loop:
         self._after = after
         return after, values
 
-    def compile(self, *arguments: type) -> Function:
+    def compile(self, *arguments: type) -> Program:
         self._after.ret_void()
-        return Function(self.module, "run", arguments)
+        return Program(self.module, "run", arguments)
 
 
 def _load(builder: ir.IRBuilder, address: ir.Value, index: ir.Value, kind: ir.Type) -> ir.Value:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from dnnsep.codegen.activations import activate
-from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code, splat
+from dnnsep.codegen.activations import LONG, activate
+from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code
 from dnnsep.codegen.plan import Plan, depth, row_stride, tile_is_bf16
 from dnnsep.codegen.prefetch import Prefetch
 from dnnsep.problem import Problem
@@ -61,10 +61,19 @@ class _Matmul:
             [biases[v] for _ in range(self.pixels) for v in self._columns()],
             step=_UNROLL,
         )
-        for pixel in range(self.pixels):
-            row = code.at(y, pixel * self.problem.out_channels, self._element())
-            for v in self._columns():
-                self._store(sums[pixel * self.vectors + v], row, v)
+        rows = [sums[i : i + self.vectors] for i in range(0, len(sums), self.vectors)]
+
+        def store(pixel: ir.Value, values: list[ir.Value]) -> None:
+            elements = code.builder.mul(pixel, I64(self.problem.out_channels))
+            row = code.at(y, elements, self._element())
+            for v, value in enumerate(values):
+                self._store(value, row, v)
+
+        if self.problem.activations[1] in LONG:
+            code.for_rows(rows, store)
+        else:
+            for pixel, values in enumerate(rows):
+                store(I64(pixel), values)
         return code.end()
 
     def _columns(self) -> range:
@@ -119,8 +128,8 @@ class _Matmul:
             return code.instruction("vcvtneps2bf16 $1, $0", halves, value)
         words = ir.VectorType(I32, lanes)
         bits = b.bitcast(value, words)
-        odd = b.and_(b.lshr(bits, splat(16, words)), splat(1, words))
-        rounded = b.add(b.add(bits, odd), splat(0x7FFF, words))
-        quiet = b.or_(bits, splat(0x400000, words))
+        odd = b.and_(b.lshr(bits, code.splat(16, words)), code.splat(1, words))
+        rounded = b.add(b.add(bits, odd), code.splat(0x7FFF, words))
+        quiet = b.or_(bits, code.splat(0x400000, words))
         chosen = b.select(b.fcmp_unordered("uno", value, value), quiet, rounded)
-        return b.trunc(b.lshr(chosen, splat(16, words)), halves)
+        return b.trunc(b.lshr(chosen, code.splat(16, words)), halves)

@@ -14,7 +14,7 @@ from dnnsep.sweep.roofs import Roofs
 from dnnsep.sweep.stats import Control
 
 if TYPE_CHECKING:
-    from dnnsep.codegen.jit import Function
+    from dnnsep.codegen.jit import Program
 
 # The control: long enough for Python's part in it not to count. Other workers' idle OpenMP threads
 # spin for some milliseconds before they sleep.
@@ -101,7 +101,7 @@ class Calibrator:
         return aligned_bytes(_LINES * _LINE_DISTANCE)
 
     @cached_property
-    def _ring(self) -> Function:
+    def _ring(self) -> Program:
         from dnnsep.codegen import loops
 
         return loops.token_ring()
