@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +30,13 @@ class Executor:
     ``stages`` run one after the other and can be timed apart. ``backend`` names who prepared it.
     ``impls`` are the engine's own names of what runs, where oneDNN's log does not tell. ``output``
     says where a bound call's result goes; ``on_torch_threads`` whether torch's pool does the work.
+    ``plans`` are ways to run it that an engine of ours weighed, the one taken first.
     """
 
     impls: tuple[str, ...] = ()
     output = "allocated by each call"
     on_torch_threads = True
+    plans: Sequence[dict[str, Any]] = ()
 
     def __init__(self, backend: str, problem: Problem, stages: Sequence[Stage]) -> None:
         self.backend = backend

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dnnsep.backends.executor import Executor
 from dnnsep.codegen import openmp
+from dnnsep.codegen.choose import describe
 from dnnsep.codegen.kernel import Kernel, compiled
 from dnnsep.codegen.pack import packed
 from dnnsep.codegen.plan import Plan
@@ -34,6 +35,7 @@ class FusedExecutor(Executor):
         super().__init__(backend, problem, ())
         self.plan = plan
         self.impls = (f"fused:{plan.isa.name}",)
+        self.plans = describe(problem, plan, torch.get_num_threads())
         self._kernel = compiled(problem, plan)
         self._packed = packed(problem, plan, weights)
         self._parallel = openmp.parallel()

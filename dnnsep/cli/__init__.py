@@ -10,6 +10,7 @@ import typer
 from dnnsep.cli.look import backends, cost, explain, machine
 from dnnsep.cli.read import compare, export, report
 from dnnsep.cli.sweep import sweep
+from dnnsep.cli.tune import tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +26,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     export: "dnnsep export r.json --to csv --samples",
     explain: "dnnsep explain mb1ic64oc128ih112kh3sh1ph1 --backend ipex",
     cost: "dnnsep cost mb1ic3oc64ih228kh5sh2",
+    tune: "dnnsep tune configs/models/mobilenet_v1.yaml --threads 2",
     machine: "dnnsep machine --threads 1 --threads 2",
     backends: "dnnsep backends --json",
 }

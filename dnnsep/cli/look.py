@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +11,13 @@ import typer
 from dnnsep.cli.common import AsJson, Dtype, bad_input, console
 
 if TYPE_CHECKING:
+    from dnnsep.problem import Problem
     from dnnsep.sweep.roofs import Roofs
+
+
+class Dump(str, Enum):
+    ir = "ir"
+    asm = "asm"
 
 
 def explain(
@@ -21,8 +28,12 @@ def explain(
     dtype: Annotated[Dtype | None, typer.Option(help="Instead of the descriptor's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1)] = None,
     as_json: AsJson = False,
+    dump: Annotated[
+        Dump | None, typer.Option(help="Print the fused kernel's code instead of running it.")
+    ] = None,
 ) -> None:
-    """Run a problem once in a process of its own and show what oneDNN's log says ran."""
+    """Run a problem once in a process of its own and show what ran: by oneDNN's log, or the fused
+    kernel's plan."""
     import dataclasses
 
     from dnnsep.backends import get_backend
@@ -37,8 +48,13 @@ def explain(
         if dtype:
             problem = dataclasses.replace(problem, dtype=dtype.value)
         name = get_backend(backend).name
+        if dump and name != "fused":
+            raise ValueError(f"--dump: shows the code of the backend fused, not of {name}")
     except ValueError as error:
         bad_input(error)
+    if dump:
+        typer.echo(_code(problem, threads or default_threads(), dump))
+        return
     try:
         found = run(problem, name, threads or default_threads())
     except WorkerError as error:
@@ -50,6 +66,21 @@ def explain(
         console().print(as_text(found))
     if not found.get("correct", False):
         raise typer.Exit(1)
+
+
+def _code(problem: Problem, threads: int, dump: Dump) -> str:
+    from dnnsep.codegen.choose import choose
+    from dnnsep.codegen.isa import this_isa
+    from dnnsep.codegen.jit import assembly
+    from dnnsep.codegen.separable import emit_separable
+
+    try:
+        plan = choose(problem, this_isa(), threads)
+    except RuntimeError as error:
+        typer.echo(f"fused: {error}", err=True)
+        raise typer.Exit(1) from None
+    module = emit_separable(problem, plan)
+    return str(module) if dump is Dump.ir else assembly(module, plan.isa.target)
 
 
 def cost(

@@ -7,11 +7,14 @@ put plans in order. ``dnnsep tune`` measures those that it finds close.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
+from dnnsep import cachefiles
 from dnnsep.caches import caches_of
 from dnnsep.codegen.isa import Isa
 from dnnsep.codegen.plan import (
@@ -26,6 +29,7 @@ from dnnsep.codegen.plan import (
     tile_bytes,
     tile_element_bytes,
 )
+from dnnsep.codegen.version import generator
 from dnnsep.problem import Problem
 
 _LINE = 64
@@ -34,8 +38,8 @@ _CALL_CYCLES = 40  # of a multiplication beside its multiply-adds: its sums are 
 _DEPTHWISE = 1.4  # cycles of the depthwise stage for one of its arithmetic
 _LINE_CYCLES = {"L1": 0.0, "L2": 0.3, "L3": 1.0, "DRAM": 4.0}
 
-# Plans this much costlier than the best are not worth measuring.
-_CLOSE = 1.1
+# Plans that cost up to so many times the best are close, and so many of them are worth measuring.
+_CLOSE, _MOST_CLOSE = 1.1, 8
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Caches:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cycles of the busiest part: ``arithmetic`` of both stages, ``weights`` and ``tile`` for
-    fetching the pointwise weights and the tile."""
+    """Cycles of the busiest part: both stages' arithmetic, and what fetching the pointwise weights
+    and the tile adds."""
 
     depthwise: float
     pointwise: float
@@ -72,16 +76,65 @@ def this_caches() -> Caches:
 
 
 def choose(problem: Problem, isa: Isa, threads: int) -> Plan:
-    """The plan that costs least by the model."""
-    return close_plans(problem, isa, threads)[0][0]
+    """The plan that was found best by ``keep``, or the one that costs least by the model."""
+    kept = _kept(problem, isa, threads)
+    if kept is None:
+        return close_plans(problem, isa, threads)[0][0]
+    return kept
+
+
+def describe(problem: Problem, chosen: Plan, threads: int) -> list[dict[str, Any]]:
+    """The chosen plan and, after it, those that the model finds close, each with its cost."""
+    close = [plan for plan, _ in close_plans(problem, chosen.isa, threads)]
+    return [
+        {
+            "pixels": plan.pixels,
+            "channels": plan.vectors * plan.isa.lanes,
+            "tile": plan.tile,
+            "tile_bytes": tile_bytes(problem, plan),
+            "pixel_parts": plan.pixel_parts,
+            "channel_parts": plan.channel_parts,
+            "streaming": plan.streaming,
+            "prefetch": plan.prefetch,
+            "by_model": plan == close[0],
+            "cycles": {k: round(v) for k, v in vars(cost(problem, plan, this_caches())).items()},
+        }
+        for plan in dict.fromkeys([chosen, *close])
+    ]
+
+
+def keep(problem: Problem, threads: int, plan: Plan) -> None:
+    """Choose this plan from now on, in this user's other processes too."""
+    content = json.dumps(_choices(plan)).encode()
+    cachefiles.save("plans", _key(problem, plan.isa, threads), content)
+
+
+def _kept(problem: Problem, isa: Isa, threads: int) -> Plan | None:
+    """Only ever one of those that the model knows, whatever the file says."""
+    content = cachefiles.load("plans", _key(problem, isa, threads))
+    if content is None:
+        return None
+    wanted = json.loads(content)
+    plans = _plans(problem, isa, threads, this_caches())
+    return next((plan for plan in plans if _choices(plan) == wanted), None)
+
+
+def _choices(plan: Plan) -> dict[str, int]:
+    """What tells a problem's plans apart."""
+    return {"tile": plan.tile, "channel_parts": plan.channel_parts}
+
+
+def _key(problem: Problem, isa: Isa, threads: int) -> str:
+    return f"{generator()} {isa} {threads} {problem}"
 
 
 def close_plans(problem: Problem, isa: Isa, threads: int) -> list[tuple[Plan, Cost]]:
-    """The best plan by the model and those that cost little more, best first."""
+    """The best plan by the model and a few that cost little more, best first."""
     caches = this_caches()
     found = [(plan, cost(problem, plan, caches)) for plan in _plans(problem, isa, threads, caches)]
     found.sort(key=lambda pair: pair[1].cycles)
-    return [pair for pair in found if pair[1].cycles <= _CLOSE * found[0][1].cycles]
+    close = [pair for pair in found if pair[1].cycles <= _CLOSE * found[0][1].cycles]
+    return close[:_MOST_CLOSE]
 
 
 def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
@@ -102,7 +155,7 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     # The first piece of a tile brings a panel in; for the others it may still be there.
     first = _level(my_panels * panel + tile, caches)
     again = "L1" if panel + piece <= 0.8 * caches.l1 else _level(panel + piece, caches)
-    tile_level = "L1" if tile <= caches.l1 / 2 else _level(tile, caches)
+    tile_level = "L1" if tile <= caches.l1 / 3 else _level(tile, caches)
     return Cost(
         depthwise=my_pieces * pixels * vectors * taps / 2 * _DEPTHWISE,
         pointwise=calls * (steps * arithmetic + _CALL_CYCLES),

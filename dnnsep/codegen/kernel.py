@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
-from importlib.metadata import version
-from pathlib import Path
 
 from dnnsep import cachefiles
 from dnnsep.codegen.jit import Function, machine_code
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.separable import emit_separable, part_bytes
+from dnnsep.codegen.version import generator
 from dnnsep.problem import Problem
 
 
@@ -36,11 +34,3 @@ def compiled(problem: Problem, plan: Plan) -> Kernel:
         cachefiles.save("kernels", key, code)
     function = Function(code, "run", [ctypes.c_void_p])
     return Kernel(function, plan.parts * part_bytes(problem, plan))
-
-
-@cache
-def generator() -> str:
-    """Names this generator: its own sources and LLVM's version."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    digest = sha256(b"".join(source.read_bytes() for source in sources))
-    return f"{digest.hexdigest()} llvmlite {version('llvmlite')}"

@@ -1,0 +1,83 @@
+"""``dnnsep tune``: find the fastest plans of the fused kernel and keep them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dnnsep.cli.common import AsJson, Dtype, bad_input, console
+
+if TYPE_CHECKING:
+    from dnnsep.sweep.tune import Tuned
+
+
+def tune(
+    config: Annotated[
+        list[str], typer.Argument(help="YAML sweep files, benchdnn shape files or descriptors.")
+    ],
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the file's.")] = None,
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="Instead of the file's.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the file's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the plans of the fused kernel that its model finds close; keep the fastest.
+
+    They are kept in your cache folder (DNNSEP_CACHE_DIR, or the system's place for caches) for this
+    CPU, this version, the problem and the number of threads; each is kept as soon as it is found.
+    """
+    from dnnsep.backends.fused import FusedBackend
+    from dnnsep.sweep.config import Overrides, load_sweep
+    from dnnsep.sweep.machine import cpus_for, default_threads
+
+    try:
+        overrides = Overrides(["fused"], threads or (), [d.value for d in dtype or ()], batch or ())
+        cases = load_sweep(config, overrides, default_threads()).cases
+        backend = FusedBackend()
+        verdict = backend.available() and backend.supports(cases[0].problem)
+    except ValueError as error:
+        bad_input(error)
+    if not verdict:
+        typer.echo(f"fused: {verdict.reason}", err=True)
+        raise typer.Exit(1)
+
+    from dnnsep.allocator import keep_pages
+    from dnnsep.sweep.tune import tune as measure
+
+    keep_pages()
+    # Measuring pins this process: what it may run on has to be asked for before.
+    cpus = {case.threads: cpus_for(case.threads) for case in cases}
+    for problem, count in dict.fromkeys((case.problem, case.threads) for case in cases):
+        try:
+            tuned = measure(problem, cpus[count])
+        except ValueError as error:
+            typer.echo(f"dnnsep: {error}", err=True)
+            raise typer.Exit(1) from None
+        if as_json:
+            typer.echo(json.dumps(_as_dict(str(problem), count, tuned)))
+        else:
+            console().print(_as_line(str(problem), count, tuned), highlight=False)
+
+
+def _as_line(problem: str, threads: int, tuned: Tuned) -> str:
+    best = tuned.best
+    split = f"{best.pixel_parts}x{best.channel_parts}"
+    plans = f"{len(tuned.times)} plan{'s' if len(tuned.times) > 1 else ''}"
+    won = f"{tuned.gain:.2f} times the model's choice" if tuned.gain > 1 else "the model's choice"
+    return (
+        f"{problem} threads {threads}: {tuned.times[best]:.1f} us, tiles of {best.tile} pieces, "
+        f"split {split}: {won}, of {plans}"
+    )
+
+
+def _as_dict(problem: str, threads: int, tuned: Tuned) -> dict[str, object]:
+    def entry(plan: object) -> dict[str, int]:
+        return {name: getattr(plan, name) for name in ("tile", "pixel_parts", "channel_parts")}
+
+    return {
+        "problem": problem,
+        "threads": threads,
+        "best": entry(tuned.best),
+        "plans": [{**entry(plan), "us": round(us, 2)} for plan, us in tuned.times.items()],
+    }
