@@ -7,10 +7,14 @@ that is named and not available fails its tests: nothing is skipped for a missin
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 
-from dnnsep import Backend, get_backend
+from dnnsep import Backend, cachefiles, get_backend
+
+# The tests' own, and their subprocesses': what a user has kept changes nothing.
+os.environ[cachefiles.VARIABLE] = tempfile.mkdtemp(prefix="dnnsep-test-cache-")
 
 _ALL = "ipex,ipex:pointwise=inner_product,ipex:pointwise=conv1x1,onednn,eager,fused"
 

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dnnsep import cachefiles
 from dnnsep.backends import BACKENDS
 from dnnsep.report.backends import as_table
+from dnnsep.report.explain import as_text as explain_as_text
 from dnnsep.sweep.results import Results
 from tests.conftest import HAS_IPEX
 
@@ -113,6 +115,38 @@ def test_explain_says_why_not() -> None:
     assert "refused: oneDNN hangs" in done.stderr
 
 
+def test_explain_shows_the_fused_kernels_plan_and_code() -> None:
+    problem = "mb1ic64oc128ih56kh3ph1"
+    found = _json("explain", problem, "--backend", "fused", "--threads", "2", "--json")
+    assert found["correct"]
+    taken, *others = found["plans"]
+    assert taken["by_model"]
+    assert taken["pixel_parts"] * taken["channel_parts"] == 2
+    assert all(sum(p["cycles"].values()) >= sum(taken["cycles"].values()) for p in others)
+    console = Console(file=io.StringIO(), width=150)
+    console.print(explain_as_text(found))
+    assert "model's, taken" in console.file.getvalue()  # type: ignore[attr-defined]
+    fused = ("explain", problem, "--backend", "fused", "--dump")
+    assert "call" in _dnnsep(*fused, "ir").stdout
+    assert "vfmadd" in _dnnsep(*fused, "asm").stdout
+    other = _dnnsep("explain", problem, "--backend", "onednn", "--dump", "asm")
+    assert other.returncode == 2
+    assert "not of onednn" in other.stderr
+
+
+def test_a_tuned_plan_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cachefiles.VARIABLE, str(tmp_path))
+    problem = "mb1ic64oc128ih28kh3ph1"
+    tuned = _json("tune", problem, "--threads", "2", "--json")
+    assert tuned["threads"] == 2
+    assert tuned["best"]["tile"] in [plan["tile"] for plan in tuned["plans"]]
+    assert all(plan["us"] > 0 for plan in tuned["plans"])
+    taken = _json("explain", problem, "--backend", "fused", "--threads", "2", "--json")["plans"][0]
+    assert {name: taken[name] for name in tuned["best"]} == tuned["best"]
+    assert "us, tiles of" in _dnnsep("tune", problem).stdout
+    assert _dnnsep("tune", "mb1ic64oc").returncode == 2
+
+
 def test_backends() -> None:
     found = _json("backends", "--json")
     answers = found["backends"]
@@ -155,9 +189,9 @@ def test_sweep(tmp_path: Path) -> None:
     assert first.gflops == pytest.approx(first.flops / first.time.median_us / 1000, abs=1e-3)
     assert first.impls[0].startswith("convolution:brdgmm_dw")
     assert set(first.stages) == {"depthwise", "pointwise"}
-    assert by_key[first.problem, "auto", 1, "hot"].ran_on == BACKEND
+    assert by_key[first.problem, "auto", 1, "hot"].ran_on == "fused"
     refused = [r for r in results.records if r.status == "refused"]
-    assert {r.backend for r in refused} == {BACKEND, "eager", "auto"}
+    assert {r.backend for r in refused} == {BACKEND, "eager"}
     assert all("unwritten" in (r.reason or "") for r in refused)
     assert results.fingerprint["packages"]["torch"]
     assert results.workers[BACKEND]["pages_kept"]

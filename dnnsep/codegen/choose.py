@@ -114,8 +114,11 @@ def _kept(problem: Problem, isa: Isa, threads: int) -> Plan | None:
     content = cachefiles.load("plans", _key(problem, isa, threads))
     if content is None:
         return None
-    wanted = json.loads(content)
-    plans = _plans(problem, isa, threads, this_caches())
+    try:
+        wanted = json.loads(content)
+    except ValueError:
+        return None
+    plans = all_plans(problem, isa, threads, this_caches())
     return next((plan for plan in plans if _choices(plan) == wanted), None)
 
 
@@ -131,7 +134,9 @@ def _key(problem: Problem, isa: Isa, threads: int) -> str:
 def close_plans(problem: Problem, isa: Isa, threads: int) -> list[tuple[Plan, Cost]]:
     """The best plan by the model and a few that cost little more, best first."""
     caches = this_caches()
-    found = [(plan, cost(problem, plan, caches)) for plan in _plans(problem, isa, threads, caches)]
+    found = [
+        (plan, cost(problem, plan, caches)) for plan in all_plans(problem, isa, threads, caches)
+    ]
     found.sort(key=lambda pair: pair[1].cycles)
     close = [pair for pair in found if pair[1].cycles <= _CLOSE * found[0][1].cycles]
     return close[:_MOST_CLOSE]
@@ -172,7 +177,8 @@ def _level(size: int, caches: Caches) -> str:
     return "L3" if size <= 0.75 * caches.last else "DRAM"
 
 
-def _plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Iterator[Plan]:
+def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Iterator[Plan]:
+    """Every plan that is weighed."""
     vectors = min(2, panels(problem, isa, 1))
     rows, per_piece = cut_rows(problem, isa, vectors)
     total = pieces(problem, rows, per_piece)

@@ -1,0 +1,132 @@
+"""What only the fused backend does: its kernels on disk, its threads, its stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from llvmlite import ir
+from scipy.special import erf
+
+from dnnsep import Problem, Weights, cachefiles, get_backend
+from dnnsep.backends.fused_executor import FusedExecutor
+from dnnsep.backends.tensors import to_channels_last
+from dnnsep.codegen import kernel
+from dnnsep.codegen.choose import Caches, all_plans
+from dnnsep.codegen.isa import this_isa
+from dnnsep.codegen.jit import Target, machine_code
+from dnnsep.sweep.check import CheckData
+
+
+def _is_right(problem: Problem) -> bool:
+    data = CheckData.exact(problem)
+    y = get_backend("fused").prepare(problem, data.weights)(to_channels_last(data.x, problem.dtype))
+    return data.verdict(y.float().numpy())[0]
+
+
+def test_a_kernel_comes_from_the_disk_and_a_damaged_one_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cachefiles.VARIABLE, str(tmp_path))
+    made = []
+
+    def counted(module: ir.Module, target: Target) -> bytes:
+        made.append(module)
+        return machine_code(module, target)
+
+    monkeypatch.setattr(kernel, "machine_code", counted)
+    problem = Problem.parse("ic18oc34ih11kh3ph1")
+    for so_far, damage in ((1, False), (1, True), (2, False)):
+        kernel.compiled.cache_clear()
+        assert _is_right(problem)
+        assert len(made) == so_far
+        (path,) = (tmp_path / "kernels").iterdir()
+        if damage:
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 0xFF
+            path.write_bytes(content)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_streaming_stores_into_any_memory(dtype: str) -> None:
+    problem = Problem.parse(f"mb2ic16oc64ih20kh3ph1_{dtype}")
+    data = CheckData.exact(problem)
+    plan = next(all_plans(problem, this_isa(), 2, Caches(1 << 10, 1 << 12, 1 << 12)))
+    assert plan.streaming
+    executor = FusedExecutor("fused", problem, data.weights, plan)
+    x = to_channels_last(data.x, dtype)
+    n, c, h, w = problem.output_shape
+    room = torch.empty(n * c * h * w + 1, dtype=x.dtype)
+    for first in (0, 1):
+        out = room[first : first + n * c * h * w].reshape(n, h, w, c).permute(0, 3, 1, 2)
+        assert executor(x, out=out) is out
+        assert data.verdict(out.float().numpy())[0]
+
+
+def test_any_team_of_threads_does_all_the_work() -> None:
+    """Also one that is smaller or larger than the plan was made for."""
+    problem = Problem.parse("ic32oc64ih14kh3ph1")
+    data = CheckData.random(problem)
+    x = to_channels_last(data.x, "f32")
+    before = torch.get_num_threads()
+    answers = []
+    try:
+        for prepared in (1, 2, 4):
+            torch.set_num_threads(prepared)
+            executor = get_backend("fused").prepare(problem, data.weights)
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                answers.append(executor(x).numpy())
+    finally:
+        torch.set_num_threads(before)
+    assert data.verdict(answers[0])[0]
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+
+
+def test_a_bound_call_keeps_what_it_needs() -> None:
+    problem = Problem.parse("ic32oc64ih14kh3ph1")
+    data = CheckData.exact(problem)
+    call = (
+        get_backend("fused")
+        .prepare(problem, data.weights)
+        .bind(to_channels_last(data.x.copy(), "f32"))
+    )
+    kernel.compiled.cache_clear()
+    for _ in range(3):
+        assert data.verdict(call().numpy())[0]
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "hardswish"])
+def test_activations_are_within_a_few_units_in_the_last_place(name: str) -> None:
+    """Of the larger of 1 and |x|, over everything from tiny to huge."""
+    problem = Problem.parse(f"ic1oc1ih1iw20000kh1_nobias_act:none,{name}")
+    one = np.ones((1, 1, 1, 1), np.float32)
+    x = np.concatenate(
+        [np.linspace(-12, 12, 10_000), np.logspace(-30, 4, 5_000), -np.logspace(-30, 4, 5_000)]
+    ).astype(np.float32)
+    executor = get_backend("fused").prepare(problem, Weights(one, None, one, None))
+    y = executor(to_channels_last(x.reshape(1, 1, 1, -1), "f32")).numpy().ravel()
+    exact = x.astype(np.float64)
+    with np.errstate(over="ignore"):
+        right = {
+            "silu": exact / (1 + np.exp(-exact)),
+            "gelu": exact / 2 * (1 + erf(exact / np.sqrt(2))),
+            "hardswish": exact * np.clip(exact + 3, 0, 6) / 6,
+        }[name]
+    unit = 2.0**-24 * np.maximum(1, np.abs(exact))
+    assert (np.abs(y - right) <= 4 * unit).all()
+    assert (y[exact < -100] >= -1e-6).all()
+
+
+def test_nan_goes_through_every_activation() -> None:
+    one = np.ones((1, 1, 1, 1), np.float32)
+    x = np.array([np.nan, np.inf, 1.0, -1.0], np.float32).reshape(1, 1, 1, 4)
+    for name in ("relu", "relu6", "silu", "hardswish", "gelu"):
+        problem = Problem.parse(f"ic1oc1ih1iw4kh1_nobias_act:{name},none")
+        executor = get_backend("fused").prepare(problem, Weights(one, None, one, None))
+        y = executor(to_channels_last(x, "f32")).numpy().ravel()
+        assert np.isnan(y[0]), name
+        assert y[1] == (6.0 if name == "relu6" else np.inf), name
+        assert np.isfinite(y[2:]).all(), name

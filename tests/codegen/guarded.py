@@ -1,0 +1,144 @@
+"""Runs fused kernels of random problems with forbidden pages around every buffer.
+
+``python -m tests.codegen.guarded SEED COUNT``: names each problem before it runs, so that the last
+line is the one that was killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dnnsep.codegen import openmp
+from dnnsep.codegen.choose import Caches, all_plans
+from dnnsep.codegen.isa import Isa, this_isa
+from dnnsep.codegen.jit import Function, machine_code
+from dnnsep.codegen.pack import packed
+from dnnsep.codegen.plan import Plan
+from dnnsep.codegen.separable import emit_separable, part_bytes
+from dnnsep.problem import ACTIVATIONS, Problem
+from dnnsep.sweep.check import CheckData
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PAGE = mmap.PAGESIZE
+_PROT_NONE = 0
+_UNTOUCHED = 0xA5
+
+
+class Guarded:
+    """``size`` bytes that end where a forbidden page begins, or begin where one ends.
+
+    Bytes between the other end and its forbidden page are watched: ``untouched`` says whether they
+    are as they were.
+    """
+
+    def __init__(self, size: int, at_end: bool) -> None:
+        pages = -(-max(size, 1) // _PAGE)
+        self._map = mmap.mmap(-1, (pages + 2) * _PAGE)
+        whole = np.frombuffer(self._map, np.uint8)
+        start = whole.ctypes.data
+        for page in (start, start + (pages + 1) * _PAGE):
+            if _libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(_PAGE), _PROT_NONE):
+                raise OSError(ctypes.get_errno(), "mprotect")
+        room = whole[_PAGE : (pages + 1) * _PAGE]
+        room[:] = _UNTOUCHED
+        first = len(room) - size if at_end else 0
+        self.bytes = room[first : first + size]
+        self._rest = room[:first] if at_end else room[size:]
+
+    @property
+    def untouched(self) -> bool:
+        return bool((self._rest == _UNTOUCHED).all())
+
+
+def run_guarded(problem: Problem, plan: Plan, data: CheckData, at_end: bool) -> NDArray[np.float32]:
+    """The kernel's answer, (N, OC, OH, OW), with buffers at the end or the start of pages."""
+    code = machine_code(emit_separable(problem, plan), plan.isa.target)
+    function = Function(code, "run", [ctypes.c_void_p])
+    x = _stored(np.ascontiguousarray(data.x.transpose(0, 2, 3, 1)), problem)
+    weights = packed(problem, plan, data.weights)
+    n, c, h, w = problem.output_shape
+    sizes = (x.nbytes, n * h * w * c * x.itemsize, weights.nbytes)
+    buffers = [Guarded(size, at_end) for size in (*sizes, plan.parts * part_bytes(problem, plan))]
+    buffers[0].bytes[:] = x.reshape(-1).view(np.uint8)
+    buffers[2].bytes[:] = weights
+    pointers = [buffer.bytes.ctypes.data for buffer in buffers]
+    names = ("omp_get_thread_num", "omp_get_num_threads")
+    task = (ctypes.c_void_p * 6)(*pointers, *(openmp.address_of(name) for name in names))
+    openmp.parallel()(function.address, task, plan.parts, 0)
+    assert all(buffer.untouched for buffer in buffers)
+    y = buffers[1].bytes.view(x.dtype).reshape(n, h, w, c)
+    if problem.dtype == "bf16":
+        y = (y.astype(np.uint32) << 16).view(np.float32)
+    return y.transpose(0, 3, 1, 2)
+
+
+def random_plan(problem: Problem, isa: Isa, rng: np.random.Generator) -> Plan:
+    """Any that the problem can have, on 1 to 4 threads of a CPU with caches of any size."""
+    caches = Caches(*(int(2 ** rng.integers(10, 22)) for _ in range(3)))
+    plans = list(all_plans(problem, isa, int(rng.integers(1, 5)), caches))
+    return plans[rng.integers(len(plans))]
+
+
+def random_problem(rng: np.random.Generator) -> Problem:
+    """Small ones often, so that tails and borders come up as often as the plain case."""
+    while True:
+        try:
+            return _draw(rng)
+        except ValueError:  # the kernel does not fit the padded image
+            continue
+
+
+def _draw(rng: np.random.Generator) -> Problem:
+    def size(most: int) -> int:
+        return int(min(most, 1 + rng.geometric(2.5 / most)))
+
+    def one_or(most: int) -> int:
+        return 1 if rng.random() < 0.2 else size(most)
+
+    kernel = (one_or(7), one_or(7)) if rng.random() < 0.9 else (1, size(31))
+    dilation = (1, 1) if rng.random() < 0.7 else (one_or(3), one_or(3))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    top, bottom = (int(rng.integers(0, reach[0])) for _ in range(2))
+    left, right = (int(rng.integers(0, reach[1])) for _ in range(2))
+    activations = ACTIVATIONS if rng.random() < 0.3 else ("none", "relu", "relu6")
+    return Problem(
+        batch=one_or(3),
+        in_channels=one_or(140),
+        out_channels=one_or(140),
+        height=one_or(20),
+        width=one_or(60),
+        kernel=kernel,
+        stride=(1, 1) if rng.random() < 0.6 else (one_or(3), one_or(3)),
+        padding=(top, bottom, left, right),
+        dilation=dilation,
+        channel_multiplier=1 if rng.random() < 0.8 else size(3),
+        bias=bool(rng.random() < 0.7),
+        activations=(str(rng.choice(activations)), str(rng.choice(activations))),
+        dtype="f32" if rng.random() < 0.6 else "bf16",
+    )
+
+
+def _stored(x: NDArray[np.float32], problem: Problem) -> NDArray[np.float32] | NDArray[np.uint16]:
+    """In the problem's dtype; exact for the small integers of a check."""
+    return x if problem.dtype == "f32" else (x.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def main(seed: int, count: int) -> None:
+    rng, isa = np.random.default_rng(seed), this_isa()
+    for _ in range(count):
+        problem, at_end = random_problem(rng), bool(rng.integers(2))
+        plan = random_plan(problem, isa, rng)
+        print(problem, plan.parts, plan.tile, at_end, flush=True)
+        data = CheckData.exact(problem)
+        right, finding = data.verdict(run_guarded(problem, plan, data, at_end))
+        if not right:
+            raise SystemExit(f"wrong: {finding}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
