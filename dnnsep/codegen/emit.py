@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from dnnsep.codegen.jit import I32, I64, POINTER
 
-F32, I1, I16 = ir.FloatType(), ir.IntType(1), ir.IntType(16)
+F32, I1, I16, BYTE = ir.FloatType(), ir.IntType(1), ir.IntType(16), ir.IntType(8)
 VOID = ir.VoidType()
 
 
@@ -64,7 +64,11 @@ class Code:
         return phis
 
     def for_each(
-        self, start: int, stop: int, body: Callable[[ir.Value], None], step: int = 1
+        self,
+        start: int | ir.Value,
+        stop: int | ir.Value,
+        body: Callable[[ir.Value], None],
+        step: int | ir.Value = 1,
     ) -> None:
         """``body(at)`` for at in range(start, stop, step), as a loop."""
 
@@ -72,8 +76,11 @@ class Code:
             body(at)
             return []
 
-        if start < stop:
-            self.for_range(I64(start), I64(stop), one, step=step)
+        if isinstance(start, int) and isinstance(stop, int):
+            if start >= stop:
+                return
+            start, stop = I64(start), I64(stop)
+        self.for_range(start, stop, one, step=step)
 
     def for_rows(
         self, rows: Sequence[Sequence[ir.Value]], body: Callable[[ir.Value, list[ir.Value]], None]
@@ -208,4 +215,4 @@ def _name(kind: ir.Type) -> str:
     return f"v{kind.count}{name}" if isinstance(kind, ir.VectorType) else name
 
 
-__all__ = ["F32", "I16", "I32", "I64", "POINTER", "VOID", "Code"]
+__all__ = ["BYTE", "F32", "I16", "I32", "I64", "POINTER", "VOID", "Code"]

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from dnnsep.codegen.emit import I64, Code
+from dnnsep.codegen.emit import BYTE, I64, Code
 from dnnsep.codegen.plan import Plan
 from dnnsep.problem import Problem
 
 _LINE = 64
-_BYTE = ir.IntType(8)
 
 
 @dataclass(frozen=True)
 class Prefetch:
-    """A piece's new input: ``rows`` runs of bytes, ``pitch`` bytes apart, of which each of the
-    piece's multiplications fetches ``share`` bytes of each."""
+    """A piece's new input, the lowest ``new_rows`` rows under the kernel: so many ``runs`` of bytes,
+    ``pitch`` bytes apart. Each of the piece's multiplications fetches ``share`` bytes of each."""
 
-    rows: int
+    new_rows: int
+    runs: int
     pitch: int
     share: int
 
@@ -28,15 +28,10 @@ class Prefetch:
     ) -> None:
         """Fetch what falls to the steps from ``at`` on, of all ``steps``."""
         per_step = -(-self.share // steps)
-        moved = code.at(start, code.builder.mul(at, I64(per_step)), _BYTE)
-        for row in range(self.rows):
+        moved = code.at(start, code.builder.mul(at, I64(per_step)), BYTE)
+        for run in range(self.runs):
             for offset in range(0, per_step * steps_at_once, _LINE):
-                code.prefetch(code.at(moved, row * self.pitch + offset, _BYTE))
-
-
-def new_rows(problem: Problem) -> int:
-    """The lowest rows under the kernel, which the output row above did not have."""
-    return min(problem.stride[0], (problem.kernel[0] - 1) * problem.dilation[0] + 1)
+                code.prefetch(code.at(moved, run * self.pitch + offset, BYTE))
 
 
 def prefetch_for(problem: Problem, plan: Plan, panels: int) -> Prefetch | None:
@@ -45,10 +40,12 @@ def prefetch_for(problem: Problem, plan: Plan, panels: int) -> Prefetch | None:
         return None
     element = 2 if problem.dtype == "bf16" else 4
     pixel = problem.in_channels * element
-    pitch, rows = problem.width * pixel, new_rows(problem)
+    pitch = problem.width * pixel
+    # Those that the output row above did not have.
+    new_rows = min(problem.stride[0], (problem.kernel[0] - 1) * problem.dilation[0] + 1)
     if len(plan.rows) > 1:
-        run = plan.rows[0].width * problem.stride[1] * pixel
+        runs, run = new_rows, plan.rows[0].width * problem.stride[1] * pixel
     else:  # whole rows, which follow each other in memory
-        run, rows = plan.rows_per_piece * rows * pitch, 1
+        runs, run = 1, plan.rows_per_piece * new_rows * pitch
     share = -(-run // panels)
-    return Prefetch(rows, pitch, -(-share // _LINE) * _LINE)
+    return Prefetch(new_rows, runs, pitch, -(-share // _LINE) * _LINE)
