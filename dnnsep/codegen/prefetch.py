@@ -15,7 +15,7 @@ _LINE = 64
 
 @dataclass(frozen=True)
 class Prefetch:
-    """A piece's new input, the lowest ``new_rows`` rows under the kernel: so many ``runs`` of bytes,
+    """A piece's new input, the lowest ``new_rows`` rows under the kernel: ``runs`` runs of bytes,
     ``pitch`` bytes apart. Each of the piece's multiplications fetches ``share`` bytes of each."""
 
     new_rows: int
