@@ -66,8 +66,8 @@ def _as_line(problem: str, threads: int, tuned: Tuned) -> str:
     plans = f"{len(tuned.times)} plan{'s' if len(tuned.times) > 1 else ''}"
     won = f"{tuned.gain:.2f} times the model's choice" if tuned.gain > 1 else "the model's choice"
     return (
-        f"{problem} threads {threads}: {tuned.times[best]:.1f} us, tiles of {best.tile} pieces, "
-        f"split {split}: {won}, of {plans}"
+        f"{problem} threads {threads}: {tuned.times[best]:.1f} us, tiles of {best.tile} x "
+        f"{best.pixels} pixels, split {split}: {won}, of {plans}"
     )
 
 

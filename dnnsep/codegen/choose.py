@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -33,10 +34,12 @@ from dnnsep.codegen.version import generator
 from dnnsep.problem import Problem
 
 _LINE = 64
-_LATENCY = 4  # of a multiply-add: so many sums at least have to be under way in each of two units
+_LATENCY = 4  # cycles of a multiply-add: so many sums have to be under way in each of two units
 _CALL_CYCLES = 40  # of a multiplication beside its multiply-adds: its sums are set up and stored
 _DEPTHWISE = 1.4  # cycles of the depthwise stage for one of its arithmetic
 _LINE_CYCLES = {"L1": 0.0, "L2": 0.3, "L3": 1.0, "DRAM": 4.0}
+_HELD = 0.75  # share of a cache that stays in it
+_WRITTEN = 6  # times as costly as reading a line of a tile: it goes out and comes back
 
 # Plans that cost up to so many times the best are close, and so many of them are worth measuring.
 _CLOSE, _MOST_CLOSE = 1.1, 8
@@ -143,38 +146,61 @@ def close_plans(problem: Problem, isa: Isa, threads: int) -> list[tuple[Plan, Co
 
 
 def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
-    isa, pixels = plan.isa, plan.pixels
-    size = tile_element_bytes(problem, isa)
+    isa, size = plan.isa, tile_element_bytes(problem, plan.isa)
     my_pieces = -(-pieces(problem, plan.rows, plan.rows_per_piece) // plan.pixel_parts)
     my_panels = -(-panels(problem, isa, plan.vectors) // plan.channel_parts)
-    calls, tiles = my_pieces * my_panels, -(-my_pieces // plan.tile)
+    tiles = -(-my_pieces // plan.tile)
+    runs = _runs(problem, plan, my_pieces)
+    pixels = sum(width * count for width, count in runs.items())
+    widths = _shared(min(my_panels * plan.vectors, panels(problem, isa, 1)), plan.vectors)
 
     taps = problem.kernel[0] * problem.kernel[1]
-    vectors = blocks(problem, isa) * problem.channel_multiplier * (4 // element_bytes(problem))
+    blocks_vectors = blocks(problem, isa) * problem.channel_multiplier * 4 // element_bytes(problem)
     steps = depth(problem, isa) * size // 4
-    arithmetic = max(pixels * plan.vectors / 2, _LATENCY)
+    # Two multiply-adds or two loads start each cycle.
+    arithmetic = sum(
+        runs[run] * widths[width] * (max(run * width, run + width, 2 * _LATENCY) / 2)
+        for run in runs
+        for width in widths
+    )
+    calls = sum(runs.values()) * sum(widths.values())
 
     panel = depth(problem, isa) * isa.lanes * plan.vectors * size
-    piece = pixels * row_stride(problem, isa) * size
+    pixel = row_stride(problem, isa) * size
     tile = tile_bytes(problem, plan)
+    new_input = problem.stride[0] * problem.stride[1] * problem.in_channels * element_bytes(problem)
+    passing = tile + plan.tile * plan.pixels * new_input
     # The first piece of a tile brings a panel in; for the others it may still be there.
-    first = _level(my_panels * panel + tile, caches)
-    again = "L1" if panel + piece <= 0.8 * caches.l1 else _level(panel + piece, caches)
-    tile_level = "L1" if tile <= caches.l1 / 3 else _level(tile, caches)
+    first = _level(my_panels * panel + passing, caches)
+    again = _level(panel + plan.pixels * pixel, caches)
+    tile_line = _LINE_CYCLES["L2"] * min(1.5, passing / caches.l1)
     return Cost(
-        depthwise=my_pieces * pixels * vectors * taps / 2 * _DEPTHWISE,
-        pointwise=calls * (steps * arithmetic + _CALL_CYCLES),
+        depthwise=pixels * blocks_vectors * taps / 2 * _DEPTHWISE,
+        pointwise=steps * arithmetic + calls * _CALL_CYCLES,
         weights=panel / _LINE * my_panels * tiles * _LINE_CYCLES[first]
         + panel / _LINE * my_panels * (my_pieces - tiles) * _LINE_CYCLES[again],
-        tile=calls * piece / _LINE * _LINE_CYCLES[tile_level],
+        tile=pixels * pixel / _LINE * (my_panels + _WRITTEN) * tile_line,
     )
 
 
+def _runs(problem: Problem, plan: Plan, my_pieces: int) -> dict[int, float]:
+    """How often a part has a piece of so many pixels."""
+    if len(plan.rows) == 1:
+        return dict(_shared(min(my_pieces * plan.pixels, problem.out_pixels), plan.pixels))
+    widths = Counter(row.width for row in plan.rows)
+    return {width: count * my_pieces / len(plan.rows) for width, count in widths.items()}
+
+
+def _shared(total: int, most: int) -> Counter[int]:
+    """So many in all, taken in groups of the most that there may be: how many groups of a size."""
+    found = Counter({most: total // most, total % most: 1})
+    return Counter({size: count for size, count in found.items() if size and count})
+
+
 def _level(size: int, caches: Caches) -> str:
-    """The cache beyond the first that holds so many bytes beside what passes through it."""
-    if size <= 0.75 * caches.l2:
-        return "L2"
-    return "L3" if size <= 0.75 * caches.last else "DRAM"
+    """The cache that holds so many bytes beside what passes through it."""
+    sizes = {"L1": caches.l1, "L2": caches.l2, "L3": caches.last}
+    return next((name for name, held in sizes.items() if size <= _HELD * held), "DRAM")
 
 
 def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Iterator[Plan]:

@@ -20,9 +20,14 @@ from dnnsep.problem import Problem
 TASK_FIELDS = ("x", "y", "packed", "scratch", "thread_number", "thread_count")
 
 
+# Between the tiles of two threads: what the hardware fetches ahead of one must not be the other's,
+# which would take its lines away while it writes them. Half as much was not enough on a Zen 5.
+_GAP_BYTES = 64 * 1024
+
+
 def part_bytes(problem: Problem, plan: Plan) -> int:
     """Scratch memory of one part."""
-    return -(-tile_bytes(problem, plan) // 4096) * 4096
+    return -(-tile_bytes(problem, plan) // 4096) * 4096 + _GAP_BYTES
 
 
 def emit_separable(problem: Problem, plan: Plan) -> ir.Module:
