@@ -24,7 +24,17 @@ HAS_IPEX = "ipex" in BACKENDS_UNDER_TEST
 
 @pytest.fixture(params=BACKENDS_UNDER_TEST)
 def backend(request: pytest.FixtureRequest) -> Backend:
-    found = get_backend(request.param)
+    return _there(request.param)
+
+
+@pytest.fixture(params=[name for name in BACKENDS_UNDER_TEST if name != "fused"])
+def onednn_backend(request: pytest.FixtureRequest) -> Backend:
+    """One that runs oneDNN's primitives."""
+    return _there(request.param)
+
+
+def _there(name: str) -> Backend:
+    found = get_backend(name)
     verdict = found.available()
     assert verdict, verdict.reason
     return found

@@ -76,24 +76,26 @@ def _letters(tag: str) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_depthwise_is_a_grouped_convolution_with_5d_weights(backend: Backend, dtype: str) -> None:
+def test_depthwise_is_a_grouped_convolution_with_5d_weights(
+    onednn_backend: Backend, dtype: str
+) -> None:
     problem = Problem.parse(f"ic64oc128ih28kh3ph1_act:relu,none_{dtype}")
-    _, hot = _log_of(backend, problem)
+    _, hot = _log_of(onednn_backend, problem)
     depthwise = next(p for p in hot.primitives if p.kind == "convolution")
     assert depthwise.problem.startswith("g64mb1_ic64oc64")
     assert depthwise.weights_dims == (64, 1, 1, 3, 3)
     assert _letters(depthwise.memory["wei"]) == 5
     assert depthwise.memory["src"] == depthwise.memory["dst"] == f"{dtype}:acdb"
-    if backend.name != "eager":
+    if onednn_backend.name != "eager":
         assert depthwise.post_ops == "eltwise_relu"
         assert [p.kind for p in hot.primitives].count("reorder") == 0
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_a_backend_reorders_its_weights_when_prepared(backend: Backend, dtype: str) -> None:
-    setup, hot = _log_of(backend, Problem.parse(f"ic64oc128ih28kh3ph1_{dtype}"))
+def test_a_backend_reorders_its_weights_when_prepared(onednn_backend: Backend, dtype: str) -> None:
+    setup, hot = _log_of(onednn_backend, Problem.parse(f"ic64oc128ih28kh3ph1_{dtype}"))
     reordered = [p.problem for p in setup.primitives if p.kind == "reorder"]
-    if backend.name == "eager":  # on every call instead
+    if onednn_backend.name == "eager":  # on every call instead
         assert not reordered
         assert any(p.kind == "reorder" for p in hot.primitives)
     else:
@@ -110,11 +112,11 @@ _POINTWISE = {
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_pointwise_primitive(backend: Backend, dtype: str) -> None:
-    _, hot = _log_of(backend, Problem.parse(f"ic64oc128ih28kh3ph1_{dtype}"))
+def test_pointwise_primitive(onednn_backend: Backend, dtype: str) -> None:
+    _, hot = _log_of(onednn_backend, Problem.parse(f"ic64oc128ih28kh3ph1_{dtype}"))
     depthwise, pointwise = [p for p in hot.primitives if p.kind != "reorder"]
     assert depthwise.kind == "convolution"
-    assert (pointwise.kind, pointwise.weights_dims) == _POINTWISE[backend.name]
+    assert (pointwise.kind, pointwise.weights_dims) == _POINTWISE[onednn_backend.name]
     if pointwise.kind == "matmul":
         assert pointwise.problem == "1x784x64:1x64x128"
         assert pointwise.impl.startswith("brg_matmul")
