@@ -41,7 +41,7 @@ def test_random_problems(cap: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("cap", CAPS)
 def test_many_random_problems(cap: str) -> None:
-    _run(cap, seed=2, count=400)
+    _run(cap, seed=2, count=200)
 
 
 def test_a_byte_outside_kills() -> None:
