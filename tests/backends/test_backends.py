@@ -90,9 +90,10 @@ def test_random_problems(backend: Backend, problem: Problem) -> None:
     max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(problem=problems())
-def test_many_random_problems(backend: Backend, problem: Problem) -> None:
-    _check(backend, problem, CheckData.exact(problem))
-    _check(backend, problem, CheckData.random(problem))
+def test_many_random_problems(onednn_backend: Backend, problem: Problem) -> None:
+    """Of fused there are many in tests/codegen/test_guarded.py: each has to be compiled."""
+    _check(onednn_backend, problem, CheckData.exact(problem))
+    _check(onednn_backend, problem, CheckData.random(problem))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
