@@ -33,7 +33,7 @@ class FusedBackend:
         try:
             isa = this_isa()
             openmp()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, OSError) as error:
             return Verdict(False, str(error))
         return Verdict(True, f"generated for {isa.name}")
 

@@ -76,7 +76,7 @@ def _code(problem: Problem, threads: int, dump: Dump) -> str:
 
     try:
         plan = choose(problem, this_isa(), threads)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         typer.echo(f"fused: {error}", err=True)
         raise typer.Exit(1) from None
     module = emit_separable(problem, plan)

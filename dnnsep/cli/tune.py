@@ -34,6 +34,8 @@ def tune(
     try:
         overrides = Overrides(["fused"], threads or (), [d.value for d in dtype or ()], batch or ())
         cases = load_sweep(config, overrides, default_threads()).cases
+        if not cases:
+            raise ValueError("no problems to tune")
         backend = FusedBackend()
         verdict = backend.available() and backend.supports(cases[0].problem)
     except ValueError as error:

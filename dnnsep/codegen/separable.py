@@ -21,7 +21,7 @@ TASK_FIELDS = ("x", "y", "packed", "scratch", "thread_number", "thread_count")
 
 
 # Between the tiles of two threads: what the hardware fetches ahead of one must not be the other's,
-# which would take its lines away while it writes them. Half as much was not enough on a Zen 5.
+# which would take its lines away while it writes them. 4 KiB was not enough on a Zen 5.
 _GAP_BYTES = 64 * 1024
 
 
