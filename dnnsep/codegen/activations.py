@@ -16,9 +16,9 @@ _LOG2_E = 1.44269504088896341
 _EXP_MOST, _EXP_LEAST = 88.0, -87.0
 _EXP_TERMS = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
 
-# erf(x / sqrt 2) = x P(x^2) / Q(x^2) on [-5.2, 5.2], beyond which it is within 2e-7 of 1: a least-squares
-# fit at Chebyshev points, reweighted until the largest error, 2e-8, was least. In f32 arithmetic
-# erf is within 4e-7.
+# erf(x / sqrt 2) = x P(x^2) / Q(x^2) on [-5.2, 5.2], beyond which it is within 2e-7 of 1: a
+# least-squares fit at Chebyshev points, reweighted until the largest error, 2e-8, was least. In f32
+# arithmetic erf is within 4e-7.
 _ERF_MOST = 5.2
 _ERF_P = (
     2.5359625178110435e-10,
