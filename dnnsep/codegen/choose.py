@@ -21,14 +21,14 @@ from dnnsep.codegen.isa import Isa
 from dnnsep.codegen.plan import (
     Plan,
     blocks,
-    cut_rows,
+    cut,
     depth,
     element_bytes,
     panels,
-    pieces,
     row_stride,
     tile_bytes,
     tile_element_bytes,
+    tile_rows,
 )
 from dnnsep.codegen.version import generator
 from dnnsep.problem import Problem
@@ -147,11 +147,14 @@ def close_plans(problem: Problem, isa: Isa, threads: int) -> list[tuple[Plan, Co
 
 def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     isa, size = plan.isa, tile_element_bytes(problem, plan.isa)
-    my_pieces = -(-pieces(problem, plan.rows, plan.rows_per_piece) // plan.pixel_parts)
+    my_pieces = -(-plan.pieces // plan.pixel_parts)
     my_panels = -(-panels(problem, isa, plan.vectors) // plan.channel_parts)
     tiles = -(-my_pieces // plan.tile)
     runs = _runs(problem, plan, my_pieces)
     pixels = sum(width * count for width, count in runs.items())
+    computed = pixels
+    if plan.short_rows:
+        computed = problem.output_shape[3] * sum(tile_rows(problem, plan, plan.pixel_parts - 1))
     widths = _shared(min(my_panels * plan.vectors, panels(problem, isa, 1)), plan.vectors)
 
     taps = problem.kernel[0] * problem.kernel[1]
@@ -175,7 +178,7 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     again = _level(panel + plan.pixels * pixel, caches)
     tile_line = _LINE_CYCLES["L2"] * min(1.5, passing / caches.l1)
     return Cost(
-        depthwise=pixels * blocks_vectors * taps / 2 * _DEPTHWISE,
+        depthwise=computed * blocks_vectors * taps / 2 * _DEPTHWISE,
         pointwise=steps * arithmetic + calls * _CALL_CYCLES,
         weights=panel / _LINE * my_panels * tiles * _LINE_CYCLES[first]
         + panel / _LINE * my_panels * (my_pieces - tiles) * _LINE_CYCLES[again],
@@ -185,8 +188,10 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
 
 def _runs(problem: Problem, plan: Plan, my_pieces: int) -> dict[int, float]:
     """How often a part has a piece of so many pixels."""
-    if len(plan.rows) == 1:
-        return dict(_shared(min(my_pieces * plan.pixels, problem.out_pixels), plan.pixels))
+    if plan.short_rows:
+        least, longer = divmod(problem.out_pixels, plan.pieces)
+        longer = -(-longer // plan.pixel_parts)
+        return {least + 1: longer, least: my_pieces - longer}
     widths = Counter(row.width for row in plan.rows)
     return {width: count * my_pieces / len(plan.rows) for width, count in widths.items()}
 
@@ -206,8 +211,6 @@ def _level(size: int, caches: Caches) -> str:
 def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Iterator[Plan]:
     """Every plan that is weighed."""
     vectors = min(2, panels(problem, isa, 1))
-    rows, per_piece = cut_rows(problem, isa, vectors)
-    total = pieces(problem, rows, per_piece)
     most_channel_parts = panels(problem, isa, vectors)
     element = element_bytes(problem)
     out_bytes = problem.out_pixels * problem.out_channels * element
@@ -216,11 +219,12 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
     for channel_parts in range(1, min(threads, most_channel_parts) + 1):
         if threads % channel_parts:
             continue
-        pixel_parts = min(threads // channel_parts, total)
+        rows, pieces, pixels, pixel_parts = cut(problem, isa, vectors, threads // channel_parts)
         plan = Plan(
             isa,
             rows,
-            per_piece,
+            pieces,
+            pixels,
             vectors,
             tile=1,
             pixel_parts=pixel_parts,
@@ -230,8 +234,7 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
             # Input that is in the core's own cache needs no fetching.
             prefetch=in_bytes > caches.l2,
         )
-        my_pieces = -(-total // pixel_parts)
-        for tile in _tile_sizes(my_pieces):
+        for tile in _tile_sizes(-(-pieces // pixel_parts)):
             found = replace(plan, tile=tile)
             if tile == 1 or tile_bytes(problem, found) <= caches.l2:
                 yield found

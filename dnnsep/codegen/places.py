@@ -7,45 +7,52 @@ from itertools import groupby
 from llvmlite import ir
 
 from dnnsep.codegen.emit import F32, I16, I64, Code
-from dnnsep.codegen.plan import Plan, pieces
+from dnnsep.codegen.plan import Plan
 from dnnsep.problem import Problem
 
 
 class Places:
     """Pieces are numbered along a row of output pixels, then by rows, over all images; rows too.
-    A piece's ``place`` is its number along its row."""
+    A piece's ``place`` is its number along its row, 0 for one of short rows."""
 
     def __init__(self, code: Code, problem: Problem, plan: Plan) -> None:
         self.code, self.problem, self.plan = code, problem, plan
         self.element = I16 if problem.dtype == "bf16" else F32
         _, _, self.out_height, self.out_width = problem.output_shape
-        self.rows = problem.batch * self.out_height
-        self.pieces = pieces(problem, plan.rows, plan.rows_per_piece)
 
     def row_and_place(self, piece: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """A piece's (first) row and its place along it."""
+        """The row of a piece's first pixel and the piece's place along it."""
         b, count = self.code.builder, len(self.plan.rows)
-        if count == 1:
-            return b.mul(piece, I64(self.plan.rows_per_piece)), I64(0)
+        if self.plan.short_rows:
+            return b.sdiv(self.first_pixel(piece), I64(self.out_width)), I64(0)
         return b.sdiv(piece, I64(count)), b.srem(piece, I64(count))
 
     def first_pixel(self, piece: ir.Value) -> ir.Value:
         b = self.code.builder
+        if self.plan.short_rows:
+            pixels = b.mul(piece, I64(self.problem.out_pixels))
+            return b.sdiv(pixels, I64(self.plan.pieces))
         row, place = self.row_and_place(piece)
         return b.add(b.mul(row, I64(self.out_width)), self._start(place))
+
+    def rows_of(self, first: ir.Value, last: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The first row of the pieces [first, last) and the one after their last."""
+        b, width = self.code.builder, I64(self.out_width)
+        last_pixel = b.sub(self.first_pixel(last), I64(1))
+        return b.sdiv(self.first_pixel(first), width), b.add(b.sdiv(last_pixel, width), I64(1))
 
     def sizes(self, piece: ir.Value) -> tuple[ir.Value, list[tuple[int, int]]]:
         """A value and the (end, pixels) of pieces for which it is below the end, in order."""
         plan, b = self.plan, self.code.builder
-        if len(plan.rows) > 1:
-            found, end = [], 0
-            for width, group in groupby(row.width for row in plan.rows):
-                end += len(list(group))
-                found.append((end, width))
-            return b.srem(piece, I64(len(plan.rows))), found
-        whole, rest = divmod(self.rows, plan.rows_per_piece)
-        found = [(whole, plan.rows_per_piece * self.out_width)]
-        return piece, found + ([(self.pieces, rest * self.out_width)] if rest else [])
+        if plan.short_rows:
+            pixels = b.sub(self.first_pixel(b.add(piece, I64(1))), self.first_pixel(piece))
+            least = self.problem.out_pixels // plan.pieces
+            return pixels, [(n + 1, n) for n in range(least, plan.pixels + 1)]
+        found, end = [], 0
+        for width, group in groupby(row.width for row in plan.rows):
+            end += len(list(group))
+            found.append((end, width))
+        return b.srem(piece, I64(len(plan.rows))), found
 
     def above(self, row: ir.Value) -> ir.Value:
         """The input row under the kernel's first row, in its image; maybe above it."""
@@ -73,10 +80,16 @@ class Places:
 
     def new_input(self, x: ir.Value, piece: ir.Value, rows: int) -> ir.Value:
         """The address of the lowest so many input rows under a piece; they may not exist."""
+        b = self.code.builder
         row, place = self.row_and_place(piece)
         lowest = (self.problem.kernel[0] - 1) * self.problem.dilation[0]
-        line = self.code.builder.add(self.above(row), I64(lowest - rows + 1))
-        return self.input(x, row, line, place)
+        start = self.input(x, row, b.add(self.above(row), I64(lowest - rows + 1)), place)
+        if not self.plan.short_rows:
+            return start
+        # As far into these rows as the piece begins in its own.
+        done = b.srem(self.first_pixel(piece), I64(self.out_width))
+        elements = rows * self.problem.width * self.problem.in_channels // self.out_width
+        return self.code.at(start, b.mul(done, I64(elements)), self.element)
 
     def output(self, y: ir.Value, piece: ir.Value, channel: ir.Value) -> ir.Value:
         """The address of a channel of a piece's first pixel."""

@@ -1,10 +1,10 @@
 """How a problem is cut up for the fused kernel: pieces, tiles, panels, threads.
 
-A *piece* is a run of output pixels of one row, or a few whole rows where rows are short: as many
-pixels as the multiplication keeps in registers. A *tile* is some pieces one after the other, whose
-depthwise result is kept in the inner caches. A *panel* is the output channels that the
-multiplication keeps in registers. A *part* is what one thread does: a range of pieces by a range
-of panels.
+A *piece* is a run of output pixels, as many as the multiplication keeps in registers: of one row, or
+where rows are short of all pixels one after the other, wherever rows end. A *tile* is some pieces
+one after the other, whose depthwise result is kept in the inner caches: of short rows, the whole
+rows that they touch. A *panel* is the output channels that the multiplication keeps in registers. A
+*part* is what one thread does: a range of pieces by a range of panels.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from dnnsep.problem import Problem
 
 # Registers of a multiplication that do not hold sums: the weights of a step, one broadcast value.
 _SPARE = 1
+# Rows up to so long are short however few pixels the registers hold: cut up, each would leave a
+# narrow piece.
+_SHORT_ROW = 14
 
 
 @dataclass(frozen=True)
 class Row:
-    """Where a piece lies in its row: output columns [start, start + width)."""
+    """A run of pixels in a row: output columns [start, start + width)."""
 
     start: int
     width: int
@@ -28,14 +31,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """``rows`` are the pieces of one output row, or the whole row, of which a piece then has
-    ``rows_per_piece``. ``vectors`` a panel; ``tile`` in pieces; the work is cut into
-    ``pixel_parts`` x ``channel_parts``. ``streaming`` stores go past the caches; ``prefetch`` says
-    whether the input of the next tile is fetched during a multiplication."""
+    """``rows`` are the pieces of one output row, or just the whole row where rows are short.
+    ``pieces`` in all, of up to ``pixels`` each; ``vectors`` a panel; ``tile`` in pieces; the work
+    is cut into ``pixel_parts`` x ``channel_parts``. ``streaming`` stores go past the caches;
+    ``prefetch`` says whether the input of the next tile is fetched during a multiplication."""
 
     isa: Isa
     rows: tuple[Row, ...]
-    rows_per_piece: int
+    pieces: int
+    pixels: int
     vectors: int
     tile: int
     pixel_parts: int
@@ -48,25 +52,42 @@ class Plan:
         return self.pixel_parts * self.channel_parts
 
     @property
-    def pixels(self) -> int:
-        """Of the widest piece: a tile has so many from one piece to the next."""
-        return max(row.width for row in self.rows) * self.rows_per_piece
+    def short_rows(self) -> bool:
+        return len(self.rows) == 1
 
 
-def cut_rows(problem: Problem, isa: Isa, vectors: int) -> tuple[tuple[Row, ...], int]:
-    """``rows`` and ``rows_per_piece`` of a plan with such panels; the wider pieces come first."""
+def cut(
+    problem: Problem, isa: Isa, vectors: int, threads: int
+) -> tuple[tuple[Row, ...], int, int, int]:
+    """``rows``, ``pieces``, ``pixels`` and ``pixel_parts`` of a plan with such panels, for so many
+    threads at most."""
     most = (isa.registers - vectors - _SPARE) // vectors
     _, _, height, width = problem.output_shape
-    if width <= most:
-        return (Row(0, width),), min(most // width, problem.batch * height)
+    if width <= max(most, _SHORT_ROW):
+        parts = min(threads, problem.out_pixels)
+        pieces = parts * -(-problem.out_pixels // (parts * most))  # as many for each
+        return (Row(0, width),), pieces, -(-problem.out_pixels // pieces), parts
     count = -(-width // most)
-    base, wider = divmod(width, count)
-    rows = (Row(i * base + min(i, wider), base + (i < wider)) for i in range(count))
-    return tuple(rows), 1
+    base, wider = divmod(width, count)  # the wider ones come first
+    rows = tuple(Row(i * base + min(i, wider), base + (i < wider)) for i in range(count))
+    pieces = problem.batch * height * count
+    return rows, pieces, rows[0].width, min(threads, pieces)
 
 
-def pieces(problem: Problem, rows: tuple[Row, ...], rows_per_piece: int) -> int:
-    return -(-problem.batch * problem.output_shape[2] * len(rows) // rows_per_piece)
+def first_pixel(problem: Problem, plan: Plan, piece: int) -> int:
+    """Of a piece of short rows, among all."""
+    return piece * problem.out_pixels // plan.pieces
+
+
+def tile_rows(problem: Problem, plan: Plan, part: int) -> list[int]:
+    """How many short rows each tile of a range of pieces touches."""
+    first, last = (plan.pieces * n // plan.pixel_parts for n in (part, part + 1))
+    width = problem.output_shape[3]
+    found = []
+    for piece in range(first, last, plan.tile):
+        stop = first_pixel(problem, plan, min(piece + plan.tile, last))
+        found.append(-(-stop // width) - first_pixel(problem, plan, piece) // width)
+    return found
 
 
 def panels(problem: Problem, isa: Isa, vectors: int) -> int:
@@ -113,5 +134,10 @@ def row_stride(problem: Problem, isa: Isa) -> int:
 
 def tile_bytes(problem: Problem, plan: Plan) -> int:
     """Of a whole tile."""
-    pixel = row_stride(problem, plan.isa) * tile_element_bytes(problem, plan.isa)
-    return plan.tile * plan.pixels * pixel
+    pixels = plan.tile * plan.pixels
+    if plan.short_rows:
+        width = problem.output_shape[3]
+        pixels = width * max(
+            max(tile_rows(problem, plan, part)) for part in range(plan.pixel_parts)
+        )
+    return pixels * row_stride(problem, plan.isa) * tile_element_bytes(problem, plan.isa)

@@ -43,9 +43,9 @@ def prefetch_for(problem: Problem, plan: Plan, panels: int) -> Prefetch | None:
     pitch = problem.width * pixel
     # Those that the output row above did not have.
     new_rows = min(problem.stride[0], (problem.kernel[0] - 1) * problem.dilation[0] + 1)
-    if len(plan.rows) > 1:
+    if plan.short_rows:  # whole rows, which follow each other in memory
+        runs, run = 1, -(-plan.pixels * new_rows * pitch // problem.output_shape[3])
+    else:
         runs, run = new_rows, plan.rows[0].width * problem.stride[1] * pixel
-    else:  # whole rows, which follow each other in memory
-        runs, run = 1, plan.rows_per_piece * new_rows * pitch
     share = -(-run // panels)
     return Prefetch(new_rows, runs, pitch, -(-share // _LINE) * _LINE)

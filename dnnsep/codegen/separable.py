@@ -77,13 +77,12 @@ class _Part:
         code, plan, b = self.code, self.plan, self.code.builder
         by_pixels = b.sdiv(self.part, I64(plan.channel_parts))
         by_channels = b.srem(self.part, I64(plan.channel_parts))
-        first, last = self._share(self.places.pieces, by_pixels, plan.pixel_parts)
+        first, last = self._share(plan.pieces, by_pixels, plan.pixel_parts)
         panels = self._share(self.layout.panels, by_channels, plan.channel_parts)
 
         def one_tile(at: ir.Value) -> None:
             stop = code.least(b.add(at, I64(plan.tile)), last)
-            code.for_each(at, stop, lambda piece: self._depthwise(piece, self._slot(piece, at)))
-            self._multiply(at, stop, panels)
+            self._multiply(at, stop, panels, self._depthwise(at, stop))
 
         code.for_each(first, last, one_tile, step=plan.tile)
         return code.end()
@@ -96,34 +95,44 @@ class _Part:
         )
         return start, stop
 
-    def _slot(self, piece: ir.Value, first: ir.Value) -> ir.Value:
-        """A piece's address in the tile that starts with the piece ``first``."""
-        b = self.code.builder
-        elements = b.mul(b.sub(piece, first), I64(self.plan.pixels * self.stride))
-        return self.code.at(self.tile, elements, self.tile_element)
-
-    def _depthwise(self, piece: ir.Value, slot: ir.Value) -> None:
+    def _depthwise(self, first: ir.Value, last: ir.Value) -> Callable[[ir.Value], ir.Value]:
+        """Fill the tile for the pieces [first, last); gives where in it a piece is."""
         code, b = self.code, self.code.builder
-        row, place = self.places.row_and_place(piece)
-        if len(self.plan.rows) > 1:
-            self._depthwise_row(row, place, slot)
-            return
-        stop = code.least(b.add(row, I64(self.plan.rows_per_piece)), I64(self.places.rows))
 
-        def one(at: ir.Value) -> None:
-            elements = b.mul(b.sub(at, row), I64(self.places.out_width * self.stride))
-            self._depthwise_row(at, place, code.at(slot, elements, self.tile_element))
+        def slot(number: ir.Value, pixels: int) -> ir.Value:
+            elements = b.mul(number, I64(pixels * self.stride))
+            return code.at(self.tile, elements, self.tile_element)
 
-        code.for_each(row, stop, one)
+        def one_row(row: ir.Value, place: ir.Value, slot: ir.Value) -> None:
+            above = self.places.above(row)
+            source = self.places.input(self.x, row, above, place)
+            arguments = [source, self.packed, slot, *self.places.kernel_rows(above)]
+            self._choose(place, self.depthwise, arguments)
 
-    def _depthwise_row(self, row: ir.Value, place: ir.Value, slot: ir.Value) -> None:
-        """A piece of a row."""
-        above = self.places.above(row)
-        source = self.places.input(self.x, row, above, place)
-        arguments = [source, self.packed, slot, *self.places.kernel_rows(above)]
-        self._choose(place, self.depthwise, arguments)
+        if self.plan.short_rows:
+            width = self.places.out_width
+            top, bottom = self.places.rows_of(first, last)
+            code.for_each(
+                top, bottom, lambda row: one_row(row, I64(0), slot(b.sub(row, top), width))
+            )
+            origin = b.mul(top, I64(width))
+            return lambda piece: slot(b.sub(self.places.first_pixel(piece), origin), 1)
 
-    def _multiply(self, first: ir.Value, last: ir.Value, panels: tuple[ir.Value, ir.Value]) -> None:
+        def slot_of(piece: ir.Value) -> ir.Value:
+            return slot(b.sub(piece, first), self.plan.pixels)
+
+        code.for_each(
+            first, last, lambda piece: one_row(*self.places.row_and_place(piece), slot_of(piece))
+        )
+        return slot_of
+
+    def _multiply(
+        self,
+        first: ir.Value,
+        last: ir.Value,
+        panels: tuple[ir.Value, ir.Value],
+        slot_of: Callable[[ir.Value], ir.Value],
+    ) -> None:
         """The tile times each panel; a panel's weights are used by all pieces before the next."""
         code, b, layout = self.code, self.code.builder, self.layout
 
@@ -139,7 +148,7 @@ class _Part:
                 fetched = self._fetched(in_next_tile, b.sub(panel, panels[0]))
                 value, sizes = self.places.sizes(piece)
                 choices = [(end, self._matmul(pixels, channels)) for end, pixels in sizes]
-                arguments = [self._slot(piece, first), weights, bias, target, fetched]
+                arguments = [slot_of(piece), weights, bias, target, fetched]
                 self._choose(value, choices, arguments)
 
             code.for_each(first, last, one)

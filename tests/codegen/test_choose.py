@@ -9,7 +9,7 @@ import pytest
 from dnnsep import cachefiles
 from dnnsep.codegen.choose import Caches, _key, all_plans, choose, close_plans, cost, keep
 from dnnsep.codegen.isa import CAP_VARIABLE, Isa, this_isa
-from dnnsep.codegen.plan import pieces, tile_bytes
+from dnnsep.codegen.plan import tile_bytes
 from dnnsep.problem import Problem
 
 CACHES = Caches(48 * 1024, 1 << 20, 32 << 20)
@@ -55,7 +55,7 @@ def test_tiles_fit_the_cores_own_cache(isa: Isa) -> None:
     problem = Problem.parse("mb4ic512oc512ih28kh3ph1")
     for plan in all_plans(problem, isa, 2, CACHES):
         assert plan.tile == 1 or tile_bytes(problem, plan) <= CACHES.l2
-        assert plan.tile <= pieces(problem, plan.rows, plan.rows_per_piece)
+        assert plan.tile <= plan.pieces
 
 
 def test_weights_from_afar_cost_more(isa: Isa) -> None:
