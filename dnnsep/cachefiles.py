@@ -17,6 +17,9 @@ from platformdirs import user_cache_path
 
 VARIABLE = "DNNSEP_CACHE_DIR"
 
+# Of a kind; a kernel has about 50 KB. Versions and problems that nobody asks for any more go first.
+_MOST_FILES = 1000
+
 
 def folder() -> Path:
     found = os.environ.get(VARIABLE)
@@ -46,8 +49,23 @@ def save(kind: str, key: str, content: bytes) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(_head(key, content) + content)
-        Path(file.name).replace(path)
+            written = Path(file.name)
+            try:
+                file.write(_head(key, content) + content)
+                file.flush()
+                written.replace(path)
+            except OSError:
+                written.unlink(missing_ok=True)
+                raise
+        _drop_oldest(path.parent)
+
+
+def _drop_oldest(kept: Path) -> None:
+    files = list(kept.iterdir())
+    if len(files) > _MOST_FILES:
+        files.sort(key=lambda path: path.stat().st_mtime)
+        for path in files[:-_MOST_FILES]:
+            path.unlink(missing_ok=True)
 
 
 _HEAD_BYTES = 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,28 @@ def test_a_file_under_another_name_counts_as_none(folder: Path) -> None:
     cachefiles.save("things", "other", b"other content")
     (other,) = set(folder.iterdir()) - {path}
     other.replace(path)
+    assert cachefiles.load("things", "key") is None
+
+
+def test_the_oldest_files_go_when_there_are_many(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cachefiles, "_MOST_FILES", 3)
+    for number in range(5):
+        cachefiles.save("things", f"key {number}", b"content")
+        os.utime(cachefiles._path("things", f"key {number}"), (number, number))
+    there = [cachefiles.load("things", f"key {number}") is not None for number in range(5)]
+    assert there == [False, False, True, True, True]
+
+
+def test_a_write_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, target: Path) -> Path:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        cachefiles.save("things", "key", b"content")
+    assert list(folder.iterdir()) == []
     assert cachefiles.load("things", "key") is None
 
 

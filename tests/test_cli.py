@@ -134,6 +134,7 @@ def test_explain_shows_the_fused_kernels_plan_and_code() -> None:
     assert "not of onednn" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_tuned_plan_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cachefiles.VARIABLE, str(tmp_path))
     problem = "mb1ic64oc128ih28kh3ph1"
@@ -147,6 +148,7 @@ def test_a_tuned_plan_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert _dnnsep("tune", "mb1ic64oc").returncode == 2
 
 
+@pytest.mark.slow
 def test_backends() -> None:
     found = _json("backends", "--json")
     answers = found["backends"]
@@ -200,6 +202,7 @@ def test_sweep(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[0].startswith("problem,threads")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_format", ["table", "markdown", "json"])
 def test_sweep_formats(tmp_path: Path, output_format: str) -> None:
     done, results = _sweep(
@@ -265,6 +268,7 @@ def _wait_for_records(path: Path, count: int) -> None:
     raise AssertionError(f"no {count} records in time")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_sweep_resumes(tmp_path: Path, how: signal.Signals) -> None:
     path = tmp_path / "r.json"
@@ -292,6 +296,7 @@ def _start_sweep_and_wait(path: Path, shapes: list[str]) -> int:
     return done.returncode
 
 
+@pytest.mark.slow
 def test_machine() -> None:
     found = _json("machine", "--threads", "1", "--json")
     (roofs,) = found["roofs"]
@@ -301,6 +306,7 @@ def test_machine() -> None:
     assert "DRAM" in _dnnsep("machine", "--threads", "1").stdout
 
 
+@pytest.mark.slow
 def test_compare_flags_another_kernel(tmp_path: Path) -> None:
     """oneDNN held to AVX2 picks other kernels: said in any case, an error only where asked for."""
     base, new = tmp_path / "base.json", tmp_path / "new.json"

@@ -30,13 +30,11 @@ class Executor:
     ``stages`` run one after the other and can be timed apart. ``backend`` names who prepared it.
     ``impls`` are the engine's own names of what runs, where oneDNN's log does not tell. ``output``
     says where a bound call's result goes; ``on_torch_threads`` whether torch's pool does the work.
-    ``plans`` are ways to run it that an engine of ours weighed, the one taken first.
     """
 
     impls: tuple[str, ...] = ()
     output = "allocated by each call"
     on_torch_threads = True
-    plans: Sequence[dict[str, Any]] = ()
 
     def __init__(self, backend: str, problem: Problem, stages: Sequence[Stage]) -> None:
         self.backend = backend
@@ -71,6 +69,10 @@ class Executor:
         """
         self._check("x", x, self._input_shape)
         return partial(self, x)
+
+    def plans(self) -> list[dict[str, Any]]:
+        """The ways to run it that an engine of ours weighed, the one taken first."""
+        return []
 
     def _run(self, x: Tensor, out: Tensor | None) -> Tensor:
         for stage in self.stages:

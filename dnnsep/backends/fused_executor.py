@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +36,14 @@ class FusedExecutor(Executor):
         super().__init__(backend, problem, ())
         self.plan = plan
         self.impls = (f"fused:{plan.isa.name}",)
-        self.plans = describe(problem, plan, torch.get_num_threads())
+        self._threads = torch.get_num_threads()
         self._kernel = compiled(problem, plan)
         self._packed = packed(problem, plan, weights)
         self._parallel = openmp.parallel()
         self._local = threading.local()
+
+    def plans(self) -> list[dict[str, Any]]:
+        return describe(self.problem, self.plan, self._threads)
 
     def bind(self, x: Tensor) -> Callable[[], Tensor]:
         self._check("x", x, self._input_shape)

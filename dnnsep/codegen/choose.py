@@ -39,6 +39,7 @@ _CALL_CYCLES = 40  # of a multiplication beside its multiply-adds: its sums are 
 _DEPTHWISE = 1.4  # cycles of the depthwise stage for one of its arithmetic
 _LINE_CYCLES = {"L1": 0.0, "L2": 0.3, "L3": 1.0, "DRAM": 4.0}
 _HELD = 0.75  # share of a cache that stays in it
+_OVERFLOW = 1.5  # L1 sizes: what passes through costs more with its size up to here
 _WRITTEN = 6  # times as costly as reading a line of a tile: it goes out and comes back
 
 # Plans that cost up to so many times the best are close, and so many of them are worth measuring.
@@ -176,7 +177,7 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     # The first piece of a tile brings a panel in; for the others it may still be there.
     first = _level(my_panels * panel + passing, caches)
     again = _level(panel + plan.pixels * pixel, caches)
-    tile_line = _LINE_CYCLES["L2"] * min(1.5, passing / caches.l1)
+    tile_line = _LINE_CYCLES["L2"] * min(_OVERFLOW, passing / caches.l1)
     return Cost(
         depthwise=computed * blocks_vectors * taps / 2 * _DEPTHWISE,
         pointwise=steps * arithmetic + calls * _CALL_CYCLES,

@@ -52,6 +52,19 @@ def emit_depthwise(
     return _Depthwise(code, problem, isa, shape).emit()
 
 
+@dataclass(frozen=True)
+class _KernelRow:
+    """A row of the kernel for some pixels and blocks of channels: ``line`` is the input under its
+    first tap at the piece's first pixel, ``first_tap`` its number among all taps; ``lanes`` are as
+    for ``_blocks``."""
+
+    line: ir.Value
+    weights: ir.Value
+    first_tap: ir.Value
+    pixels: range
+    lanes: int | None
+
+
 class _Depthwise:
     def __init__(self, code: Code, problem: Problem, isa: Isa, shape: Shape) -> None:
         self.code, self.problem, self.isa, self.shape = code, problem, isa, shape
@@ -134,7 +147,7 @@ class _Depthwise:
                 elements = self.problem.dilation[0] * self.problem.width * self.problem.in_channels
                 line = self.code.at(x, self.code.builder.mul(i, I64(elements)), self.element)
                 first_tap = self.code.builder.mul(i, I64(self.problem.kernel[1]))
-                return add_row(line, weights, lanes, first_tap, pixels, sums)
+                return add_row(_KernelRow(line, weights, first_tap, pixels, lanes), sums)
 
             sums = self.code.for_range(
                 self.first, self.last, row, [bias for _ in pixels for bias in biases]
@@ -147,56 +160,42 @@ class _Depthwise:
                 for index, values in enumerate(rows):
                     self._store(place, I64(index), values)
 
-    def _short_row(
-        self,
-        line: ir.Value,
-        weights: ir.Value,
-        lanes: int | None,
-        first_tap: ir.Value,
-        pixels: range,
-        sums: list[ir.Value],
-    ) -> list[ir.Value]:
+    def _short_row(self, row: _KernelRow, sums: list[ir.Value]) -> list[ir.Value]:
         """Add one row of the kernel, written out; every input is loaded once."""
-        vectors = len(sums) // len(pixels)
+        vectors = len(sums) // len(row.pixels)
         uses: dict[int, list[tuple[int, int]]] = {}
-        for pixel in pixels:
+        for pixel in row.pixels:
             for tap in self.shape.taps[pixel]:
                 column = pixel * self.problem.stride[1] + tap * self.problem.dilation[1]
                 uses.setdefault(column, []).append((pixel, tap))
         factors: dict[int, list[ir.Value]] = {}
         for column in sorted(uses):
-            inputs = self._load(line, I64(column), vectors, lanes)
+            inputs = self._load(row, I64(column), vectors)
             for pixel, tap in uses[column]:
                 if tap not in factors:
-                    at = self.code.builder.add(first_tap, I64(tap))
-                    factors[tap] = [self._weight(weights, at, v) for v in range(vectors)]
+                    at = self.code.builder.add(row.first_tap, I64(tap))
+                    factors[tap] = [self._weight(row.weights, at, v) for v in range(vectors)]
                 for v in range(vectors):
-                    index = (pixel - pixels.start) * vectors + v
+                    index = (pixel - row.pixels.start) * vectors + v
                     sums[index] = self.code.fma(inputs[v], factors[tap][v], sums[index])
         return sums
 
-    def _long_row(
-        self,
-        line: ir.Value,
-        weights: ir.Value,
-        lanes: int | None,
-        first_tap: ir.Value,
-        pixels: range,
-        sums: list[ir.Value],
-    ) -> list[ir.Value]:
+    def _long_row(self, row: _KernelRow, sums: list[ir.Value]) -> list[ir.Value]:
         """Add one row of the kernel by a loop over the columns that meet the image for all pixels,
         between loops over those that only do for single ones."""
         code, b = self.code, self.code.builder
+        pixels = row.pixels
         vectors = len(sums) // len(pixels)
         stride, step = self.problem.stride[1], self.problem.dilation[1]
 
         def add(taps: range, some: range) -> None:
             def tap(at: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                factors = [self._weight(weights, b.add(first_tap, at), v) for v in range(vectors)]
+                number = b.add(row.first_tap, at)
+                factors = [self._weight(row.weights, number, v) for v in range(vectors)]
                 moved = b.mul(at, I64(step))
                 for index, pixel in enumerate(some):
                     column = b.add(moved, I64(pixel * stride))
-                    inputs = self._load(line, column, vectors, lanes)
+                    inputs = self._load(row, column, vectors)
                     for v in range(vectors):
                         place = index * vectors + v
                         sums[place] = code.fma(inputs[v], factors[v], sums[place])
@@ -226,20 +225,18 @@ class _Depthwise:
         place = b.add(b.mul(tap, I64(self.parts)), I64(block * (self.taps + 1) * self.parts + part))
         return self.code.load(self.code.at(weights, place, self.vector), self.vector)
 
-    def _load(
-        self, line: ir.Value, column: ir.Value, vectors: int, lanes: int | None
-    ) -> list[ir.Value]:
+    def _load(self, row: _KernelRow, column: ir.Value, vectors: int) -> list[ir.Value]:
         """Blocks of channels of a pixel in f32; of bf16 a block's even ones, then its odd ones."""
         code, b = self.code, self.code.builder
-        pixel = code.at(line, b.mul(column, I64(self.problem.in_channels)), self.element)
+        pixel = code.at(row.line, b.mul(column, I64(self.problem.in_channels)), self.element)
         found: list[ir.Value] = []
         for block in range(vectors // self.parts):
             place = code.at(pixel, block * self.width, self.element)
             if self.problem.dtype == "f32":
-                found.append(code.load(place, self.vector, lanes))
+                found.append(code.load(place, self.vector, row.lanes))
                 continue
             words = ir.VectorType(I32, self.isa.lanes)
-            halves = code.load(place, ir.VectorType(I16, self.width), lanes)
+            halves = code.load(place, ir.VectorType(I16, self.width), row.lanes)
             pairs = b.bitcast(halves, words)
             even, odd = (
                 b.shl(pairs, code.splat(16, words)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from dnnsep import cachefiles
 from dnnsep.codegen.jit import Function, machine_code
@@ -24,7 +24,8 @@ class Kernel:
         return self.function.address
 
 
-@cache
+# So many stay for the next executor; one that is in use stays with its executor.
+@lru_cache(256)
 def compiled(problem: Problem, plan: Plan) -> Kernel:
     """Of a problem cut up by a plan, from the disk where it is there."""
     key = f"{generator()} {plan} {problem}"

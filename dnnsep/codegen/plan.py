@@ -1,10 +1,10 @@
 """How a problem is cut up for the fused kernel: pieces, tiles, panels, threads.
 
-A *piece* is a run of output pixels, as many as the multiplication keeps in registers: of one row, or
-where rows are short of all pixels one after the other, wherever rows end. A *tile* is some pieces
-one after the other, whose depthwise result is kept in the inner caches: of short rows, the whole
-rows that they touch. A *panel* is the output channels that the multiplication keeps in registers. A
-*part* is what one thread does: a range of pieces by a range of panels.
+A *piece* is a run of output pixels, as many as the multiplication keeps in registers: of one row,
+or where rows are short of all pixels one after the other, wherever rows end. A *tile* is some
+pieces one after the other, whose depthwise result is kept in the inner caches: of short rows, the
+whole rows that they touch. A *panel* is the output channels that the multiplication keeps in
+registers. A *part* is what one thread does: a range of pieces by a range of panels.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Worker:
             "ran_on": executor.backend,
             "stages": [stage.name for stage in executor.stages],
             "impls": list(executor.impls) or [f"{p.kind}:{p.impl}" for p in hot.primitives],
-            "plans": list(executor.plans),
+            "plans": executor.plans(),
             "output": executor.output,
             "cpus": cpus if pinned else None,
             "denormals": correct and _makes_denormals(executor, x, y),

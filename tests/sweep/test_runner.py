@@ -64,7 +64,7 @@ def test_visits_add_up() -> None:
 
 
 def test_cold_caches_take_longer() -> None:
-    problem = Problem.parse("ic256oc512ih14kh3ph1")  # its weights fit the caches
+    problem = Problem.parse("ic1024oc1024ih1kh1")  # hardly more than reading 4 MB of weights
     hot, cold = Case(problem, None, 1, ("onednn",)), Case(problem, None, 1, ("onednn",), "cold")
     with _runner() as runner:
         (warm,), (record,) = runner.run(hot), runner.run(cold)
