@@ -1,9 +1,19 @@
 """dnnsep: depthwise-separable convolution inference on x86 CPUs through oneDNN."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from dnnsep.backends import Backend, Verdict, get_backend
 from dnnsep.cost import Cost, cost
 from dnnsep.problem import Problem
 from dnnsep.weights import BatchNorm, Weights, fold_batchnorm
+
+if TYPE_CHECKING:
+    from dnnsep.functional import separable_conv2d
+    from dnnsep.module import SeparableConv2d
+    from dnnsep.rewrite.optimize import optimize
 
 __version__ = "0.1.0"
 __all__ = [
@@ -11,9 +21,25 @@ __all__ = [
     "BatchNorm",
     "Cost",
     "Problem",
+    "SeparableConv2d",
     "Verdict",
     "Weights",
     "cost",
     "fold_batchnorm",
     "get_backend",
+    "optimize",
+    "separable_conv2d",
 ]
+
+# These import torch, so only when they are asked for.
+_FOR_TORCH = {
+    "SeparableConv2d": "dnnsep.module",
+    "optimize": "dnnsep.rewrite.optimize",
+    "separable_conv2d": "dnnsep.functional",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FOR_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_FOR_TORCH[name]), name)

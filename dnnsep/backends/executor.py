@@ -57,8 +57,8 @@ class Executor:
             self._check("out", out, self._output_shape)
         if torch.is_grad_enabled():
             with torch.no_grad():
-                return self._run(x, out)
-        return self._run(x, out)
+                return self.run(x, out)
+        return self.run(x, out)
 
     def bind(self, x: Tensor) -> Callable[[], Tensor]:
         """A call that runs the layer on x again and again, for measuring.
@@ -74,7 +74,8 @@ class Executor:
         """The ways to run it that an engine of ours weighed, the one taken first."""
         return []
 
-    def _run(self, x: Tensor, out: Tensor | None) -> Tensor:
+    def run(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """As a call without gradients does, x and out not checked."""
         for stage in self.stages:
             x = stage.run(x)
         return x if out is None else out.copy_(x)
@@ -115,7 +116,7 @@ class EngineExecutor(Executor):
         self._check("x", x, self._input_shape)
         return self._bind_input(x)
 
-    def _run(self, x: Tensor, out: Tensor | None) -> Tensor:
+    def run(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = torch.empty(
                 self._output_shape, dtype=self._dtype, memory_format=torch.channels_last

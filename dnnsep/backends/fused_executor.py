@@ -59,7 +59,7 @@ class FusedExecutor(Executor):
 
         return call
 
-    def _run(self, x: Tensor, out: Tensor | None) -> Tensor:
+    def run(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = self._empty()
         task = self._task()

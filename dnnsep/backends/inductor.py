@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dnnsep.backends.executor import Executor
 
-_CONFIG: dict[str, Any] = {
+CONFIG: dict[str, Any] = {
     "freezing": True,
     # Saves most of the Python between two primitives.
     "cpp_wrapper": True,
@@ -68,7 +68,7 @@ class InductorBackend:
         )
         x = channels_last(torch.zeros(problem.input_shape, dtype=TORCH_DTYPES[problem.dtype]))
         size, stride = x.shape, x.stride()
-        with torch.no_grad(), torch._inductor.config.patch(_CONFIG):
+        with torch.no_grad(), torch._inductor.config.patch(CONFIG):
             compiled(x)
 
         def separable(x: Tensor) -> Tensor:

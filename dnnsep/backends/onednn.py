@@ -17,7 +17,7 @@ from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
 # An activation as torch's fusion passes name it: attribute, scalars, algorithm.
-_POST_OPS: dict[str, tuple[str, list[Any], str]] = {
+POST_OPS: dict[str, tuple[str, list[Any], str]] = {
     "none": ("none", [], ""),
     "relu": ("relu", [], ""),
     "relu6": ("hardtanh", [0.0, 6.0], ""),
@@ -69,7 +69,7 @@ class OneDNNBackend:
             input_shape,
         )
         pw_packed = torch.ops.mkldnn._reorder_linear_weight(pw.flatten(1), problem.out_pixels)
-        dw_post, pw_post = (_POST_OPS[a] for a in problem.activations)
+        dw_post, pw_post = (POST_OPS[a] for a in problem.activations)
         convolution = torch.ops.mkldnn._convolution_pointwise
         as_rows, as_images = tensors.rows_view(problem), tensors.images_view(problem)
         linear = torch.ops.mkldnn._linear_pointwise

@@ -49,7 +49,7 @@ class OnnxRuntimeBackend:
         if not verdict:
             raise ValueError(verdict.reason)
         weights.check(problem)
-        session, impls = _session(_model(problem, weights), torch.get_num_threads())
+        session, impls = session_of(_model(problem, weights), torch.get_num_threads())
 
         def bind(x: Tensor) -> Callable[[], Tensor]:
             # Its kernels take (N, C, H, W), or blocks of channels that they make themselves.
@@ -71,7 +71,7 @@ class OnnxRuntimeBackend:
         return EngineExecutor(self.name, problem, bind, impls)
 
 
-def _session(model: bytes, threads: int) -> tuple[Any, list[str]]:
+def session_of(model: bytes, threads: int) -> tuple[Any, list[str]]:
     """A session, and the operators left after its optimizations."""
     import onnx
     import onnxruntime

@@ -51,15 +51,7 @@ class OpenVinoBackend:
         compiled = openvino.Core().compile_model(
             _model(problem, weights),
             "CPU",
-            {
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": 1,
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                # Its default is bf16 wherever the CPU has it, for f32 models too.
-                "INFERENCE_PRECISION_HINT": problem.dtype,
-                # It would choose cores without regard to those the process is held to.
-                "ENABLE_CPU_PINNING": False,
-            },
+            settings(problem.dtype),
         )
         batch, channels, height, width = problem.output_shape
 
@@ -80,6 +72,21 @@ class OpenVinoBackend:
             return call
 
         return EngineExecutor(self.name, problem, bind, _impls(compiled))
+
+
+def settings(dtype: str) -> dict[str, Any]:
+    """Of the CPU plugin, for single calls on torch's number of threads."""
+    import torch
+
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        # Its default is bf16 wherever the CPU has it, for f32 models too.
+        "INFERENCE_PRECISION_HINT": dtype,
+        # It would choose cores without regard to those the process is held to.
+        "ENABLE_CPU_PINNING": False,
+    }
 
 
 def _model(problem: Problem, weights: Weights) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dnnsep.cli.look import backends, cost, explain, machine
+from dnnsep.cli.model import bench_model, extract, model
 from dnnsep.cli.read import compare, export, report
 from dnnsep.cli.sweep import sweep
 from dnnsep.cli.tune import tune
@@ -27,6 +28,9 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     explain: "dnnsep explain mb1ic64oc128ih112kh3sh1ph1 --backend ipex",
     cost: "dnnsep cost mb1ic3oc64ih228kh5sh2",
     tune: "dnnsep tune configs/models/mobilenet_v1.yaml --threads 2",
+    model: "dnnsep model mobilenetv2_100 --input 1,3,224,224",
+    extract: "dnnsep extract timm:efficientnet_b0 -o shapes.yaml",
+    bench_model: "dnnsep bench-model mobilenetv1_100 mobilenetv2_100 --threads 2",
     machine: "dnnsep machine --threads 1 --threads 2",
     backends: "dnnsep backends --json",
 }

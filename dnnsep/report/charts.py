@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from dnnsep.problem import DTYPES, Problem
+from dnnsep.problem import DTYPES
 from dnnsep.report.labels import SYMBOLS, Style, hover_text, labels_of
 from dnnsep.sweep.results import Record
 from dnnsep.sweep.roofs import Roofs
@@ -29,7 +29,7 @@ def roofline(records: Sequence[Record], roofs: Roofs, styles: dict[str, Style]) 
     at = [r.roof.intensity for r in points if r.roof is not None]
     data = _roof_lines(roofs, min(at), max(at))
     seen = set()
-    kinds = [(r.backend, Problem.parse(r.problem).dtype) for r in points]
+    kinds = [(r.backend, r.dtype) for r in points]
     for backend, dtype in dict.fromkeys(kinds):
         own = [r for r, kind in zip(points, kinds, strict=True) if kind == (backend, dtype)]
         style = styles[backend]

@@ -70,7 +70,7 @@ def _record_rows(results: Results) -> Iterator[dict[str, Any]]:
             **dict.fromkeys(RECORD_COLUMNS),
             **sweep,
             **plain,
-            **_problem_columns(Problem.parse(record.problem)),
+            **({} if record.is_model else _problem_columns(Problem.parse(record.problem))),
             **(record.time.model_dump() if record.time else {}),
             "impls": " + ".join(record.impls) or None,
             "roof_gflops": roof.gflops if roof else None,

@@ -48,7 +48,7 @@ def labels_of(records: Iterable[Record]) -> dict[str, str]:
     for record in records:
         if record.problem in found:
             continue
-        label = base = shortened(record.name or _sizes(record.problem))
+        label = base = shortened(record.name or _sizes(record))
         count = 1
         while label in found.values():
             count += 1
@@ -91,8 +91,10 @@ def _interval(record: Record) -> str:
     return f"({time.low_us:.1f} to {time.high_us:.1f})"
 
 
-def _sizes(descriptor: str) -> str:
+def _sizes(record: Record) -> str:
     """A descriptor without the batch and the dtype, which a group shares, and the activations."""
-    problem = Problem.parse(descriptor)
+    if record.is_model:
+        return record.problem
+    problem = Problem.parse(record.problem)
     plain = replace(problem, batch=1, dtype="f32", activations=("none", "none"))
     return str(plain).removeprefix("mb1")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from dnnsep.problem import Problem
 from dnnsep.sweep.results import Key, Record, Results
 from dnnsep.sweep.stats import geomean
 
@@ -79,9 +78,8 @@ def summary(results: Results) -> list[str]:
 
 def group_of(record: Record) -> str:
     """What records must share for their mean to mean something, e.g. ``f32 batch 1 threads 2``."""
-    problem = Problem.parse(record.problem)
     cold = " cold caches" if record.cache == "cold" else ""
-    return f"{problem.dtype} batch {problem.batch} threads {record.threads}{cold}"
+    return f"{record.dtype} batch {record.batch} threads {record.threads}{cold}"
 
 
 def place(record: Record) -> Place:

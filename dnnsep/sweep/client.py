@@ -19,18 +19,26 @@ class WorkerError(RuntimeError):
 
 
 class Client:
-    """A worker process for one backend. Close it, or use it as a context manager.
+    """A worker process for one backend, or one engine for models.
+
+    Close it, or use it as a context manager.
 
     ``allocator`` is ``keep`` (freed memory stays in the process, see dnnsep.allocator) or
-    ``system`` (the C library's own way).
+    ``system`` (the C library's own way); ``worker`` the module that is run.
     """
 
-    def __init__(self, backend: str, allocator: Allocator = "keep", timeout: float = 300) -> None:
+    def __init__(
+        self,
+        backend: str,
+        allocator: Allocator = "keep",
+        timeout: float = 300,
+        worker: str = "dnnsep.sweep.worker",
+    ) -> None:
         self._timeout = timeout
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
         # A session of its own: Ctrl-C is for the sweep, which then closes its workers.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dnnsep.sweep.worker", backend, allocator],
+            [sys.executable, "-m", worker, backend, allocator],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

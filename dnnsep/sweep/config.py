@@ -22,9 +22,12 @@ from pydantic import (
 )
 
 from dnnsep.backends import PEERS, get_backend
+from dnnsep.cost import cost
 from dnnsep.problem import Problem
 from dnnsep.sweep.benchdnn import NamedProblem, read_shape_file
+from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.results import Cache, Key
+from dnnsep.sweep.roofs import Roof, Roofs
 
 DEFAULT_BACKENDS = ("ipex", "onednn", "eager")
 
@@ -47,6 +50,20 @@ class Case:
     threads: int
     backends: tuple[str, ...]
     cache: Cache = "hot"
+
+    worker = "dnnsep.sweep.worker"
+
+    @property
+    def flops(self) -> int:
+        return cost(self.problem).flops
+
+    def save_data(self, path: Path) -> None:
+        """Weights, input and expected result. Raises MemoryError where they are too large."""
+        CheckData.exact(self.problem).save(path)
+
+    def roof(self, roofs: Roofs) -> Roof | None:
+        """What bounds the problem on this machine."""
+        return roofs.of(self.problem, self.cache)
 
     def key(self, backend: str) -> Key:
         """The key of a backend's record."""

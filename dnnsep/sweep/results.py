@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dnnsep.problem import Problem
 from dnnsep.sweep.roofs import Roof, Roofs
 from dnnsep.sweep.stats import Round, Stats
 
@@ -50,6 +51,21 @@ class Record(BaseModel):
     cpus: list[int] | None = None
     warnings: list[str] = Field(default_factory=list)
     rounds: list[Round] = Field(default_factory=list)
+
+    @property
+    def dtype(self) -> str:
+        return "f32" if self.is_model else Problem.parse(self.problem).dtype
+
+    @property
+    def batch(self) -> int:
+        if self.is_model:
+            return int(self.problem.rpartition(" ")[2].partition("x")[0])
+        return Problem.parse(self.problem).batch
+
+    @property
+    def is_model(self) -> bool:
+        """Whether ``problem`` is a model and its input's shape: ``mobilenetv2_100 1x3x224x224``."""
+        return " " in self.problem
 
     @property
     def key(self) -> Key:

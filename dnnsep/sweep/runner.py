@@ -9,16 +9,17 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from dnnsep.cost import cost
 from dnnsep.sweep.calibrate import Calibrator
-from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.client import Allocator, Client, WorkerError
 from dnnsep.sweep.config import Case
 from dnnsep.sweep.machine import cpus_for
+from dnnsep.sweep.modelcase import ModelCase
 from dnnsep.sweep.results import Key, Record
 from dnnsep.sweep.roofs import Roofs
 from dnnsep.sweep.stats import Round, Stats
 from dnnsep.sweep.warnings import Load, ratio_to_other_cache, warnings_of
+
+AnyCase = Case | ModelCase
 
 # Turns each backend gets before a visit may end: A B C A B C …, so that drift of the machine hits
 # all alike. Enough for an interval of the median.
@@ -99,7 +100,7 @@ class Runner:
 
     def run(
         self,
-        case: Case,
+        case: AnyCase,
         earlier: Mapping[Key, Record] | None = None,
         visit: int = 0,
         on_step: Callable[[str], None] = lambda text: None,
@@ -117,7 +118,7 @@ class Runner:
         with tempfile.TemporaryDirectory(prefix="dnnsep-") as folder:
             data = Path(folder) / "data.npz"
             try:
-                CheckData.exact(case.problem).save(data)
+                case.save_data(data)
             except (MemoryError, OSError) as error:
                 reason = f"no reference: {type(error).__name__}: {error}"
                 for backend in todo:
@@ -134,10 +135,10 @@ class Runner:
                 case, entry, earlier.get(case.key(entry.backend)), load
             )
 
-    def _prepare(self, case: Case, backend: str, data: Path) -> _Entry:
+    def _prepare(self, case: AnyCase, backend: str, data: Path) -> _Entry:
         entry = _Entry(backend)
         try:
-            client = self._client(backend)
+            client = self._client(backend, case.worker)
             if client is None:
                 entry.record = _record(
                     case, backend, status="refused", reason=self._unavailable[backend]
@@ -159,13 +160,13 @@ class Runner:
         entry.rounds = {target: [] for target in targets}
         return entry
 
-    def _client(self, backend: str) -> Client | None:
+    def _client(self, backend: str, worker: str) -> Client | None:
         """The backend's running worker, started if need be; None if the backend is not there."""
         if backend in self._unavailable:
             return None
         client = self._clients.get(backend)
         if client is None or not client.alive:
-            client = self._clients[backend] = Client(backend, self._allocator)
+            client = self._clients[backend] = Client(backend, self._allocator, worker=worker)
             started = client.ask("start")
             if "unavailable" in started:
                 self._unavailable[backend] = started["unavailable"]
@@ -179,7 +180,7 @@ class Runner:
             self._calibrators[threads] = Calibrator(cpus_for(threads))
         return self._calibrators[threads]
 
-    def _measure(self, case: Case, entries: list[_Entry], visit: int) -> Load:
+    def _measure(self, case: AnyCase, entries: list[_Entry], visit: int) -> Load:
         """Rounds over the entries until all medians are precise or the time is up."""
         effort = self._effort
         load = Load([c.pid for c in self._clients.values() if c.alive])
@@ -216,7 +217,7 @@ class Runner:
         limit = 1.0 if rounds >= MIN_ROUNDS else _PATIENCE
         return rounds >= 3 and entry.seconds >= limit * self._effort.seconds
 
-    def _burst(self, case: Case, entry: _Entry) -> dict[str, list[float]]:
+    def _burst(self, case: AnyCase, entry: _Entry) -> dict[str, list[float]]:
         """The times of a burst of calls of each of an entry's targets; empty if its worker ends."""
         assert entry.client is not None
         seconds = min(_BURST, self._effort.seconds / _BURSTS)
@@ -231,7 +232,7 @@ class Runner:
             return {}
         return calls
 
-    def _probe_other_cache(self, case: Case, entry: _Entry) -> None:
+    def _probe_other_cache(self, case: AnyCase, entry: _Entry) -> None:
         assert entry.client is not None
         other = "cold" if case.cache == "hot" else "hot"
         try:
@@ -242,10 +243,10 @@ class Runner:
         measured = Stats.of(entry.rounds["all"]).median_us
         entry.cold_over_hot = ratio_to_other_cache(measured, answer["calls_us"], case.cache)
 
-    def _finish(self, case: Case, entry: _Entry, before: Record | None, load: Load) -> Record:
+    def _finish(self, case: AnyCase, entry: _Entry, before: Record | None, load: Load) -> Record:
         rounds = [*(before.rounds if before else []), *entry.rounds.pop("all")]
         time = Stats.of(rounds)
-        gflops = cost(case.problem).flops / time.median_us / 1000
+        gflops = case.flops / time.median_us / 1000
         roofs = self._roofs.get(case.threads)
         warnings = warnings_of(
             time, rounds, load, entry.answer["denormals"], entry.cold_over_hot, case.cache
@@ -261,7 +262,7 @@ class Runner:
             impls=entry.answer["impls"],
             time=time,
             gflops=round(gflops, 3),
-            roof=roofs.of(case.problem, case.cache) if roofs else None,
+            roof=case.roof(roofs) if roofs else None,
             stages={name: Stats.of(stage) for name, stage in entry.rounds.items()},
             output=entry.answer["output"],
             peak_memory_bytes=entry.peak_memory,
@@ -275,13 +276,13 @@ def _is_due(record: Record | None, visit: int) -> bool:
     return record is None or (record.status == "ok" and record.visits <= visit)
 
 
-def _record(case: Case, backend: str, **fields: Any) -> Record:
+def _record(case: AnyCase, backend: str, **fields: Any) -> Record:
     return Record(
         problem=str(case.problem),
         name=case.name,
         backend=backend,
         threads=case.threads,
         cache=case.cache,
-        flops=cost(case.problem).flops,
+        flops=case.flops,
         **fields,
     )

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from dnnsep.allocator import keep_pages
 from dnnsep.backends import get_backend
-from dnnsep.backends.base import Backend
 from dnnsep.problem import Problem
 from dnnsep.sweep.affinity import keep_on, pin_workers
 from dnnsep.sweep.cachestate import Evictor
@@ -43,15 +42,65 @@ _MAX_BURST = 100
 _SMALLEST_NORMAL = 2.0**-126
 
 
-class Worker:
+class Timer:
+    """Times calls, by the name of what they run."""
+
+    def __init__(self) -> None:
+        gc.disable()
+        self.calls: dict[str, Callable[[], Any]] = {}
+        self.evict: Evictor | None = None
+        self._best: dict[str, float] = {}  # seconds, by target
+
+    def reset(self, cpus: list[int]) -> None:
+        """Forget the calls, and use a thread on each of these CPUs for the next."""
+        import torch
+
+        self.calls, self._best = {}, {}
+        self.evict = None
+        gc.collect()  # here, so that it never runs while a call is timed
+        _forget_peak_memory()
+        torch.set_grad_enabled(False)
+        torch.set_num_threads(len(cpus))
+        keep_on(cpus)
+
+    def time(self, target: str, seconds: float, cache: str) -> dict[str, Any]:
+        """Times of single calls in microseconds, over about so many seconds after a warm-up."""
+        call = self.calls[target]
+        assert self.evict is not None
+        evict = self.evict if cache == "cold" else None
+        self._warm_up(target)
+        calls: list[float] = []
+        end = perf_counter() + seconds
+        while not calls or (perf_counter() < end and len(calls) < _MAX_BURST):
+            if evict is not None:
+                evict()
+            start = perf_counter_ns()
+            y = call()
+            calls.append(round((perf_counter_ns() - start) / 1000, 2))
+            del y  # freed outside the timed part
+        return {"calls_us": calls, "peak_memory_bytes": _peak_memory()}
+
+    def _warm_up(self, target: str) -> None:
+        """Call until the last few calls take about as long as the best few ever did."""
+        call, latest = self.calls[target], deque[float](maxlen=_WINDOW)
+        known = target in self._best
+        start = perf_counter()
+        while (before := perf_counter()) - start < _LONGEST_WARM_UP_SECONDS:
+            call()
+            latest.append(perf_counter() - before)
+            if len(latest) == _WINDOW:
+                median = sorted(latest)[_WINDOW // 2]
+                best = self._best[target] = min(median, self._best.get(target, median))
+                if known and before - start > _WARM_UP_SECONDS and median <= _WARM * best:
+                    return
+
+
+class Worker(Timer):
     """A backend, and the executor it was last asked to prepare."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        gc.disable()
-        self._calls: dict[str, Callable[[], Any]] = {}
-        self._best: dict[str, float] = {}  # seconds, by target
-        self._evict: Evictor | None = None
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self._backend = get_backend(backend)
 
     def start(self) -> dict[str, Any]:
         """Import the framework and say which versions run here, or why nothing can."""
@@ -68,15 +117,7 @@ class Worker:
     def prepare(self, problem: str, cpus: list[int], data: str) -> dict[str, Any]:
         """Prepare a problem for a thread on each CPU, check it against the reference, and log what
         ran."""
-        import torch
-
-        self._calls, self._best = {}, {}
-        self._evict = None
-        gc.collect()  # here, so that it never runs while a call is timed
-        _forget_peak_memory()
-        torch.set_grad_enabled(False)
-        torch.set_num_threads(len(cpus))
-        keep_on(cpus)
+        self.reset(cpus)
         parsed = Problem.parse(problem)
         verdict = self._backend.supports(parsed)
         if not verdict:
@@ -92,8 +133,8 @@ class Worker:
         correct, finding = check.verdict(y.float().numpy())
         pinned = keep_on(cpus)  # the threads that the engine has started since
         if correct:
-            self._calls = {"all": call, **_stage_calls(executor, x)}
-            self._evict = Evictor(cpus, executor.on_torch_threads)
+            self.calls = {"all": call, **_stage_calls(executor, x)}
+            self.evict = Evictor(cpus, executor.on_torch_threads)
             pin_workers(cpus, call)
         return {
             "correct": correct,
@@ -108,37 +149,6 @@ class Worker:
             "setup": _primitives(setup),
             "hot": _primitives(hot),
         }
-
-    def time(self, target: str, seconds: float, cache: str) -> dict[str, Any]:
-        """Times of single calls in microseconds, over about so many seconds after a warm-up."""
-        call = self._calls[target]
-        assert self._evict is not None
-        evict = self._evict if cache == "cold" else None
-        self._warm_up(target)
-        calls: list[float] = []
-        end = perf_counter() + seconds
-        while not calls or (perf_counter() < end and len(calls) < _MAX_BURST):
-            if evict is not None:
-                evict()
-            start = perf_counter_ns()
-            y = call()
-            calls.append(round((perf_counter_ns() - start) / 1000, 2))
-            del y  # freed outside the timed part
-        return {"calls_us": calls, "peak_memory_bytes": _peak_memory()}
-
-    def _warm_up(self, target: str) -> None:
-        """Call until the last few calls take about as long as the best few ever did."""
-        call, latest = self._calls[target], deque[float](maxlen=_WINDOW)
-        known = target in self._best
-        start = perf_counter()
-        while (before := perf_counter()) - start < _LONGEST_WARM_UP_SECONDS:
-            call()
-            latest.append(perf_counter() - before)
-            if len(latest) == _WINDOW:
-                median = sorted(latest)[_WINDOW // 2]
-                best = self._best[target] = min(median, self._best.get(target, median))
-                if known and before - start > _WARM_UP_SECONDS and median <= _WARM * best:
-                    return
 
 
 def _input(problem: Problem, check: CheckData) -> Tensor:
@@ -189,13 +199,16 @@ def _peak_memory() -> int | None:
     )
 
 
-def main() -> None:
-    """Serve requests until the pipe closes. The answers' pipe is kept apart from stdout."""
+def serve(make: Callable[[str], Any]) -> None:
+    """Serve requests until the pipe closes, by the methods of what is made of the first argument.
+
+    The answers' pipe is kept apart from stdout.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    _, backend, allocator = sys.argv
+    _, name, allocator = sys.argv
     kept = keep_pages() if allocator == "keep" else False
-    worker = Worker(get_backend(backend))
+    worker = make(name)
     for line in sys.stdin:
         request = json.loads(line)
         method = request.pop("do")
@@ -211,4 +224,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Worker)

@@ -1,0 +1,152 @@
+"""Commands for whole models: their layers, their separable problems, their speed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dnnsep.cli.common import AsJson, bad_input, console
+from dnnsep.cli.measure import (
+    Memory,
+    Output,
+    Precision,
+    Resume,
+    Seconds,
+    Shown,
+    Visits,
+    measure,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dnnsep.rewrite.report import Report
+
+Name = Annotated[
+    str, typer.Argument(help="timm's or torchvision's name, or path.py:factory.", metavar="NAME")
+]
+Input = Annotated[
+    str | None, typer.Option("--input", help="The input's shape. [default: the model's own]")
+]
+
+
+def model(name: Name, input_shape: Input = None, as_json: AsJson = False) -> None:
+    """A model's layers with parameters, multiply-adds and FLOPs, and what optimize would do."""
+    from dnnsep.models.layers import layers
+    from dnnsep.report import model as shown
+
+    network, x = _load(name, input_shape)
+    found, report = layers(network, x), _optimized(network, x)
+    if as_json:
+        typer.echo(json.dumps(shown.as_dict(name, tuple(x.shape), found, report), indent=1))
+        return
+    console().print(shown.as_table(name, tuple(x.shape), found))
+    typer.echo(str(report))
+
+
+def extract(
+    name: Name,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The YAML file to write.")],
+    input_shape: Input = None,
+) -> None:
+    """Write a model's separable layers as a sweep file."""
+    import yaml
+
+    network, x = _load(name, input_shape)
+    if output.exists():
+        bad_input(f"{output}: exists; choose another name")
+    found: dict[str, list[str]] = {}
+    for entry in _optimized(network, x).entries:
+        if entry.problem is not None:
+            found.setdefault(str(entry.problem), []).append(entry.layers[0])
+    if not found:
+        typer.echo(f"{name}: has no separable layers", err=True)
+        raise typer.Exit(1)
+    problems = [
+        {"name": layers[0] + (f" x{len(layers)}" if len(layers) > 1 else ""), "shape": shape}
+        for shape, layers in found.items()
+    ]
+    content = {"title": f"{name}, input {'x'.join(map(str, x.shape))}", "problems": problems}
+    try:
+        output.write_text(yaml.safe_dump(content, sort_keys=False, width=100), encoding="utf-8")
+    except OSError as error:
+        bad_input(f"{output}: {error.strerror}")
+    count = sum(map(len, found.values()))
+    typer.echo(f"{output}: {len(found)} problems of {count} separable layers")
+
+
+def _load(name: str, input_shape: str | None) -> tuple[nn.Module, Tensor]:
+    from dnnsep.models.zoo import load
+
+    try:
+        return load(name, shape_of(input_shape))
+    except ValueError as error:
+        bad_input(error)
+
+
+def shape_of(text: str | None) -> tuple[int, ...] | None:
+    """Of ``1,3,224,224``. Raises ValueError."""
+    if text is None:
+        return None
+    try:
+        sizes = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise ValueError(
+            f"--input {text!r}: must be whole numbers of at least 1, as in 1,3,224,224"
+        )
+    return sizes
+
+
+def _optimized(network: nn.Module, x: Tensor) -> Report:
+    from dnnsep.rewrite.optimize import optimize, report_of
+
+    try:
+        return report_of(optimize(network, x))
+    except ValueError as error:
+        bad_input(error)
+
+
+def bench_model(
+    names: Annotated[
+        list[str], typer.Argument(help="As for dnnsep model; several.", metavar="NAME…")
+    ],
+    against: Annotated[
+        str, typer.Option(help="Engines, separated by commas.")
+    ] = "eager,ipex-trace,inductor,openvino,onnxruntime",
+    input_shape: Input = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="[default: the physical cores]")
+    ] = None,
+    output: Output = None,
+    shown: Shown = "table",
+    seconds: Seconds = 2.0,
+    precision: Precision = 1.0,
+    visits: Visits = 1,
+    allocator: Memory = "keep",
+    resume: Resume = False,
+) -> None:
+    """Measure whole models through optimize and on other engines, in turns, as a sweep does."""
+    from dnnsep.models.engines import ENGINES
+    from dnnsep.models.layers import layers
+    from dnnsep.sweep.machine import default_threads
+    from dnnsep.sweep.modelcase import ModelCase
+    from dnnsep.sweep.runner import Effort
+
+    engines = ("dnnsep", *dict.fromkeys(e for e in against.split(",") if e not in ("", "dnnsep")))
+    for engine in engines:
+        if engine not in ENGINES:
+            bad_input(f"--against {engine!r}: must be one of {', '.join(ENGINES)}")
+    cases = []
+    for name in names:
+        network, x = _load(name, input_shape)
+        flops = sum(layer.flops for layer in layers(network, x))
+        for count in threads or [default_threads()]:
+            cases.append(ModelCase(name, tuple(x.shape), flops, count, engines))
+    settings = {"models": names, "engines": list(engines)}
+    effort = Effort(seconds, precision / 100, visits)
+    measure(cases, "models", settings, effort, allocator, output, resume, shown, with_roofs=False)

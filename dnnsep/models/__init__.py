@@ -1,0 +1,1 @@
+"""Whole models: by name, their layers, and the engines that they are measured on."""

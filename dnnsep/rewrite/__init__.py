@@ -1,0 +1,1 @@
+"""Rewrites whole models: packed layers in the place of their convolutions."""

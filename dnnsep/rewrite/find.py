@@ -1,0 +1,311 @@
+"""Finds convolutions and what follows them in a traced model.
+
+Imports torch: import it from inside functions.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from dnnsep.backends.executor import TORCH_DTYPES
+from dnnsep.packed import is_pointwise
+
+_MODULES: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.Identity: "none",
+}
+_FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.hardswish: "hardswish",
+}
+_METHODS = {"relu": "relu", "relu_": "relu"}
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+@dataclass
+class Chain:
+    """A convolution or linear layer and what follows it on its only path, in order; ``nodes`` are
+    all of these.
+
+    ``residual`` is what is added before the activation.
+    """
+
+    nodes: list[fx.Node]
+    layer: nn.Conv2d | nn.Linear
+    norm: nn.BatchNorm2d | None = None
+    activation: str = "none"
+    residual: fx.Node | None = None
+
+    @property
+    def last(self) -> fx.Node:
+        return self.nodes[-1]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(str(node.target) for node in self.nodes if node.op == "call_module")
+
+
+@dataclass
+class Found:
+    """Separable layers as pairs of chains, other convolutions (of depthwise ones with why they are
+    not separable) and linear layers, and convolutions to leave with why."""
+
+    separable: list[tuple[Chain, Chain]] = field(default_factory=list)
+    single: list[tuple[Chain, str]] = field(default_factory=list)
+    linear: list[Chain] = field(default_factory=list)
+    left: list[tuple[fx.Node, str]] = field(default_factory=list)
+
+
+def find(traced: fx.GraphModule) -> Found:
+    """All convolutions of a traced model whose nodes have the shapes of an example (ShapeProp)."""
+    return _Finder(traced).found()
+
+
+class _Finder:
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self._modules = dict(traced.named_modules(remove_duplicate=False))
+        self._nodes = list(traced.graph.nodes)
+        self._calls = Counter(
+            id(self._modules[str(node.target)]) for node in self._nodes if node.op == "call_module"
+        )
+        self._owners = Counter(
+            id(parameter)
+            for module in set(self._modules.values())
+            for parameter in module._parameters.values()
+            if parameter is not None
+        )
+        self._read = {
+            str(node.target).rpartition(".")[0] for node in self._nodes if node.op == "get_attr"
+        }
+
+        self._taken: set[fx.Node] = set()  # by what was found so far
+
+    def found(self) -> Found:
+        found = Found()
+        taken = self._taken
+        for node in self._convolutions():
+            if node in taken or not _is_depthwise(self._modules[str(node.target)]):
+                continue
+            pair = self._separable(node)
+            if pair is not None:
+                found.separable.append(pair)
+                taken.update(pair[0].nodes, pair[1].nodes)
+        for node in self._convolutions():
+            if node in taken:
+                continue
+            obstacle = self._obstacle(node)
+            if obstacle:
+                found.left.append((node, obstacle))
+                continue
+            chain = self._with_residual(self._chain(node))
+            taken.update(chain.nodes)
+            depthwise = _is_depthwise(chain.layer)
+            found.single.append((chain, self._why_not(chain) if depthwise else ""))
+        found.linear = [self._chain(node) for node in self._nodes if self._is_linear(node)]
+        return found
+
+    def _convolutions(self) -> Iterator[fx.Node]:
+        for node in self._nodes:
+            if node.op == "call_module" and isinstance(self._modules[str(node.target)], nn.Conv2d):
+                yield node
+
+    def _separable(self, node: fx.Node) -> tuple[Chain, Chain] | None:
+        if self._obstacle(node):
+            return None
+        first = self._chain(node)
+        following = _only_user(first.last)
+        if following is None or not self._is_pointwise(following) or self._obstacle(following):
+            return None
+        second = self._chain(following)
+        if second.activation == "none":
+            second = self._with_residual(second, then_activation=False)
+        return first, second
+
+    def _why_not(self, chain: Chain) -> str:
+        """Why a depthwise convolution is not the first half of a separable layer."""
+        users = list(chain.last.users)
+        if len(users) != 1:
+            return f"depthwise only: its result goes to {len(users)} places"
+        (user,) = users
+        if self._is_pointwise(user):
+            return f"depthwise only: {user.target}: {self._obstacle(user)}"
+        what: Any = user.target
+        if user.op == "call_module":
+            what = f"{user.target} ({type(self._modules[str(user.target)]).__name__})"
+        elif user.op == "call_function":
+            what = getattr(user.target, "__name__", user.target)
+        elif user.op == "output":
+            what = "the model's output"
+        return f"depthwise only: followed by {what}, not by a pointwise convolution"
+
+    def _is_pointwise(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and is_pointwise(self._modules[str(node.target)])
+
+    def _is_linear(self, node: fx.Node) -> bool:
+        """Whether it is a linear layer on (N, C) that nothing else needs."""
+        if node.op != "call_module" or self._seen_by_others(node):
+            return False
+        layer = self._modules[str(node.target)]
+        return (
+            type(layer) is nn.Linear
+            and not has_hooks(layer)
+            and layer.weight.dtype in TORCH_DTYPES.values()
+            and len(_shape(node.args[0])) == 2
+        )
+
+    def _obstacle(self, node: fx.Node) -> str:
+        """Why a convolution has to stay as it is; empty if it has not."""
+        layer = self._modules[str(node.target)]
+        assert isinstance(layer, nn.Conv2d)
+        if len(_shape(node.args[0])) != 4:
+            return "its input has no batch"
+        return why_not_packed(layer) or self._seen_by_others(node)
+
+    def _seen_by_others(self, node: fx.Node) -> str:
+        """What else needs a module, or its parameters, as they are."""
+        layer = self._modules[str(node.target)]
+        if self._calls[id(layer)] > 1:
+            return f"used {self._calls[id(layer)]} times (shared weights)"
+        parameters = [p for p in layer._parameters.values() if p is not None]
+        if any(self._owners[id(parameter)] > 1 for parameter in parameters):
+            return "shared weights"
+        if str(node.target) in self._read:
+            return "its weights are read elsewhere"
+        if len(node.args) != 1 or node.kwargs:
+            return "called in an unusual way"
+        return ""
+
+    def _chain(self, node: fx.Node) -> Chain:
+        layer = self._modules[str(node.target)]
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        chain = Chain([node], layer)
+        following = _only_user(node)
+        if following is not None and self._take_norm(chain, following):
+            following = _only_user(chain.last)
+        self._take_activation(chain, following)
+        return chain
+
+    def _take_norm(self, chain: Chain, node: fx.Node) -> bool:
+        if node.op != "call_module" or self._seen_by_others(node):
+            return False
+        norm = self._modules[str(node.target)]
+        if (
+            has_hooks(norm)
+            or not isinstance(norm, nn.BatchNorm2d)
+            or norm.running_mean is None
+            or norm.training
+        ):
+            return False
+        activation = "none"
+        if type(norm) is not nn.BatchNorm2d:
+            # timm's BatchNormAct2d: the normalisation, a dropout and an activation in one.
+            parts = dict(norm.named_children())
+            if set(parts) != {"drop", "act"} or type(parts["drop"]) is not nn.Identity:
+                return False
+            activation = _of_module(parts["act"]) or ""
+            if not activation:
+                return False
+        chain.norm, chain.activation = norm, activation
+        chain.nodes.append(node)
+        return True
+
+    def _take_activation(self, chain: Chain, node: fx.Node | None) -> None:
+        activation = self._activation(node) if node is not None else None
+        if node is not None and activation is not None and chain.activation == "none":
+            chain.activation = activation
+            chain.nodes.append(node)
+
+    def _activation(self, node: fx.Node) -> str | None:
+        if node.op == "call_module":
+            found = _of_module(self._modules[str(node.target)])
+            return None if found is None or has_hooks(self._modules[str(node.target)]) else found
+        if len(node.args) != 1 or set(node.kwargs) - {"inplace", "approximate"}:
+            return None
+        if node.op == "call_method":
+            return _METHODS.get(str(node.target))
+        if node.op == "call_function" and node.target is F.gelu:
+            return "gelu" if node.kwargs.get("approximate", "none") == "none" else None
+        return _FUNCTIONS.get(node.target) if node.op == "call_function" else None
+
+    def _with_residual(self, chain: Chain, then_activation: bool = True) -> Chain:
+        """The chain with the addition after it, if it is of a tensor of the same shape."""
+        node = _only_user(chain.last)
+        if chain.activation != "none" or node is None or node in self._taken:
+            return chain
+        if node.target not in _ADDITIONS or len(node.args) != 2 or node.kwargs:  # alpha=
+            return chain
+        first, second = node.args
+        if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or first is second:
+            return chain
+        if node.target is operator.iadd and first is not chain.last:
+            return chain  # it would write into the other one
+        if _shape(first) != _shape(second) or _dtype(first) != _dtype(second):
+            return chain
+        chain.residual = second if first is chain.last else first
+        chain.nodes.append(node)
+        if then_activation:
+            self._take_activation(chain, _only_user(node))
+        return chain
+
+
+def why_not_packed(layer: nn.Conv2d) -> str:
+    """What about a convolution itself keeps it from being replaced; empty if nothing does."""
+    if parametrize.is_parametrized(layer):
+        return "parametrized weights"
+    if type(layer) is not nn.Conv2d:
+        return f"{type(layer).__name__} is not torch.nn.Conv2d"
+    if has_hooks(layer):
+        return "has hooks"
+    if layer.padding_mode != "zeros":
+        return f"padding_mode={layer.padding_mode!r}"
+    if layer.weight.dtype not in TORCH_DTYPES.values():
+        return f"dtype {layer.weight.dtype}"
+    return ""
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches or changes the module's calls."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels
+
+
+def _of_module(layer: nn.Module) -> str | None:
+    """The activation that a module is, if it is one of ours."""
+    if isinstance(layer, nn.GELU):
+        return "gelu" if layer.approximate == "none" else None
+    if type(layer) is nn.Hardtanh:
+        return "relu6" if (layer.min_val, layer.max_val) == (0, 6) else None
+    return _MODULES.get(type(layer))
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    """Of what a node gives on the example; empty where that is no tensor."""
+    meta: Any = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    return tuple(getattr(meta, "shape", ()))
+
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    return getattr(node.meta.get("tensor_meta"), "dtype", None)

@@ -1,0 +1,72 @@
+"""The process that runs whole models on one engine, as the worker does layers on a backend.
+
+Run as ``python -m dnnsep.sweep.modelworker ENGINE keep|system``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dnnsep.models.engines import ENGINES, verdict
+from dnnsep.sweep.affinity import keep_on, pin_workers
+from dnnsep.sweep.cachestate import Evictor
+from dnnsep.sweep.modelcase import parse
+from dnnsep.sweep.worker import Timer, serve
+
+# Engines differ by the order of their sums, through some fifty layers.
+_BOUND = 1e-3
+
+
+class ModelWorker(Timer):
+    """An engine, and the model that it was last asked to prepare."""
+
+    def __init__(self, engine: str) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def start(self) -> dict[str, Any]:
+        """Say why the engine cannot run here, or what it stands on."""
+        found = verdict(self._engine)
+        return {"reason": found.reason} if found else {"unavailable": found.reason}
+
+    def prepare(self, problem: str, cpus: list[int], data: str) -> dict[str, Any]:
+        """Prepare a model for a thread on each CPU and compare it with plain torch."""
+        import torch
+
+        from dnnsep.models.zoo import load
+        from dnnsep.rewrite.optimize import difference
+
+        self.reset(cpus)
+        model, x = load(*parse(problem))
+        expected = model(x)
+        call, impls = ENGINES[self._engine](model, x)
+        error = difference(_as_list(call()), _as_list(expected))
+        correct = error <= _BOUND
+        pinned = keep_on(cpus)  # the threads that the engine has started since
+        if correct:
+            self.calls = {"all": call}
+            self.evict = Evictor(cpus, self._engine not in ("openvino", "onnxruntime"))
+            pin_workers(cpus, call)
+        del expected
+        return {
+            "correct": correct,
+            "check": f"differs from eager torch by {error:.1e} of the largest output",
+            "ran_on": self._engine,
+            "stages": [],
+            "impls": impls,
+            "plans": [],
+            "output": "allocated by each call",
+            "cpus": cpus if pinned else None,
+            "denormals": False,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def _as_list(outputs: Any) -> list[Any]:
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_leaves(outputs)
+
+
+if __name__ == "__main__":
+    serve(ModelWorker)

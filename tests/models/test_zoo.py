@@ -1,0 +1,88 @@
+"""Models of timm and torchvision: every one rewritten with the same answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import dnnsep
+from dnnsep.models.layers import layers
+from dnnsep.models.zoo import load
+from dnnsep.rewrite.optimize import difference, report_of
+
+# Name and the separable layers that it has.
+SMALL = [("mobilenetv1_100", 13), ("mobilenetv2_100", 17)]
+OTHERS = [
+    ("mobilenetv3_large_100", None),
+    ("mobilenetv3_small_100", None),
+    ("efficientnet_b0", None),
+    ("mnasnet_100", None),
+    ("xception41", None),
+    ("legacy_xception", None),
+    ("convnext_tiny", None),
+    ("torchvision:mobilenet_v2", 17),
+    ("torchvision:mobilenet_v3_large", None),
+    ("torchvision:efficientnet_b0", None),
+    ("torchvision:mnasnet1_0", None),
+    ("torchvision:convnext_tiny", None),
+    ("torchvision:resnet18", 0),
+    ("torchvision:vit_b_16", 0),
+]
+
+
+@pytest.mark.parametrize(("name", "separable"), SMALL)
+def test_optimized(name: str, separable: int | None) -> None:
+    model, x = load(name, (1, 3, 96, 96) if name != "torchvision:vit_b_16" else None)
+    optimized = dnnsep.optimize(model, x)
+    report = report_of(optimized)
+    assert not report.notes
+    assert separable in (None, report.count("separable"))
+    other = x.flip(-1)
+    with torch.no_grad():
+        assert difference(optimized(other), model(other)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "separable"), OTHERS)
+def test_other_models_optimized(name: str, separable: int | None) -> None:
+    test_optimized(name, separable)
+
+
+def test_layers_count_parameters_and_operations() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 5, 2), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(64, 10)
+    )
+    found = layers(nn.Sequential(model[0], model[1]).eval(), torch.randn(1, 3, 228, 228))
+    assert [(layer.kind, layer.parameters, layer.macs) for layer in found] == [
+        ("Conv2d", 4864, 64 * 112 * 112 * 75),
+        ("BatchNorm2d", 128, 0),
+    ]
+    (linear,) = layers(model[3], torch.randn(2, 64))
+    assert (linear.parameters, linear.macs, linear.flops) == (650, 1280, 2560)
+
+
+def test_a_model_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text("from torch import nn\ndef small():\n    return nn.Conv2d(3, 4, 1)\n")
+    model, x = load(f"{path}:small", (1, 3, 5, 5))
+    assert isinstance(model, nn.Conv2d)
+    assert x.shape == (1, 3, 5, 5)
+    again, _ = load(f"{path}:small", (1, 3, 5, 5))
+    assert torch.equal(model.weight, again.weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_model", "model 'no_such_model': timm and torchvision do not have it"),
+        ("keras:x", "model 'keras:x': before the colon must be timm, torchvision or a .py file"),
+        ("missing.py:f", "missing.py: No such file or directory"),
+        (f"{__file__}:nothing", "has no function 'nothing'"),
+    ],
+)
+def test_unknown_models(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(name)
