@@ -59,8 +59,8 @@ class Report:
         ]
         lines += [f"note: {note}" for note in self.notes]
         lines.append(
-            f"{self.count('separable')} separable layers ({self.separable_share:.0%} of the FLOPs), "
-            f"{self.count('convolution')} other convolutions and {self.count('linear')} linear "
+            f"{self.count('separable')} separable layers ({self.separable_share:.0%} of the FLOPs),"
+            f" {self.count('convolution')} other convolutions and {self.count('linear')} linear "
             f"layers packed, {self.count('left')} left; outputs differ by {self.error:.1e} of the "
             f"largest (bound {self.bound:.0e})"
         )

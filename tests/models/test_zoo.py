@@ -14,8 +14,9 @@ from dnnsep.models.zoo import load
 from dnnsep.rewrite.optimize import difference, report_of
 
 # Name and the separable layers that it has.
-SMALL = [("mobilenetv1_100", 13), ("mobilenetv2_100", 17)]
+SMALL = [("mobilenetv2_100", 17)]
 OTHERS = [
+    ("mobilenetv1_100", 13),
     ("mobilenetv3_large_100", None),
     ("mobilenetv3_small_100", None),
     ("efficientnet_b0", None),

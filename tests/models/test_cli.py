@@ -1,0 +1,102 @@
+"""The commands for whole models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.test_cli import _dnnsep, _json
+
+_NET = """
+from torch import nn
+
+def block(channels, out):
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Conv2d(channels, out, 1),
+    )
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 16, 3), block(16, 32), block(32, 32), block(32, 32))
+
+def ordinary():
+    return nn.Conv2d(3, 4, 3)
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> str:
+    path = tmp_path / "net.py"
+    path.write_text(_NET)
+    return str(path)
+
+
+@pytest.mark.slow
+def test_model(net: str) -> None:
+    found = _json("model", f"{net}:small", "--input", "1,3,18,18", "--json")
+    assert found["flops"] == 2 * found["macs"] == sum(layer["flops"] for layer in found["layers"])
+    assert found["layers"][0]["parameters"] == 448
+    assert [entry["kind"] for entry in found["optimize"]] == ["convolution"] + ["separable"] * 3
+    assert found["error"] < 1e-5
+    table = _dnnsep("model", f"{net}:small", "--input", "1,3,18,18").stdout
+    assert "3 separable layers" in table
+    assert "1.0 │ Conv2d" in table.replace("  ", " ").replace("  ", " ")
+
+
+@pytest.mark.slow
+def test_extract(net: str, tmp_path: Path) -> None:
+    path = tmp_path / "shapes.yaml"
+    done = _dnnsep("extract", f"{net}:small", "--input", "1,3,18,18", "-o", str(path))
+    assert done.returncode == 0
+    assert "2 problems of 3 separable layers" in done.stdout
+    listed = _dnnsep("sweep", str(path), "--list").stdout
+    assert "mb1ic32oc32ih16kh3sh1ph1_act:relu,none" in listed
+    assert "# 2.0 x2" in listed
+    again = _dnnsep("extract", f"{net}:small", "--input", "1,3,18,18", "-o", str(path))
+    assert again.returncode == 2
+    assert "exists" in again.stderr
+    none = _dnnsep("extract", f"{net}:ordinary", "--input", "1,3,9,9", "-o", str(tmp_path / "n"))
+    assert none.returncode == 1
+    assert "has no separable layers" in none.stderr
+
+
+@pytest.mark.slow
+def test_bench_model(net: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    arguments = [
+        "bench-model",
+        f"{net}:small",
+        "--input",
+        "1,3,18,18",
+        "--against",
+        "eager,openvino",
+    ]
+    done = _dnnsep(*arguments, "--seconds", "0.05", "-o", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "geomean speed against dnnsep" in done.stdout
+    records = json.loads(path.read_text())["records"]
+    assert [record["backend"] for record in records] == ["dnnsep", "eager", "openvino"]
+    assert all(record["status"] == "ok" and record["gflops"] > 0 for record in records)
+    assert _dnnsep("report", str(path), "-o", str(tmp_path / "r.html")).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model", "nope.py:f"], "nope.py: No such file or directory"),
+        (["model", "resnet18", "--input", "3,x"], "--input '3,x': must be whole numbers"),
+        (
+            ["bench-model", "resnet18", "--against", "cuda"],
+            "--against 'cuda': must be one of dnnsep",
+        ),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str) -> None:
+    done = _dnnsep(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
