@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import signal
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -108,8 +109,9 @@ def _run(
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
+    interrupts = _Interrupts()
     try:
-        with runner, Progress(*columns, console=console(True)) as bar:
+        with interrupts, runner, Progress(*columns, console=console(True)) as bar:
             task = bar.add_task("", total=len(cases) * visits)
             for visit, case in itertools.product(range(visits), cases):
                 step = lambda text: bar.update(task, description=text)  # noqa: E731
@@ -118,10 +120,29 @@ def _run(
                 results.workers |= runner.workers
                 results.save(path)
                 bar.advance(task)
+                if interrupts.seen:
+                    break
     except KeyboardInterrupt:
         results.save(path)
-        return True
-    return False
+    return interrupts.seen
+
+
+class _Interrupts:
+    """Whether Ctrl-C came: Python drops the exception where it meets a destructor."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __enter__(self) -> _Interrupts:
+        self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
 
 
 def _resume(path: Path | None, fresh: Results) -> Results:
