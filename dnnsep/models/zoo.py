@@ -57,7 +57,10 @@ def _factory(name: str) -> Callable[[], nn.Module]:
     if not installed:
         raise ValueError(f"model {name!r}: {' and '.join(wanted)} not installed (extra: models)")
     for library in installed:
-        found = known[library](rest)
+        try:
+            found = known[library](rest)
+        except (ImportError, RuntimeError) as error:  # such as one built for another torch
+            raise ValueError(f"model {name!r}: {library} does not load: {error}") from None
         if found is not None:
             return found
     raise ValueError(f"model {name!r}: {' and '.join(installed)} do not have it")
