@@ -23,6 +23,7 @@ from dnnsep.cli.measure import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from dnnsep.models.layers import LayerCost
     from dnnsep.rewrite.report import Report
 
 Name = Annotated[
@@ -35,11 +36,10 @@ Input = Annotated[
 
 def model(name: Name, input_shape: Input = None, as_json: AsJson = False) -> None:
     """A model's layers with parameters, multiply-adds and FLOPs, and what optimize would do."""
-    from dnnsep.models.layers import layers
     from dnnsep.report import model as shown
 
     network, x = _load(name, input_shape)
-    found, report = layers(network, x), _optimized(network, x)
+    found, report = _layers(name, network, x), _optimized(network, x)
     if as_json:
         typer.echo(json.dumps(shown.as_dict(name, tuple(x.shape), found, report), indent=1))
         return
@@ -87,6 +87,16 @@ def _load(name: str, input_shape: str | None) -> tuple[nn.Module, Tensor]:
         bad_input(error)
 
 
+def _layers(name: str, network: nn.Module, x: Tensor) -> list[LayerCost]:
+    from dnnsep.models.layers import layers
+
+    try:
+        return layers(network, x)
+    except Exception as error:  # the model's own code
+        reason = str(error).strip().partition("\n")[0]
+        bad_input(f"model {name!r} fails on an input of {list(x.shape)}: {reason}")
+
+
 def shape_of(text: str | None) -> tuple[int, ...] | None:
     """Of ``1,3,224,224``. Raises ValueError."""
     if text is None:
@@ -132,7 +142,6 @@ def bench_model(
 ) -> None:
     """Measure whole models through optimize and on other engines, in turns, as a sweep does."""
     from dnnsep.models.engines import ENGINES
-    from dnnsep.models.layers import layers
     from dnnsep.sweep.machine import default_threads
     from dnnsep.sweep.modelcase import ModelCase
     from dnnsep.sweep.runner import Effort
@@ -144,7 +153,7 @@ def bench_model(
     cases = []
     for name in names:
         network, x = _load(name, input_shape)
-        flops = sum(layer.flops for layer in layers(network, x))
+        flops = sum(layer.flops for layer in _layers(name, network, x))
         for count in threads or [default_threads()]:
             cases.append(ModelCase(name, tuple(x.shape), flops, count, engines))
     settings = {"models": names, "engines": list(engines)}

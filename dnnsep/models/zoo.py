@@ -24,9 +24,14 @@ def load(name: str, input_shape: tuple[int, ...] | None = None) -> tuple[nn.Modu
     Raises ValueError naming the model and the reason.
     """
     torch.manual_seed(0)
-    model = _factory(name)().eval()
+    factory = _factory(name)
+    try:
+        model = factory()
+    except Exception as error:  # the model's own code
+        raise ValueError(f"model {name!r}: {type(error).__name__}: {error}") from None
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r}: gives {type(model).__name__}, not a torch.nn.Module")
+    model.eval()
     own = getattr(model, "default_cfg", {}).get("input_size")
     shape = input_shape or ((1, *own) if own else _DEFAULT_INPUT)
     _settle(model)

@@ -25,6 +25,12 @@ def small():
 
 def ordinary():
     return nn.Conv2d(3, 4, 3)
+
+def broken():
+    return 1 / 0
+
+def number():
+    return 1
 """
 
 
@@ -88,6 +94,9 @@ def test_bench_model(net: str, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["model", "nope.py:f"], "nope.py: No such file or directory"),
+        (["model", "FILE:ordinary", "--input", "1,4,9,9"], "fails on an input of [1, 4, 9, 9]"),
+        (["bench-model", "FILE:broken"], "ZeroDivisionError: division by zero"),
+        (["model", "FILE:number"], "gives int, not a torch.nn.Module"),
         (["model", "resnet18", "--input", "3,x"], "--input '3,x': must be whole numbers"),
         (
             ["bench-model", "resnet18", "--against", "cuda"],
@@ -95,8 +104,8 @@ def test_bench_model(net: str, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_input(arguments: list[str], message: str) -> None:
-    done = _dnnsep(*arguments)
+def test_bad_input(net: str, arguments: list[str], message: str) -> None:
+    done = _dnnsep(*(argument.replace("FILE", net) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
