@@ -87,14 +87,18 @@ def problem_of(x: Tensor, parameters: Parameters, geometry: Geometry) -> Problem
 def prepare(x: Tensor, parameters: Parameters, geometry: Geometry, backend: str) -> Executor:
     """An executor for inputs like x. Raises ValueError if the backend cannot run the layer."""
     problem = problem_of(x, parameters, geometry)
-    weights = Weights(
+    with torch.no_grad():
+        return get_backend(backend).prepare(problem, weights_of(problem, parameters))
+
+
+def weights_of(problem: Problem, parameters: Parameters) -> Weights:
+    """A problem's weights; a stage without a bias gets zeros where the other one has one."""
+    return Weights(
         _array(parameters.depthwise),
         _bias(parameters.depthwise_bias, problem.mid_channels) if problem.bias else None,
         _array(parameters.pointwise),
         _bias(parameters.pointwise_bias, problem.out_channels) if problem.bias else None,
     )
-    with torch.no_grad():
-        return get_backend(backend).prepare(problem, weights)
 
 
 def _array(tensor: Tensor) -> Array:

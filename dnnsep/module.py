@@ -136,6 +136,11 @@ class SeparableConv2d(PackedLayer):
             x.shape, lambda x, residual: made.run(self.padded(x)[0], residual), made.runs_on
         )
 
+    def separable(self, x: Tensor) -> tuple[Parameters, Geometry] | None:
+        """What the backend runs for inputs like x; None if they have to be padded first."""
+        inside, geometry = self.padded(x)
+        return (self.tensors(), geometry) if inside is x else None
+
     def extra_repr(self) -> str:
         return f"activations={self.activations}, backend={self.backend!r}"
 

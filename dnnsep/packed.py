@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from dnnsep.backends.auto import AutoBackend
 from dnnsep.backends.executor import TORCH_DTYPES, Executor
 from dnnsep.backends.fused import FusedBackend
 from dnnsep.backends.onednn import POST_OPS
 from dnnsep.backends.tensors import ACTIVATE_IN_PLACE
 from dnnsep.layer import ACTIVATE, Geometry, Packed, Parameters, prepare, problem_of
+from dnnsep.problem import Problem
 
 _DTYPES = frozenset(TORCH_DTYPES.values())
 
@@ -109,13 +111,17 @@ class PackedConv2d(PackedLayer):
         layer = self.convolution
         if x.dim() != 4:
             return Ready(x.shape, self.plain, "torch")
-        if is_pointwise(layer) and self.backend in FUSED_NAMES:
-            executor = pointwise_executor(
-                x, layer.weight, layer.bias, "none" if with_residual else self.activation
-            )
-            if executor is not None:
-                return ready(executor, self.activation)
+        inside = "none" if with_residual else self.activation
+        parts = self.separable(x, inside)
+        if parts is not None and runs_fused(problem_of(x, *parts), self.backend):
+            return ready(prepare(x, *parts, "fused"), self.activation)
         return Ready(x.shape, onednn_convolution(layer, self.activation, x.shape), "onednn")
+
+    def separable(self, x: Tensor, activation: str) -> tuple[Parameters, Geometry] | None:
+        """The separable layer that a pointwise convolution is; None for another one."""
+        if not is_pointwise(self.convolution):
+            return None
+        return as_separable(self.convolution.weight, self.convolution.bias, activation)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, backend={self.backend!r}"
@@ -141,15 +147,15 @@ class PackedLinear(PackedLayer):
     def pack(self, x: Tensor, with_residual: bool) -> Ready:
         if x.dim() != 2 or with_residual:
             return Ready(x.shape, self.plain, "torch")
-        weight, bias = self.linear.weight[:, :, None, None], self.linear.bias
-        executor = pointwise_executor(x[:, :, None, None], weight, bias, self.activation)
-        if executor is None:
+        weight = self.linear.weight[:, :, None, None]
+        parts = as_separable(weight, self.linear.bias, self.activation)
+        pixels = x[:, :, None, None]
+        if not runs_fused(problem_of(pixels, *parts), "auto"):
             return Ready(x.shape, self.plain, "torch")
+        executor = prepare(pixels, *parts, "fused")
 
-        def run(
-            x: Tensor, _: Tensor | None, run: Callable[[Tensor], Tensor] = executor.run
-        ) -> Tensor:
-            return run(x.contiguous()[:, :, None, None]).flatten(1)
+        def run(x: Tensor, _: Tensor | None) -> Tensor:
+            return executor.run(x.contiguous()[:, :, None, None]).flatten(1)
 
         return Ready(x.shape, run, name_of(executor))
 
@@ -157,23 +163,21 @@ class PackedLinear(PackedLayer):
         return f"activation={self.activation!r}"
 
 
-# The backends for which pointwise convolutions run by the fused kernel: the others would have to do
-# the depthwise stage.
-FUSED_NAMES = ("auto", "fused")
-
-
-def pointwise_executor(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
-) -> Executor | None:
-    """The fused kernel for (OC, C, 1, 1) weights on inputs like x: (N, C, H, W); None where it
-    cannot run."""
+def as_separable(
+    weight: Tensor, bias: Tensor | None, activation: str
+) -> tuple[Parameters, Geometry]:
+    """The separable layer that does what (OC, C, 1, 1) weights do: its depthwise stage does
+    nothing."""
     ones = torch.ones(weight.shape[1], 1, 1, 1, dtype=weight.dtype)
-    parameters = Parameters(ones, None, weight, bias)
     geometry = Geometry((1, 1), (0, 0, 0, 0), (1, 1), ("none", activation))
-    fused = FusedBackend()
-    if fused.available() and fused.supports(problem_of(x, parameters, geometry)):
-        return prepare(x, parameters, geometry, fused.name)
-    return None
+    return Parameters(ones, None, weight, bias), geometry
+
+
+def runs_fused(problem: Problem, backend: str) -> bool:
+    """Whether a backend's name means the fused kernel, and that can run the problem."""
+    if backend == "auto":
+        return AutoBackend().choose(problem).name == "fused"
+    return backend == "fused" and bool(FusedBackend().supports(problem))
 
 
 def ready(executor: Executor, activation: str) -> Ready:

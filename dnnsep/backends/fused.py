@@ -49,4 +49,6 @@ class FusedBackend:
             raise ValueError(verdict.reason)
         weights.check(problem)
         plan = choose(problem, this_isa(), torch.get_num_threads())
-        return FusedExecutor(self.name, problem, weights, plan)
+        executor = FusedExecutor(self.name, problem, weights, plan)
+        executor.kernel  # noqa: B018  (compiled here, and not in the first call)
+        return executor

@@ -19,6 +19,7 @@ from dnnsep.codegen.choose import describe
 from dnnsep.codegen.kernel import Kernel, compiled
 from dnnsep.codegen.pack import packed
 from dnnsep.codegen.plan import Plan
+from dnnsep.codegen.separable import TASK_FIELDS
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
@@ -37,7 +38,6 @@ class FusedExecutor(Executor):
         self.plan = plan
         self.impls = (f"fused:{plan.isa.name}",)
         self._threads = torch.get_num_threads()
-        self._kernel = compiled(problem, plan)
         self._packed = packed(problem, plan, weights)
         self._parallel = openmp.parallel()
         self._local = threading.local()
@@ -74,7 +74,12 @@ class FusedExecutor(Executor):
         """Streaming stores need whole lines."""
         if self.plan.streaming and out.data_ptr() % _ALIGN:
             return self._unaligned_kernel
-        return self._kernel
+        return self.kernel
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        """Compiled when first asked for: a chain of layers may have another one."""
+        return compiled(self.problem, self.plan)
 
     @cached_property
     def _unaligned_kernel(self) -> Kernel:
@@ -89,14 +94,18 @@ class FusedExecutor(Executor):
         return found
 
     def _new_task(self) -> tuple[Task, np.ndarray]:
-        scratch = np.zeros(self._kernel.scratch_bytes + _ALIGN, np.uint8)
+        scratch = np.zeros(self.kernel.scratch_bytes + _ALIGN, np.uint8)
         start = scratch.ctypes.data
-        task = (ctypes.c_void_p * 6)(
+        return self.task(start + -start % _ALIGN), scratch
+
+    def task(self, scratch: int) -> Task:
+        """The kernel's argument with everything but x, y and the residual filled in."""
+        return (ctypes.c_void_p * len(TASK_FIELDS))(
             None,
             None,
             self._packed.ctypes.data,
-            start + -start % _ALIGN,
+            scratch,
             openmp.address_of("omp_get_thread_num"),
             openmp.address_of("omp_get_num_threads"),
+            None,
         )
-        return task, scratch

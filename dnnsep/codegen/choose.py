@@ -58,7 +58,7 @@ class Caches:
 @dataclass(frozen=True)
 class Cost:
     """Cycles of the busiest part: both stages' arithmetic, and what fetching the pointwise weights
-    and the tile adds."""
+    again for each tile, and the tile for each panel, adds."""
 
     depthwise: float
     pointwise: float
@@ -100,6 +100,7 @@ def describe(problem: Problem, chosen: Plan, threads: int) -> list[dict[str, Any
             "channel_parts": plan.channel_parts,
             "streaming": plan.streaming,
             "prefetch": plan.prefetch,
+            "ahead": plan.ahead,
             "by_model": plan == close[0],
             "cycles": {k: round(v) for k, v in vars(cost(problem, plan, this_caches())).items()},
         }
@@ -174,14 +175,15 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     tile = tile_bytes(problem, plan)
     new_input = problem.stride[0] * problem.stride[1] * problem.in_channels * element_bytes(problem)
     passing = tile + plan.tile * plan.pixels * new_input
-    # The first piece of a tile brings a panel in; for the others it may still be there.
+    # The first piece of a tile brings a panel in; for the others it may still be there. The first
+    # tile's panels come from memory, where other layers have pushed them, by any plan.
     first = _level(my_panels * panel + passing, caches)
     again = _level(panel + plan.pixels * pixel, caches)
     tile_line = _LINE_CYCLES["L2"] * min(_OVERFLOW, passing / caches.l1)
     return Cost(
         depthwise=computed * blocks_vectors * taps / 2 * _DEPTHWISE,
         pointwise=steps * arithmetic + calls * _CALL_CYCLES,
-        weights=panel / _LINE * my_panels * tiles * _LINE_CYCLES[first]
+        weights=panel / _LINE * my_panels * (tiles - 1) * _LINE_CYCLES[first]
         + panel / _LINE * my_panels * (my_pieces - tiles) * _LINE_CYCLES[again],
         tile=pixels * pixel / _LINE * (my_panels + _WRITTEN) * tile_line,
     )
@@ -216,6 +218,8 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
     element = element_bytes(problem)
     out_bytes = problem.out_pixels * problem.out_channels * element
     in_bytes = problem.batch * problem.height * problem.width * problem.in_channels * element
+    panel_bytes = depth(problem, isa) * isa.lanes * tile_element_bytes(problem, isa)
+    weight_bytes = panel_bytes * panels(problem, isa, 1)
     whole_vectors = problem.out_channels % isa.lanes == 0
     for channel_parts in range(1, min(threads, most_channel_parts) + 1):
         if threads % channel_parts:
@@ -234,6 +238,8 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
             streaming=whole_vectors and out_bytes > caches.last // 2,
             # Input that is in the core's own cache needs no fetching.
             prefetch=in_bytes > caches.l2,
+            # Weights as large as a core's first cache were pushed out of it by other layers.
+            ahead=weight_bytes > caches.l1,
         )
         for tile in _tile_sizes(-(-pieces // pixel_parts)):
             found = replace(plan, tile=tile)

@@ -151,10 +151,17 @@ class Code:
         if streaming:
             stored.set_metadata("nontemporal", self.module.add_metadata([I32(1)]))
 
-    def prefetch(self, pointer: ir.Value) -> None:
-        """Bring the line at an address, which need not exist, into the innermost cache."""
-        arguments = [pointer, I32(0), I32(3), I32(1)]  # to be read, all levels, data
+    def prefetch(self, pointer: ir.Value, level: int = 1) -> None:
+        """Bring the line at an address, which need not exist, into a level of the caches."""
+        arguments = [pointer, I32(0), I32(4 - level), I32(1)]  # to be read; data
         self.builder.call(self._intrinsic("llvm.prefetch.p0", VOID, arguments), arguments)
+
+    def call_address(
+        self, pointer: ir.Value, arguments: Sequence[ir.Value], gives: ir.Type
+    ) -> ir.Value:
+        """Call what is at an address."""
+        signature = ir.FunctionType(gives, [value.type for value in arguments])
+        return self.builder.call(_Callee(pointer, signature), arguments)
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         return self.intrinsic("llvm.fma", a, b, c)
@@ -216,3 +223,11 @@ def _name(kind: ir.Type) -> str:
 
 
 __all__ = ["BYTE", "F32", "I16", "I32", "I64", "POINTER", "VOID", "Code"]
+
+
+class _Callee:
+    """An untyped pointer as something to call: llvmlite looks for the signature in the type."""
+
+    def __init__(self, pointer: ir.Value, signature: ir.FunctionType) -> None:
+        self.type, self.function_type = pointer.type, signature
+        self.get_reference: Callable[[], str] = pointer.get_reference

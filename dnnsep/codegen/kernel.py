@@ -26,12 +26,12 @@ class Kernel:
 
 # So many stay for the next executor; one that is in use stays with its executor.
 @lru_cache(256)
-def compiled(problem: Problem, plan: Plan) -> Kernel:
+def compiled(problem: Problem, plan: Plan, with_residual: bool = False) -> Kernel:
     """Of a problem cut up by a plan, from the disk where it is there."""
-    key = f"{generator()} {plan} {problem}"
+    key = f"{generator()} {plan} {problem} {with_residual}"
     code = cachefiles.load("kernels", key)
     if code is None:
-        code = machine_code(emit_separable(problem, plan), plan.isa.target)
+        code = machine_code(emit_separable(problem, plan, with_residual), plan.isa.target)
         cachefiles.save("kernels", key, code)
     function = Function(code, "run", [ctypes.c_void_p])
     return Kernel(function, plan.parts * part_bytes(problem, plan))

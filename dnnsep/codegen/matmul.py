@@ -7,7 +7,7 @@ from llvmlite import ir
 from dnnsep.codegen.activations import LONG, activate
 from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code
 from dnnsep.codegen.plan import Plan, depth, row_stride, tile_is_bf16
-from dnnsep.codegen.prefetch import Prefetch
+from dnnsep.codegen.prefetch import Ahead, Prefetch
 from dnnsep.problem import Problem
 
 _UNROLL = 4
@@ -21,14 +21,16 @@ def emit_matmul(
     pixels: int,
     channels: int,
     prefetch: Prefetch | None,
+    ahead: Ahead | None,
+    with_residual: bool,
 ) -> ir.Function:
-    """f(tile, weights, bias, y, next): ``pixels`` rows by ``channels`` columns, all kept in
-    registers. ``next`` is what to prefetch meanwhile.
+    """f(tile, weights, bias, y, next, ahead, residual): ``pixels`` rows by ``channels`` columns, all kept in
+    registers. ``next`` and ``ahead`` are what to prefetch meanwhile, of input and of weights.
 
     Weights are as ``pack.pointwise`` has them. Sums run over the tile's channels in order.
     """
-    code = Code(module, name, [POINTER] * 5).internal()
-    return _Matmul(code, problem, plan, pixels, channels, prefetch).emit()
+    code = Code(module, name, [POINTER] * 7).internal()
+    return _Matmul(code, problem, plan, pixels, channels, prefetch, ahead, with_residual).emit()
 
 
 class _Matmul:
@@ -40,10 +42,13 @@ class _Matmul:
         pixels: int,
         channels: int,
         prefetch: Prefetch | None,
+        ahead: Ahead | None,
+        with_residual: bool,
     ) -> None:
         self.code, self.problem, self.isa = code, problem, plan.isa
         self.pixels, self.channels = pixels, channels
-        self.streaming, self.prefetch = plan.streaming, prefetch
+        self.streaming, self.prefetch, self.ahead = plan.streaming, prefetch, ahead
+        self.with_residual = with_residual
         self.vectors = -(-channels // plan.isa.lanes)
         self.vector = ir.VectorType(F32, plan.isa.lanes)
         self.dot = tile_is_bf16(problem, plan.isa)
@@ -52,7 +57,7 @@ class _Matmul:
 
     def emit(self) -> ir.Function:
         code = self.code
-        _, _, bias, y, _ = code.arguments
+        _, _, bias, y, _, _, residual = code.arguments
         biases = [code.load(code.at(bias, v, self.vector), self.vector) for v in self._columns()]
         sums = code.for_range(
             I64(0),
@@ -66,7 +71,10 @@ class _Matmul:
         def store(pixel: ir.Value, values: list[ir.Value]) -> None:
             elements = code.builder.mul(pixel, I64(self.problem.out_channels))
             row = code.at(y, elements, self._element())
+            added = code.at(residual, elements, self._element())
             for v, value in enumerate(values):
+                if self.with_residual:
+                    value = code.builder.fadd(value, self._load(added, v))
                 self._store(value, row, v)
 
         if self.problem.activations[1] in LONG:
@@ -84,9 +92,11 @@ class _Matmul:
 
     def _steps(self, at: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         code, b = self.code, self.code.builder
-        tile, weights, _, _, following = code.arguments
+        tile, weights, _, _, following, panel_ahead, _ = code.arguments
         if self.prefetch:
             self.prefetch.emit(code, following, at, self.steps, _UNROLL)
+        if self.ahead:
+            self.ahead.emit(code, panel_ahead, at, self.steps, _UNROLL)
         word = I32 if self.dot else F32
         words = ir.VectorType(word, self.isa.lanes)
         stride = row_stride(self.problem, self.isa) // (2 if self.dot else 1)
@@ -112,13 +122,27 @@ class _Matmul:
         dot = ir.InlineAsm(signature, "vdpbf16ps $3, $2, $0", "=v,0,v,v")
         return self.code.builder.call(dot, [total, a, b])
 
+    def _there(self, v: int) -> int:
+        """How many of a vector's lanes have channels."""
+        return min(self.isa.lanes, self.channels - v * self.isa.lanes)
+
+    def _load(self, row: ir.Value, v: int) -> ir.Value:
+        """A vector of a row of the residual, in f32."""
+        code, lanes = self.code, self.isa.lanes
+        place = code.at(row, v * lanes, self._element())
+        if self.problem.dtype == "f32":
+            return code.load(place, self.vector, self._there(v))
+        words = ir.VectorType(I32, lanes)
+        halves = code.load(place, ir.VectorType(I16, lanes), self._there(v))
+        bits = code.builder.shl(code.builder.zext(halves, words), code.splat(16, words))
+        return code.builder.bitcast(bits, self.vector)
+
     def _store(self, total: ir.Value, row: ir.Value, v: int) -> None:
         code, lanes = self.code, self.isa.lanes
         value = activate(code, self.problem.activations[1], total)
-        there = min(lanes, self.channels - v * lanes)
         if self.problem.dtype == "bf16":
             value = self._to_bf16(value)
-        code.store(value, code.at(row, v * lanes, self._element()), there, self.streaming)
+        code.store(value, code.at(row, v * lanes, self._element()), self._there(v), self.streaming)
 
     def _to_bf16(self, value: ir.Value) -> ir.Value:
         """Rounded to nearest, ties to even; NaN stays NaN."""

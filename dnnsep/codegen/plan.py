@@ -34,7 +34,8 @@ class Plan:
     """``rows`` are the pieces of one output row, or just the whole row where rows are short.
     ``pieces`` in all, of up to ``pixels`` each; ``vectors`` a panel; ``tile`` in pieces; the work
     is cut into ``pixel_parts`` x ``channel_parts``. ``streaming`` stores go past the caches;
-    ``prefetch`` says whether the input of the next tile is fetched during a multiplication."""
+    ``prefetch`` says whether the input of the next tile is fetched during a multiplication,
+    ``ahead`` whether the weights of the next panel are."""
 
     isa: Isa
     rows: tuple[Row, ...]
@@ -46,6 +47,7 @@ class Plan:
     channel_parts: int
     streaming: bool
     prefetch: bool
+    ahead: bool
 
     @property
     def parts(self) -> int:

@@ -34,6 +34,29 @@ class Prefetch:
                 code.prefetch(code.at(moved, run * self.pitch + offset, BYTE))
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """The panel after the one that is multiplied: each of a tile's pieces fetches ``share`` bytes
+    of it into the second cache. Other layers' weights have been there since the last call."""
+
+    share: int
+
+    def emit(
+        self, code: Code, start: ir.Value, at: ir.Value, steps: int, steps_at_once: int
+    ) -> None:
+        """Fetch what falls to the steps from ``at`` on, of all ``steps``."""
+        lines = -(-self.share * steps_at_once // (steps * _LINE))
+        moved = code.at(start, code.builder.mul(at, I64(lines * _LINE // steps_at_once)), BYTE)
+        for line in range(lines):
+            code.prefetch(code.at(moved, line * _LINE, BYTE), level=2)
+
+
+def ahead_for(plan: Plan, panel_bytes: int) -> Ahead | None:
+    if not plan.ahead:
+        return None
+    return Ahead(-(-panel_bytes // (plan.tile * _LINE)) * _LINE)
+
+
 def prefetch_for(problem: Problem, plan: Plan, panels: int) -> Prefetch | None:
     """What each of the multiplications by so many panels fetches, if the plan has it."""
     if not plan.prefetch:

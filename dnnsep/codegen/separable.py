@@ -13,11 +13,11 @@ from dnnsep.codegen.matmul import emit_matmul
 from dnnsep.codegen.pack import Layout
 from dnnsep.codegen.places import Places
 from dnnsep.codegen.plan import Plan, row_stride, tile_bytes, tile_is_bf16
-from dnnsep.codegen.prefetch import prefetch_for
+from dnnsep.codegen.prefetch import ahead_for, prefetch_for
 from dnnsep.problem import Problem
 
 # The pointers that the kernel's one argument points to.
-TASK_FIELDS = ("x", "y", "packed", "scratch", "thread_number", "thread_count")
+TASK_FIELDS = ("x", "y", "packed", "scratch", "thread_number", "thread_count", "residual")
 
 
 # Between the tiles of two threads: what the hardware fetches ahead of one must not be the other's,
@@ -30,25 +30,25 @@ def part_bytes(problem: Problem, plan: Plan) -> int:
     return -(-tile_bytes(problem, plan) // 4096) * 4096 + _GAP_BYTES
 
 
-def emit_separable(problem: Problem, plan: Plan) -> ir.Module:
+def emit_separable(problem: Problem, plan: Plan, with_residual: bool = False) -> ir.Module:
     """A module with ``run(task)``, which a team of threads calls at once; any team does all parts.
 
-    ``task`` points to TASK_FIELDS; ``scratch`` has ``part_bytes`` for each part.
+    ``task`` points to TASK_FIELDS; ``scratch`` has ``part_bytes`` for each part; ``residual``, like
+    ``y``, is added to the sums before the last activation.
     """
     module = ir.Module()
     module.triple = ""
-    part = _Part(module, problem, plan).emit()
+    part = _Part(module, problem, plan, with_residual).emit()
     code = Code(module, "run", [POINTER])
     (task,), b = code.arguments, code.builder
-    x, y, packed, scratch, number, count = (
+    x, y, packed, scratch, number, count, residual = (
         code.load(code.at(task, i, POINTER), POINTER) for i in range(len(TASK_FIELDS))
     )
-    asks = ir.FunctionType(I32, [])
-    mine, team = (b.sext(_call_pointer(b, f, asks), I64) for f in (number, count))
+    mine, team = (b.sext(code.call_address(f, [], I32), I64) for f in (number, count))
 
     def one(at: ir.Value) -> None:
         tile = code.at(scratch, b.mul(at, I64(part_bytes(problem, plan))), BYTE)
-        b.call(part, [at, x, y, packed, tile])
+        b.call(part, [at, x, y, packed, tile, residual])
 
     code.for_each(mine, I64(plan.parts), one, step=team)
     if plan.streaming:  # such stores may come after whatever tells others of the result
@@ -58,19 +58,24 @@ def emit_separable(problem: Problem, plan: Plan) -> ir.Module:
 
 
 class _Part:
-    """f(part, x, y, packed, tile): a range of pieces, tile by tile, times a range of panels."""
+    """f(part, x, y, packed, tile, residual): a range of pieces, tile by tile, times a range of
+    panels."""
 
-    def __init__(self, module: ir.Module, problem: Problem, plan: Plan) -> None:
+    def __init__(
+        self, module: ir.Module, problem: Problem, plan: Plan, with_residual: bool
+    ) -> None:
         self.module, self.problem, self.plan = module, problem, plan
+        self.with_residual = with_residual
         self.layout = Layout(problem, plan)
         self.tile_element = I16 if tile_is_bf16(problem, plan.isa) else F32
         self.stride = row_stride(problem, plan.isa)
         panels = max(1, self.layout.panels // plan.channel_parts)
         self.prefetch = prefetch_for(problem, plan, panels)
+        self.ahead = ahead_for(plan, self.layout.panel_bytes)
         self.depthwise = self._depthwise_functions()
         self.matmuls: dict[tuple[int, int], ir.Function] = {}
-        self.code = Code(module, "part", [I64, POINTER, POINTER, POINTER, POINTER]).internal()
-        self.part, self.x, self.y, self.packed, self.tile = self.code.arguments
+        self.code = Code(module, "part", [I64, *[POINTER] * 5]).internal()
+        self.part, self.x, self.y, self.packed, self.tile, self.residual = self.code.arguments
         self.places = Places(self.code, problem, plan)
 
     def emit(self) -> ir.Function:
@@ -144,11 +149,15 @@ class _Part:
 
             def one(piece: ir.Value) -> None:
                 target = self.places.output(self.y, piece, channel)
+                added = target
+                if self.with_residual:
+                    added = self.places.output(self.residual, piece, channel)
                 in_next_tile = b.add(piece, b.sub(last, first))
                 fetched = self._fetched(in_next_tile, b.sub(panel, panels[0]))
                 value, sizes = self.places.sizes(piece)
                 choices = [(end, self._matmul(pixels, channels)) for end, pixels in sizes]
-                arguments = [slot_of(piece), weights, bias, target, fetched]
+                ahead = self._ahead(weights, b.sub(piece, first))
+                arguments = [slot_of(piece), weights, bias, target, fetched, ahead, added]
                 self._choose(value, choices, arguments)
 
             code.for_each(first, last, one)
@@ -168,6 +177,13 @@ class _Part:
             return self.x
         start = self.places.new_input(self.x, piece, self.prefetch.new_rows)
         return self.code.at(start, self.code.builder.mul(number, I64(self.prefetch.share)), BYTE)
+
+    def _ahead(self, weights: ir.Value, number: ir.Value) -> ir.Value:
+        """What the number-th piece of a tile fetches of the panel after the one at ``weights``."""
+        if not self.ahead:
+            return weights
+        start = self.code.at(weights, self.layout.panel_bytes, BYTE)
+        return self.code.at(start, self.code.builder.mul(number, I64(self.ahead.share)), BYTE)
 
     def _depthwise_functions(self) -> list[tuple[int, ir.Function]]:
         """(end, function): pieces of a row before ``end`` run the function, in order."""
@@ -195,6 +211,8 @@ class _Part:
                 pixels,
                 channels,
                 self.prefetch,
+                self.ahead,
+                self.with_residual,
             )
         return self.matmuls[key]
 
@@ -215,15 +233,3 @@ class _Part:
                 b.call(function, arguments)
             with no:
                 self._choose(value, others, arguments)
-
-
-class _Callee:
-    """An untyped pointer as something to call: llvmlite looks for the signature in the type."""
-
-    def __init__(self, pointer: ir.Value, signature: ir.FunctionType) -> None:
-        self.type, self.function_type = pointer.type, signature
-        self.get_reference: Callable[[], str] = pointer.get_reference
-
-
-def _call_pointer(builder: ir.IRBuilder, pointer: ir.Value, signature: ir.FunctionType) -> ir.Value:
-    return builder.call(_Callee(pointer, signature), [])

@@ -20,8 +20,9 @@ from dnnsep.backends import get_backend
 from dnnsep.backends.executor import TORCH_DTYPES
 from dnnsep.layer import problem_of
 from dnnsep.module import SeparableConv2d
-from dnnsep.packed import FUSED_NAMES, PackedConv2d, PackedLinear, folded
+from dnnsep.packed import PackedConv2d, PackedLinear, folded
 from dnnsep.problem import Problem
+from dnnsep.rewrite.chains import link_chains
 from dnnsep.rewrite.find import Chain, find, has_hooks, why_not_packed
 from dnnsep.rewrite.report import Entry, Report
 
@@ -30,6 +31,10 @@ from dnnsep.rewrite.report import Entry, Report
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 Filter = Callable[[str], bool]
+
+# The backends that run pointwise convolutions and linear layers by the fused kernel: another one
+# would have to do a depthwise stage.
+FUSED_NAMES = ("auto", "fused")
 
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
@@ -208,6 +213,8 @@ class _Rewriter:
                 linear = PackedLinear(cast("nn.Linear", chain.layer), chain.activation)
                 swap(linear, chain.nodes, None)
                 entries[node] = Entry(names(chain), "linear", flops)
+        if self._backend in FUSED_NAMES:
+            link_chains(traced)
         traced.graph.lint()  # type: ignore[no-untyped-call]
         traced.delete_all_unused_submodules()
         traced.recompile()

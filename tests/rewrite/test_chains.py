@@ -1,0 +1,139 @@
+"""Layers that follow each other run as one: the same to the bit as one by one."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dnnsep
+from dnnsep.chain import PackedChain
+from tests.rewrite.test_optimize import Block, _depthwise, _settled, _x
+
+
+class Bottleneck(nn.Module):
+    """Pointwise, separable, pointwise, the input again, and then an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduce, self.depthwise = nn.Conv2d(8, 6, 1), _depthwise(6)
+        self.pointwise, self.expand = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.pointwise(self.depthwise(torch.relu(self.reduce(x)))))
+        return torch.relu(self.expand(y) + x)
+
+
+def _chains(model: nn.Module, x: Tensor, **options: object) -> list[PackedChain]:
+    """Of the optimized model, whose answers must be those of the layers one by one."""
+    optimized = dnnsep.optimize(model, x, **options)  # type: ignore[arg-type]
+    found = [m for m in optimized.modules() if isinstance(m, PackedChain)]
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(optimized(x), expected, rtol=1e-4, atol=1e-4)
+        for chain in found:
+            start = torch.randn(2, _first(chain), 10, 9)
+            assert torch.equal(chain(start), chain.plain(start, None))
+            assert torch.equal(chain(start * 2), chain.plain(start * 2, None))
+    return found
+
+
+def _first(chain: PackedChain) -> int:
+    layer = chain.layers[0]
+    convolution = getattr(layer, "depthwise", getattr(layer, "convolution", None))
+    assert isinstance(convolution, nn.Conv2d)
+    return convolution.in_channels
+
+
+def _residuals(model: nn.Module) -> list[tuple[int | None, ...]]:
+    return [chain.residuals for chain in _chains(_settled(model), _x())]
+
+
+def test_residuals_within_a_chain() -> None:
+    blocks = nn.Sequential(Block(), Block(), Block())
+    assert _residuals(blocks) == [(None, -1, None, 1, None, 3)]
+    assert _residuals(nn.Sequential(Bottleneck(), Bottleneck())) == [
+        (None, None, -1, None, None, 2)
+    ]
+
+
+def test_what_others_need_ends_a_chain() -> None:
+    class Seen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(Block(), Block())
+            self.last = nn.Sequential(Block(), nn.Conv2d(8, 4, 1))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.blocks(x)
+            return self.last(y), y.mean()
+
+    model = _settled(Seen())
+    optimized = dnnsep.optimize(model, _x())
+    lengths = [len(m.layers) for m in optimized.modules() if isinstance(m, PackedChain)]
+    assert lengths == [4, 3]
+    with torch.no_grad():
+        for a, b in zip(optimized(_x()), model(_x()), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_linked() -> None:
+    assert _residuals(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1))) == []
+    assert not _chains(_settled(nn.Sequential(Block(), Block())), _x(), backend="onednn")
+
+
+def test_changed_weights_and_copies() -> None:
+    (chain,) = _chains(_settled(nn.Sequential(Block(), Block())), _x())
+    x = torch.randn(2, 8, 10, 9)
+    with torch.no_grad():
+        before = chain(x)
+        next(chain.parameters()).mul_(2)
+        assert not torch.equal(chain(x), before)
+        assert torch.equal(chain(x), chain.plain(x, None))
+    assert "layers by fused" in next(iter(chain.runs_on.values()))
+
+
+def test_bfloat16() -> None:
+    model, x = _settled(nn.Sequential(Block(), Block())), _x()
+    optimized = dnnsep.optimize(model, x, dtype=torch.bfloat16)
+    (chain,) = (m for m in optimized.modules() if isinstance(m, PackedChain))
+    start = x.to(torch.bfloat16)
+    with torch.no_grad():
+        found, expected = chain(start).float(), chain.plain(start, None).float()
+    assert chain.runs_on
+    # A residual is added before the rounding, and not after it.
+    assert float((found - expected).abs().max()) <= 2**-6 * float(expected.abs().max())
+
+
+def test_many_threads_at_once() -> None:
+    (chain,) = _chains(_settled(nn.Sequential(*[Block() for _ in range(4)])), _x())
+    inputs = [torch.randn(1, 8, n, 9) for n in (5, 9, 5, 12)]
+    with torch.no_grad():
+        expected = [chain.plain(x, None) for x in inputs]
+
+    def work(number: int) -> bool:
+        with torch.no_grad():
+            return all(
+                torch.equal(chain(inputs[i % 4]), expected[i % 4])
+                for i in range(number, number + 50)
+            )
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads(threads: int) -> None:
+    (chain,) = _chains(_settled(nn.Sequential(Block(), Block())), _x())
+    x, before = torch.randn(2, 8, 10, 9), torch.get_num_threads()
+    with torch.no_grad():
+        expected = chain(x)
+        torch.set_num_threads(threads)
+        try:
+            assert torch.equal(chain(x), expected)
+            chain.eval()  # prepared again, for these threads
+            assert torch.equal(chain(x), expected)
+        finally:
+            torch.set_num_threads(before)
