@@ -9,20 +9,17 @@ from torch import Tensor, nn
 
 from dnnsep.backends.fused_chain import FusedChain, Step
 from dnnsep.backends.fused_executor import FusedExecutor
-from dnnsep.codegen.choose import choose
-from dnnsep.codegen.isa import this_isa
-from dnnsep.layer import problem_of, weights_of
 from dnnsep.module import SeparableConv2d
-from dnnsep.packed import PackedConv2d, PackedLayer, Ready, Tensors, is_pointwise, runs_fused
-
-Link = SeparableConv2d | PackedConv2d
+from dnnsep.packed import PackedConv2d, PackedLayer, PackedLinear, Ready, Tensors, flat
 
 
 def can_be_linked(layer: nn.Module, with_residual: bool) -> bool:
     """Whether a layer may run as a part of a chain."""
     if isinstance(layer, SeparableConv2d):  # its residual comes after the activation
         return not (with_residual and layer.activations[1] != "none")
-    return isinstance(layer, PackedConv2d) and is_pointwise(layer.convolution)
+    if isinstance(layer, PackedLinear):
+        return not with_residual
+    return isinstance(layer, PackedConv2d) and layer.convolution.groups == 1
 
 
 class PackedChain(PackedLayer):
@@ -33,7 +30,7 @@ class PackedChain(PackedLayer):
     its sums, -1 for the chain's input, None for none.
     """
 
-    def __init__(self, layers: Sequence[Link], residuals: Sequence[int | None]) -> None:
+    def __init__(self, layers: Sequence[PackedLayer], residuals: Sequence[int | None]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.residuals = tuple(residuals)
@@ -53,32 +50,20 @@ class PackedChain(PackedLayer):
         steps = []
         like = torch.empty(x.shape, dtype=x.dtype, device="meta")
         for layer, source in zip(self._links(), self.residuals, strict=True):
-            executor = _executor(layer, like)
-            if executor is None:
+            part = layer.part(like)
+            if part is None:
                 return Ready(x.shape, self.plain, "layer by layer")
-            steps.append(Step(executor, source))
-            like = torch.empty(executor.problem.output_shape, dtype=x.dtype, device="meta")
+            steps.append(Step(FusedExecutor.chosen(*part), source))
+            like = torch.empty(part.problem.output_shape, dtype=x.dtype, device="meta")
+            if isinstance(layer, PackedLinear):
+                like = like.flatten(1)
         run = FusedChain(steps).run
 
         def chain(x: Tensor, _: Tensor | None) -> Tensor:
             return run(x.contiguous(memory_format=torch.channels_last))
 
-        return Ready(x.shape, chain, f"{len(steps)} layers by {steps[0].executor.impls[0]}")
+        what = Ready(x.shape, chain, f"{len(steps)} layers by {steps[0].executor.impls[0]}")
+        return flat(what) if like.dim() == 2 else what
 
-    def _links(self) -> list[Link]:
+    def _links(self) -> list[PackedLayer]:
         return list(self.layers)  # type: ignore[arg-type]
-
-
-def _executor(layer: Link, x: Tensor) -> FusedExecutor | None:
-    """The fused kernel of a layer for inputs like x, not compiled yet; None where it has none."""
-    if isinstance(layer, PackedConv2d):
-        parts = layer.separable(x, layer.activation)
-    else:
-        parts = layer.separable(x)
-    if parts is None:
-        return None
-    problem = problem_of(x, *parts)
-    if not runs_fused(problem, layer.backend):
-        return None
-    plan = choose(problem, this_isa(), torch.get_num_threads())
-    return FusedExecutor("fused", problem, weights_of(problem, parts[0]), plan)

@@ -27,7 +27,7 @@ ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
 }
 
-_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 class Parameters(NamedTuple):
@@ -63,7 +63,7 @@ def plain(x: Tensor, parameters: Parameters, geometry: Geometry) -> Tensor:
 
 def problem_of(x: Tensor, parameters: Parameters, geometry: Geometry) -> Problem:
     """The layer on x: (N, C, H, W). Raises ValueError naming what a problem cannot have."""
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPES:
         raise ValueError(f"dtype={x.dtype}: must be torch.float32 or torch.bfloat16")
     batch, channels, height, width = x.shape
     mid, _, kernel_height, kernel_width = parameters.depthwise.shape
@@ -80,7 +80,7 @@ def problem_of(x: Tensor, parameters: Parameters, geometry: Geometry) -> Problem
         channel_multiplier=mid // channels,
         bias=parameters.depthwise_bias is not None or parameters.pointwise_bias is not None,
         activations=geometry.activations,
-        dtype=_DTYPES[x.dtype],
+        dtype=DTYPES[x.dtype],
     )
 
 
@@ -94,20 +94,21 @@ def prepare(x: Tensor, parameters: Parameters, geometry: Geometry, backend: str)
 def weights_of(problem: Problem, parameters: Parameters) -> Weights:
     """A problem's weights; a stage without a bias gets zeros where the other one has one."""
     return Weights(
-        _array(parameters.depthwise),
+        array(parameters.depthwise),
         _bias(parameters.depthwise_bias, problem.mid_channels) if problem.bias else None,
-        _array(parameters.pointwise),
+        array(parameters.pointwise),
         _bias(parameters.pointwise_bias, problem.out_channels) if problem.bias else None,
     )
 
 
-def _array(tensor: Tensor) -> Array:
+def array(tensor: Tensor) -> Array:
+    """In f32."""
     # A copy: backends may keep what they are given, and the tensor may change.
     return tensor.detach().to(torch.float32, memory_format=torch.contiguous_format).numpy().copy()
 
 
 def _bias(bias: Tensor | None, channels: int) -> Array:
-    return _array(torch.zeros(channels) if bias is None else bias)
+    return array(torch.zeros(channels) if bias is None else bias)
 
 
 def state_of(tensors: tuple[Tensor | None, ...]) -> tuple[Hashable, ...]:

@@ -12,10 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnnsep.backends import get_backend
-from dnnsep.layer import Geometry, Parameters, plain, prepare
+from dnnsep.backends.auto import AutoBackend
+from dnnsep.backends.fused import FusedBackend
+from dnnsep.layer import Geometry, Parameters, plain, prepare, problem_of, weights_of
 from dnnsep.operator import separable_conv2d
-from dnnsep.packed import PackedLayer, Ready, folded, padding_of, ready, weight_and_bias
-from dnnsep.problem import ACTIVATIONS, Pair
+from dnnsep.packed import (
+    PackedLayer,
+    Part,
+    Ready,
+    folded,
+    fused,
+    padding_of,
+    pair,
+    ready,
+    weight_and_bias,
+)
+from dnnsep.problem import ACTIVATIONS
 
 Size = int | tuple[int, int]
 
@@ -128,18 +140,29 @@ class SeparableConv2d(PackedLayer):
         return Parameters(depthwise, depthwise_bias, pointwise, pointwise_bias)
 
     def pack(self, x: Tensor, with_residual: bool) -> Ready:
+        part = self.part(x)
+        if part is not None and not (with_residual and self.activations[1] != "none"):
+            return fused(x.shape, part, with_residual)
         inside, geometry = self.padded(x)
-        made = ready(prepare(inside, self.tensors(), geometry, self.backend), "none")
+        made = ready(prepare(inside, self.tensors(), geometry, self.backend))
         if inside is x:
             return made
         return Ready(
             x.shape, lambda x, residual: made.run(self.padded(x)[0], residual), made.runs_on
         )
 
-    def separable(self, x: Tensor) -> tuple[Parameters, Geometry] | None:
-        """What the backend runs for inputs like x; None if they have to be padded first."""
+    def part(self, x: Tensor) -> Part | None:
+        """None too where the input has to be padded first."""
         inside, geometry = self.padded(x)
-        return (self.tensors(), geometry) if inside is x else None
+        if inside is not x:
+            return None
+        problem = problem_of(x, self.tensors(), geometry)
+        name = self.backend
+        if name == "auto":
+            name = AutoBackend().choose(problem).name
+        if name != "fused" or not FusedBackend().supports(problem):
+            return None
+        return Part(problem, weights_of(problem, self.tensors()))
 
     def extra_repr(self) -> str:
         return f"activations={self.activations}, backend={self.backend!r}"
@@ -158,8 +181,3 @@ class SeparableConv2d(PackedLayer):
             top = bottom = left = right = 0
         padding = (top, bottom, left, right)
         return x, Geometry(pair(layer.stride), padding, dilation, self.activations)
-
-
-def pair(values: tuple[int, ...]) -> Pair:
-    first, second = values
-    return first, second

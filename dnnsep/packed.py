@@ -7,22 +7,38 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from dnnsep.backends.auto import AutoBackend
-from dnnsep.backends.executor import TORCH_DTYPES, Executor
+from dnnsep.backends.base import Verdict
+from dnnsep.backends.executor import Executor
 from dnnsep.backends.fused import FusedBackend
+from dnnsep.backends.fused_chain import GIVEN, FusedChain, Step
+from dnnsep.backends.fused_executor import FusedExecutor
 from dnnsep.backends.onednn import POST_OPS
-from dnnsep.backends.tensors import ACTIVATE_IN_PLACE
-from dnnsep.layer import ACTIVATE, Geometry, Packed, Parameters, prepare, problem_of
-from dnnsep.problem import Problem
+from dnnsep.backends.onednn_faults import grouped_verdict
+from dnnsep.dense import Dense
+from dnnsep.layer import (
+    ACTIVATE,
+    DTYPES,
+    Geometry,
+    Packed,
+    Parameters,
+    array,
+    problem_of,
+    weights_of,
+)
+from dnnsep.problem import Pair, Problem
+from dnnsep.weights import Weights
 
-_DTYPES = frozenset(TORCH_DTYPES.values())
+# The backends that stand for the fused kernel where a layer is not a separable one.
+FUSED_NAMES = ("auto", "fused")
 
 Self = TypeVar("Self", bound="PackedLayer")
 Tensors = tuple[Tensor | None, ...]
@@ -35,6 +51,13 @@ class Ready(NamedTuple):
     shape: torch.Size
     run: Callable[[Tensor, Tensor | None], Tensor]
     runs_on: str
+
+
+class Part(NamedTuple):
+    """What the fused kernel runs."""
+
+    problem: Problem
+    weights: Weights
 
 
 class PackedLayer(nn.Module):
@@ -71,6 +94,11 @@ class PackedLayer(nn.Module):
         """For inputs like x."""
         raise NotImplementedError
 
+    def part(self, x: Tensor) -> Part | None:
+        """What the fused kernel runs for inputs like x, whose values do not matter; None where it
+        does not."""
+        raise NotImplementedError
+
     def train(self: Self, mode: bool = True) -> Self:
         """As torch.nn.Module's; also forgets what was packed."""
         self._packed.clear()
@@ -86,9 +114,9 @@ class PackedLayer(nn.Module):
 class PackedConv2d(PackedLayer):
     """An ordinary convolution and an activation: ``convolution`` has zero padding.
 
-    A pointwise one is a separable layer whose depthwise stage does nothing, which the fused kernel
-    runs; the others, and that one too where ``backend`` is neither "auto" nor "fused" or the fused
-    kernel is not there, run by oneDNN. The activation and a residual before it are fused.
+    Without groups it runs by the fused kernel; the others, and that too where ``backend`` is
+    neither "auto" nor "fused" or the fused kernel is not there, run by oneDNN. The activation and a
+    residual before it are fused.
     """
 
     def __init__(
@@ -111,88 +139,155 @@ class PackedConv2d(PackedLayer):
         layer = self.convolution
         if x.dim() != 4:
             return Ready(x.shape, self.plain, "torch")
-        inside = "none" if with_residual else self.activation
-        parts = self.separable(x, inside)
-        if parts is not None and runs_fused(problem_of(x, *parts), self.backend):
-            return ready(prepare(x, *parts, "fused"), self.activation)
+        part = self.part(x)
+        if part is not None:
+            return fused(x.shape, part, with_residual)
+        verdict = onednn_verdict(layer, x)
+        if not verdict:
+            return Ready(x.shape, self.plain, f"torch: {verdict.reason}")
         return Ready(x.shape, onednn_convolution(layer, self.activation, x.shape), "onednn")
 
-    def separable(self, x: Tensor, activation: str) -> tuple[Parameters, Geometry] | None:
-        """The separable layer that a pointwise convolution is; None for another one."""
-        if not is_pointwise(self.convolution):
+    def part(self, x: Tensor) -> Part | None:
+        layer = self.convolution
+        if layer.groups != 1 or self.backend not in FUSED_NAMES:
             return None
-        return as_separable(self.convolution.weight, self.convolution.bias, activation)
+        rest = Geometry(
+            pair(layer.stride), padding_of(layer), pair(layer.dilation), ("none", self.activation)
+        )
+        return dense_part(x, *weight_and_bias(layer), rest)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, backend={self.backend!r}"
 
 
 class PackedLinear(PackedLayer):
-    """A linear layer on (N, C) and an activation, by the fused kernel where that is there: images
-    of one pixel are what it has to do with."""
+    """A linear layer on (N, C) and an activation, by the fused kernel where that is there.
 
-    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
+    ``pooled``: it takes (N, C, H, W), averaged over its pixels first.
+    """
+
+    def __init__(self, linear: nn.Linear, activation: str = "none", pooled: bool = False) -> None:
         super().__init__()
         self.linear = linear
         self.activation = activation
+        self.pooled = pooled
         self.train(linear.training)
 
     def plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        y = self.linear(x)
+        y = self.linear(x.mean((2, 3)) if self.pooled else x)
         return ACTIVATE[self.activation](y if residual is None else y + residual)
 
     def tensors(self) -> Tensors:
         return weight_and_bias(self.linear)
 
     def pack(self, x: Tensor, with_residual: bool) -> Ready:
-        if x.dim() != 2 or with_residual:
+        part = self.part(x)
+        if part is None or with_residual:
             return Ready(x.shape, self.plain, "torch")
-        weight = self.linear.weight[:, :, None, None]
-        parts = as_separable(weight, self.linear.bias, self.activation)
-        pixels = x[:, :, None, None]
-        if not runs_fused(problem_of(pixels, *parts), "auto"):
-            return Ready(x.shape, self.plain, "torch")
-        executor = prepare(pixels, *parts, "fused")
+        return flat(fused(x.shape, part, with_residual))
 
-        def run(x: Tensor, _: Tensor | None) -> Tensor:
-            return executor.run(x.contiguous()[:, :, None, None]).flatten(1)
-
-        return Ready(x.shape, run, name_of(executor))
+    def part(self, x: Tensor) -> Part | None:
+        weight, bias = weight_and_bias(self.linear)
+        weight, none = weight[:, :, None, None], (0, 0, 0, 0)
+        activations = ("none", self.activation)
+        if x.dim() != (4 if self.pooled else 2):
+            return None
+        if not self.pooled:
+            return dense_part(
+                x[:, :, None, None], weight, bias, Geometry((1, 1), none, (1, 1), activations)
+            )
+        # The mean is a depthwise convolution with a kernel as large as the image.
+        kernel = pair(tuple(x.shape[2:]))
+        mean = torch.full((x.shape[1], 1, *kernel), 1 / prod(kernel))
+        parameters = Parameters(mean, None, weight, bias)
+        problem = problem_of(x, parameters, Geometry((1, 1), none, (1, 1), activations))
+        if not FusedBackend().supports(problem):
+            return None
+        return Part(problem, weights_of(problem, parameters))
 
     def extra_repr(self) -> str:
-        return f"activation={self.activation!r}"
+        return f"activation={self.activation!r}, pooled={self.pooled}"
 
 
-def as_separable(
-    weight: Tensor, bias: Tensor | None, activation: str
-) -> tuple[Parameters, Geometry]:
-    """The separable layer that does what (OC, C, 1, 1) weights do: its depthwise stage does
-    nothing."""
-    ones = torch.ones(weight.shape[1], 1, 1, 1, dtype=weight.dtype)
-    geometry = Geometry((1, 1), (0, 0, 0, 0), (1, 1), ("none", activation))
-    return Parameters(ones, None, weight, bias), geometry
+def dense_part(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Part | None:
+    """A convolution's, (OC, C, kh, kw) weights, for inputs like x: (N, C, H, W)."""
+    try:
+        problem = Dense(
+            batch=x.shape[0],
+            in_channels=x.shape[1],
+            out_channels=weight.shape[0],
+            height=x.shape[2],
+            width=x.shape[3],
+            kernel=pair(tuple(weight.shape[2:])),
+            stride=geometry.stride,
+            padding=geometry.padding,
+            dilation=geometry.dilation,
+            bias=bias is not None,
+            activations=geometry.activations,
+            dtype=DTYPES[x.dtype],
+        )
+    except ValueError:  # padded beyond the kernel's reach
+        return None
+    if not FusedBackend().supports(problem):
+        return None
+    rows = weight.permute(0, 2, 3, 1).reshape(problem.out_channels, -1, 1, 1)
+    none = np.empty((0, 1, *problem.kernel), np.float32)
+    return Part(problem, Weights(none, None, array(rows), None if bias is None else array(bias)))
 
 
-def runs_fused(problem: Problem, backend: str) -> bool:
-    """Whether a backend's name means the fused kernel, and that can run the problem."""
-    if backend == "auto":
-        return AutoBackend().choose(problem).name == "fused"
-    return backend == "fused" and bool(FusedBackend().supports(problem))
+def fused(shape: torch.Size, part: Part, with_residual: bool) -> Ready:
+    """To run a part alone."""
+    executor = FusedExecutor.chosen(*part)
+    chain = FusedChain([Step(executor, GIVEN if with_residual else None)])
+
+    def run(x: Tensor, residual: Tensor | None) -> Tensor:
+        if residual is not None:
+            residual = residual.contiguous(memory_format=torch.channels_last)
+        return chain.run(x.contiguous(memory_format=torch.channels_last), residual)
+
+    return Ready(shape, run, name_of(executor))
 
 
-def ready(executor: Executor, activation: str) -> Ready:
-    """To run an executor; ``activation`` follows a residual."""
-    finish = ACTIVATE_IN_PLACE[activation]
+def flat(ready: Ready) -> Ready:
+    """With (N, OC) as the result, for the result's one pixel; an input (N, C) is taken as one."""
+
+    def run(x: Tensor, residual: Tensor | None) -> Tensor:
+        images = x if x.dim() == 4 else x.contiguous()[:, :, None, None]
+        return ready.run(images, residual).flatten(1)
+
+    return ready._replace(run=run)
+
+
+def ready(executor: Executor) -> Ready:
+    """To run an executor; a residual is added to its result."""
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
         y = executor.run(x.contiguous(memory_format=torch.channels_last))
-        return y if residual is None else finish(y.add_(residual))
+        return y if residual is None else y.add_(residual)
 
     return Ready(torch.Size(executor.problem.input_shape), run, name_of(executor))
 
 
 def name_of(executor: Executor) -> str:
     return " ".join((executor.backend, *executor.impls))
+
+
+def onednn_verdict(layer: nn.Conv2d, x: Tensor) -> Verdict:
+    """Whether oneDNN can be asked to run a convolution on inputs like x."""
+    if x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return Verdict(False, "oneDNN has no bf16 on this CPU")
+    if layer.groups == 1 or layer.groups != layer.in_channels:
+        return Verdict(True, "an ordinary or a grouped convolution")
+    mid = layer.out_channels
+    parameters = Parameters(layer.weight, None, torch.empty(1, mid, 1, 1), None)
+    padding, dilation = padding_of(layer), pair(layer.dilation)
+    try:
+        problem = problem_of(
+            x, parameters, Geometry(pair(layer.stride), padding, dilation, ("none", "none"))
+        )
+    except ValueError as error:
+        return Verdict(False, str(error))
+    return grouped_verdict(problem)
 
 
 def onednn_convolution(
@@ -247,6 +342,11 @@ def padding_of(layer: nn.Conv2d) -> tuple[int, int, int, int]:
     return top, bottom, left, right
 
 
+def pair(values: tuple[int, ...]) -> Pair:
+    first, second = values
+    return first, second
+
+
 def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> nn.Conv2d:
     """One convolution that does what the two do in eval mode; the very same without a norm."""
     if norm is None:
@@ -272,7 +372,7 @@ def _is_data(x: Tensor) -> bool:
     return (
         type(x) is Tensor
         and x.is_cpu
-        and x.dtype in _DTYPES
+        and x.dtype in DTYPES
         # torch.jit.trace would record the numbers and not the layer.
         and torch._C._get_tracing_state() is None
         and 0 not in x.shape

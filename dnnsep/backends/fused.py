@@ -38,17 +38,12 @@ class FusedBackend:
         return Verdict(True, f"generated for {isa.name}")
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
-        import torch
-
         from dnnsep.backends.fused_executor import FusedExecutor
-        from dnnsep.codegen.choose import choose
-        from dnnsep.codegen.isa import this_isa
 
         verdict = self.supports(problem)
         if not verdict:
             raise ValueError(verdict.reason)
         weights.check(problem)
-        plan = choose(problem, this_isa(), torch.get_num_threads())
-        executor = FusedExecutor(self.name, problem, weights, plan)
+        executor = FusedExecutor.chosen(problem, weights)
         executor.kernel  # noqa: B018  (compiled here, and not in the first call)
         return executor

@@ -19,13 +19,15 @@ from dnnsep.codegen.separable import TASK_FIELDS
 from dnnsep.problem import DTYPE_BYTES, Problem
 
 _ALIGN = 64
+INPUT, GIVEN = -1, -2
 _X, _Y, _RESIDUAL = (TASK_FIELDS.index(name) for name in ("x", "y", "residual"))
 
 
 @dataclass(frozen=True)
 class Step:
     """A layer, and where its residual comes from: the number of an earlier step whose result is
-    added to its sums, -1 for the chain's input, None for none."""
+    added to its sums, INPUT for the chain's input, GIVEN for what is given beside that, None for
+    none."""
 
     executor: FusedExecutor
     residual: int | None = None
@@ -51,14 +53,15 @@ class FusedChain:
         self._dtype = TORCH_DTYPES[steps[-1].executor.problem.dtype]
         self._idle: list[_Program] = []
 
-    def run(self, x: Tensor) -> Tensor:
-        """The last step's result for x, which fits the first step and is channels-last."""
+    def run(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The last step's result for x, which fits the first step; ``residual`` is GIVEN. Both are
+        channels-last."""
         y = torch.empty(self._shape, dtype=self._dtype, memory_format=torch.channels_last)
         try:
             program = self._idle.pop()
         except IndexError:
             program = self._program()
-        program.bind(x.data_ptr(), y.data_ptr())
+        program.bind(x.data_ptr(), y.data_ptr(), 0 if residual is None else residual.data_ptr())
         self._parallel(self._function.address, program.fields, self._threads, 0)
         self._idle.append(program)
         return y
@@ -76,28 +79,39 @@ class FusedChain:
                 task[_Y] = results[number]
             if step.residual is not None and step.residual >= 0:
                 task[_RESIDUAL] = results[step.residual]
-        reads = [s for s, step in enumerate(self._steps) if step.residual == -1]
-        return _Program([k.address for k in self._kernels], tasks, reads, memory)
+        reads_input, reads_given = (
+            [task for step, task in zip(self._steps, tasks, strict=True) if step.residual == source]
+            for source in (INPUT, GIVEN)
+        )
+        functions = [kernel.address for kernel in self._kernels]
+        return _Program(functions, tasks, reads_input, reads_given, memory)
 
 
 class _Program:
     """Tasks and memory for one call at a time."""
 
     def __init__(
-        self, functions: list[int], tasks: list[Task], reads_input: list[int], memory: np.ndarray
+        self,
+        functions: list[int],
+        tasks: list[Task],
+        reads_input: list[Task],
+        reads_given: list[Task],
+        memory: np.ndarray,
     ) -> None:
         self._tasks, self._memory = tasks, memory
-        self._residual_of_input = [tasks[number] for number in reads_input]
+        self._reads_input, self._reads_given = reads_input, reads_given
         pairs = [p for f, task in zip(functions, tasks, strict=True) for p in (f, _address(task))]
         self._pairs = (ctypes.c_void_p * len(pairs))(*pairs)
         barrier = openmp.address_of("GOMP_barrier")
         self.fields = (ctypes.c_void_p * 3)(_address(self._pairs), len(tasks), barrier)
 
-    def bind(self, x: int, y: int) -> None:
+    def bind(self, x: int, y: int, residual: int) -> None:
         self._tasks[0][_X] = x
         self._tasks[-1][_Y] = y
-        for task in self._residual_of_input:
+        for task in self._reads_input:
             task[_RESIDUAL] = x
+        for task in self._reads_given:
+            task[_RESIDUAL] = residual
 
 
 def _address(array: ctypes.Array[ctypes.c_void_p]) -> int:

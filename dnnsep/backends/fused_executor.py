@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dnnsep.backends.executor import Executor
 from dnnsep.codegen import openmp
-from dnnsep.codegen.choose import describe
+from dnnsep.codegen.choose import choose, describe
+from dnnsep.codegen.isa import this_isa
 from dnnsep.codegen.kernel import Kernel, compiled
 from dnnsep.codegen.pack import packed
 from dnnsep.codegen.plan import Plan
@@ -41,6 +42,12 @@ class FusedExecutor(Executor):
         self._packed = packed(problem, plan, weights)
         self._parallel = openmp.parallel()
         self._local = threading.local()
+
+    @classmethod
+    def chosen(cls, problem: Problem, weights: Weights) -> FusedExecutor:
+        """By the plan for this CPU and torch's threads; the backend must support the problem."""
+        plan = choose(problem, this_isa(), torch.get_num_threads())
+        return cls("fused", problem, weights, plan)
 
     def plans(self) -> list[dict[str, Any]]:
         return describe(self.problem, self.plan, self._threads)

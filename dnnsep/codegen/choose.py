@@ -31,6 +31,7 @@ from dnnsep.codegen.plan import (
     tile_rows,
 )
 from dnnsep.codegen.version import generator
+from dnnsep.dense import Dense
 from dnnsep.problem import Problem
 
 _LINE = 64
@@ -160,7 +161,12 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     widths = _shared(min(my_panels * plan.vectors, panels(problem, isa, 1)), plan.vectors)
 
     taps = problem.kernel[0] * problem.kernel[1]
-    blocks_vectors = blocks(problem, isa) * problem.channel_multiplier * 4 // element_bytes(problem)
+    if isinstance(problem, Dense):  # loads and stores, one of each a cycle
+        copied = -(-problem.kernel[1] * problem.in_channels // (isa.lanes * 4 // size))
+        first_stage = float(copied * problem.kernel[0])
+    else:
+        vectors = blocks(problem, isa) * problem.channel_multiplier * 4 // element_bytes(problem)
+        first_stage = vectors * taps / 2 * _DEPTHWISE
     steps = depth(problem, isa) * size // 4
     # Two multiply-adds or two loads start each cycle.
     arithmetic = sum(
@@ -181,7 +187,7 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     again = _level(panel + plan.pixels * pixel, caches)
     tile_line = _LINE_CYCLES["L2"] * min(_OVERFLOW, passing / caches.l1)
     return Cost(
-        depthwise=computed * blocks_vectors * taps / 2 * _DEPTHWISE,
+        depthwise=computed * first_stage,
         pointwise=steps * arithmetic + calls * _CALL_CYCLES,
         weights=panel / _LINE * my_panels * (tiles - 1) * _LINE_CYCLES[first]
         + panel / _LINE * my_panels * (my_pieces - tiles) * _LINE_CYCLES[again],

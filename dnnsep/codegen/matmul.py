@@ -6,11 +6,9 @@ from llvmlite import ir
 
 from dnnsep.codegen.activations import LONG, activate
 from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code
-from dnnsep.codegen.plan import Plan, depth, row_stride, tile_is_bf16
+from dnnsep.codegen.plan import STEPS_AT_ONCE, Plan, depth, row_stride, tile_is_bf16
 from dnnsep.codegen.prefetch import Ahead, Prefetch
 from dnnsep.problem import Problem
-
-_UNROLL = 4
 
 
 def emit_matmul(
@@ -24,8 +22,9 @@ def emit_matmul(
     ahead: Ahead | None,
     with_residual: bool,
 ) -> ir.Function:
-    """f(tile, weights, bias, y, next, ahead, residual): ``pixels`` rows by ``channels`` columns, all kept in
-    registers. ``next`` and ``ahead`` are what to prefetch meanwhile, of input and of weights.
+    """f(tile, weights, bias, y, next, ahead, residual): ``pixels`` rows by ``channels`` columns,
+    all kept in registers. ``next`` and ``ahead`` are what to prefetch meanwhile, of input and of
+    weights.
 
     Weights are as ``pack.pointwise`` has them. Sums run over the tile's channels in order.
     """
@@ -64,7 +63,7 @@ class _Matmul:
             I64(self.steps),
             self._steps,
             [biases[v] for _ in range(self.pixels) for v in self._columns()],
-            step=_UNROLL,
+            step=STEPS_AT_ONCE,
         )
         rows = [sums[i : i + self.vectors] for i in range(0, len(sums), self.vectors)]
 
@@ -94,15 +93,15 @@ class _Matmul:
         code, b = self.code, self.code.builder
         tile, weights, _, _, following, panel_ahead, _ = code.arguments
         if self.prefetch:
-            self.prefetch.emit(code, following, at, self.steps, _UNROLL)
+            self.prefetch.emit(code, following, at, self.steps, STEPS_AT_ONCE)
         if self.ahead:
-            self.ahead.emit(code, panel_ahead, at, self.steps, _UNROLL)
+            self.ahead.emit(code, panel_ahead, at, self.steps, STEPS_AT_ONCE)
         word = I32 if self.dot else F32
         words = ir.VectorType(word, self.isa.lanes)
         stride = row_stride(self.problem, self.isa) // (2 if self.dot else 1)
         panel = code.at(weights, b.mul(at, I64(self.vectors)), words)
         column = code.at(tile, at, word)
-        for step in range(_UNROLL):
+        for step in range(STEPS_AT_ONCE):
             factors = [
                 code.load(code.at(panel, step * self.vectors + v, words), words)
                 for v in self._columns()

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.codegen.plan import Plan, block_channels, blocks, depth, tile_is_bf16
+from dnnsep.dense import Dense
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
@@ -27,7 +28,8 @@ class Layout:
         self.panels = self.whole_panels + bool(self.tail_channels)
         size = 2 if tile_is_bf16(problem, isa) else 4
         self.panel_bytes = depth(problem, isa) * self.panel_channels * size
-        self.pointwise = _up(4 * depth(problem, isa) * (taps + 1))
+        depthwise = 0 if isinstance(problem, Dense) else 4 * depth(problem, isa) * (taps + 1)
+        self.pointwise = _up(depthwise)
         self.bias = self.pointwise + _up(self.panels * self.panel_bytes)
         self.size = self.bias + 4 * self.panels * self.panel_channels
 
@@ -38,11 +40,13 @@ def packed(problem: Problem, plan: Plan, weights: Weights) -> NDArray[np.uint8]:
     room = np.zeros(layout.size + 64, np.uint8)
     memory = room[-room.ctypes.data % 64 :][: layout.size]
     order = channel_order(problem, plan)
-    for start, part in (
-        (0, _depthwise(problem, plan, weights, order)),
+    parts: list[tuple[int, NDArray[Any]]] = [
         (layout.pointwise, _pointwise(problem, plan, layout, weights, order)),
         (layout.bias, _bias(problem, layout, weights)),
-    ):
+    ]
+    if not isinstance(problem, Dense):
+        parts.append((0, _depthwise(problem, plan, weights, order)))
+    for start, part in parts:
         flat = part.reshape(-1).view(np.uint8)
         memory[start : start + flat.size] = flat
     return memory
@@ -55,6 +59,9 @@ def channel_order(problem: Problem, plan: Plan) -> NDArray[np.int64]:
     load of bf16 gives even and odd channels apart, they stay so.
     """
     isa, multiplier = plan.isa, problem.channel_multiplier
+    if isinstance(problem, Dense):
+        places = np.arange(depth(problem, isa))
+        return np.where(places < problem.mid_channels, places, -1)
     width = block_channels(problem, isa)
     inputs = np.arange(blocks(problem, isa) * width)
     if problem.dtype == "bf16":

@@ -12,7 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dnnsep.codegen.isa import Isa
+from dnnsep.dense import Dense
 from dnnsep.problem import Problem
+
+# Steps of the multiplication that its loop has written out; a step takes one channel of a tile's
+# row, or a pair of bf16.
+STEPS_AT_ONCE = 4
 
 # Registers of a multiplication that do not hold sums: the weights of a step, one broadcast value.
 _SPARE = 1
@@ -120,7 +125,11 @@ def blocks(problem: Problem, isa: Isa) -> int:
 
 
 def depth(problem: Problem, isa: Isa) -> int:
-    """Channels of a tile's row: the middle channels with each copy filled up to whole blocks."""
+    """Channels of a tile's row: the middle channels with each copy filled up to whole blocks, or of
+    a dense convolution to whole rounds of the multiplication's loop."""
+    if isinstance(problem, Dense):
+        round_ = STEPS_AT_ONCE * (2 if tile_is_bf16(problem, isa) else 1)
+        return -(-problem.mid_channels // round_) * round_
     return problem.channel_multiplier * blocks(problem, isa) * block_channels(problem, isa)
 
 

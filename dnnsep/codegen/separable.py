@@ -11,9 +11,11 @@ from dnnsep.codegen.depthwise import emit_depthwise, shape_of
 from dnnsep.codegen.emit import BYTE, F32, I16, I32, I64, POINTER, Code
 from dnnsep.codegen.matmul import emit_matmul
 from dnnsep.codegen.pack import Layout
+from dnnsep.codegen.patches import emit_patches
 from dnnsep.codegen.places import Places
 from dnnsep.codegen.plan import Plan, row_stride, tile_bytes, tile_is_bf16
 from dnnsep.codegen.prefetch import ahead_for, prefetch_for
+from dnnsep.dense import Dense
 from dnnsep.problem import Problem
 
 # The pointers that the kernel's one argument points to.
@@ -188,10 +190,9 @@ class _Part:
     def _depthwise_functions(self) -> list[tuple[int, ir.Function]]:
         """(end, function): pieces of a row before ``end`` run the function, in order."""
         shapes = [shape_of(self.problem, row) for row in self.plan.rows]
+        emit = emit_patches if isinstance(self.problem, Dense) else emit_depthwise
         functions = {
-            shape: emit_depthwise(
-                self.module, f"depthwise_{number}", self.problem, self.plan.isa, shape
-            )
+            shape: emit(self.module, f"depthwise_{number}", self.problem, self.plan.isa, shape)
             for number, shape in enumerate(dict.fromkeys(shapes))
         }
         found, end = [], 0

@@ -35,19 +35,22 @@ _FUNCTIONS: dict[Any, str] = {
     F.hardswish: "hardswish",
 }
 _METHODS = {"relu": "relu", "relu_": "relu"}
+_MEANS = ("mean", torch.mean)
+_RESHAPES = ("flatten", "view", "reshape", torch.flatten, torch.reshape)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
 @dataclass
 class Chain:
     """A convolution or linear layer and what follows it on its only path, in order; ``nodes`` are
-    all of these.
+    all of these, and before a linear layer maybe the mean over all pixels that it is of.
 
     ``residual`` is what is added before the activation.
     """
 
     nodes: list[fx.Node]
     layer: nn.Conv2d | nn.Linear
+    layer_node: fx.Node
     norm: nn.BatchNorm2d | None = None
     activation: str = "none"
     residual: fx.Node | None = None
@@ -117,7 +120,11 @@ class _Finder:
             taken.update(chain.nodes)
             depthwise = _is_depthwise(chain.layer)
             found.single.append((chain, self._why_not(chain) if depthwise else ""))
-        found.linear = [self._chain(node) for node in self._nodes if self._is_linear(node)]
+        for node in self._nodes:
+            if self._is_linear(node):
+                chain = self._chain(node)
+                chain.nodes = [*self._mean_before(node), *chain.nodes]
+                found.linear.append(chain)
         return found
 
     def _convolutions(self) -> Iterator[fx.Node]:
@@ -169,6 +176,45 @@ class _Finder:
             and len(_shape(node.args[0])) == 2
         )
 
+    def _mean_before(self, node: fx.Node) -> list[fx.Node]:
+        """What makes the (N, C) that a linear layer is on from (N, C, H, W), if that is their mean
+        over all pixels."""
+        nodes: list[fx.Node] = []
+        before = node.args[0]
+        while isinstance(before, fx.Node) and len(before.users) == 1 and before.args:
+            shape = _shape(before.args[0])
+            if not self._only_reshapes(before) and not self._is_mean(before):
+                break
+            nodes.insert(0, before)
+            if self._is_mean(before):
+                return nodes if len(shape) == 4 else []
+            before = before.args[0]
+        return []
+
+    def _only_reshapes(self, node: fx.Node) -> bool:
+        """Whether it gives (N, C) for (N, C, 1, 1)."""
+        (n, c, *pixels), after = _shape(node.args[0]) or (0, 0), _shape(node)
+        if pixels != [1, 1] or after != (n, c):
+            return False
+        if node.op == "call_module":
+            layer = self._modules[str(node.target)]
+            return type(layer) is nn.Flatten and not has_hooks(layer)
+        return node.target in _RESHAPES
+
+    def _is_mean(self, node: fx.Node) -> bool:
+        """Whether it gives the means over all pixels."""
+        if node.op == "call_module":
+            layer = self._modules[str(node.target)]
+            pools = type(layer) is nn.AdaptiveAvgPool2d and not has_hooks(layer)
+            return pools and _shape(node)[2:] == (1, 1)
+        if node.target is F.adaptive_avg_pool2d:
+            return _shape(node)[2:] == (1, 1)
+        if node.target not in _MEANS or set(node.kwargs) - {"dim", "keepdim"}:
+            return False
+        dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
+        four = isinstance(dims, (tuple, list)) and all(isinstance(dim, int) for dim in dims)
+        return four and sorted(dim % 4 for dim in dims) == [2, 3]
+
     def _obstacle(self, node: fx.Node) -> str:
         """Why a convolution has to stay as it is; empty if it has not."""
         layer = self._modules[str(node.target)]
@@ -194,7 +240,7 @@ class _Finder:
     def _chain(self, node: fx.Node) -> Chain:
         layer = self._modules[str(node.target)]
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        chain = Chain([node], layer)
+        chain = Chain([node], layer, node)
         following = _only_user(node)
         if following is not None and self._take_norm(chain, following):
             following = _only_user(chain.last)

@@ -20,7 +20,7 @@ from dnnsep.backends import get_backend
 from dnnsep.backends.executor import TORCH_DTYPES
 from dnnsep.layer import problem_of
 from dnnsep.module import SeparableConv2d
-from dnnsep.packed import PackedConv2d, PackedLinear, folded
+from dnnsep.packed import FUSED_NAMES, PackedConv2d, PackedLinear, folded
 from dnnsep.problem import Problem
 from dnnsep.rewrite.chains import link_chains
 from dnnsep.rewrite.find import Chain, find, has_hooks, why_not_packed
@@ -31,10 +31,6 @@ from dnnsep.rewrite.report import Entry, Report
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 Filter = Callable[[str], bool]
-
-# The backends that run pointwise convolutions and linear layers by the fused kernel: another one
-# would have to do a depthwise stage.
-FUSED_NAMES = ("auto", "fused")
 
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
@@ -208,10 +204,11 @@ class _Rewriter:
             swap(packed, chain.nodes, chain.residual)
             entries[node] = Entry(names(chain), "convolution", flops, reason)
         for chain in found.linear if self._backend in FUSED_NAMES else ():
-            node, flops = chain.nodes[0], _flops(chain.layer, chain.nodes[0])
-            if self._wanted(names(chain)[0]):
-                linear = PackedLinear(cast("nn.Linear", chain.layer), chain.activation)
-                swap(linear, chain.nodes, None)
+            node, flops = chain.layer_node, _flops(chain.layer, chain.layer_node)
+            if self._wanted(str(node.target)):
+                linear = cast("nn.Linear", chain.layer)
+                pooled = chain.nodes[0] is not node
+                swap(PackedLinear(linear, chain.activation, pooled), chain.nodes, None)
                 entries[node] = Entry(names(chain), "linear", flops)
         if self._backend in FUSED_NAMES:
             link_chains(traced)
@@ -273,7 +270,7 @@ def _swap(
 ) -> fx.Node:
     """Put a layer in the place of nodes that follow each other; it gets the first one's input."""
     first, last = nodes[0], nodes[-1]
-    name = str(first.target)
+    name = next(str(node.target) for node in nodes if node.op == "call_module")
     with traced.graph.inserting_after(last):
         new = traced.graph.call_module(name, (first.args[0], *more))
     new.meta = dict(last.meta)

@@ -1,0 +1,108 @@
+"""The first stage of an ordinary convolution: the inputs under the kernel, side by side."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from dnnsep.codegen.depthwise import Shape
+from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code
+from dnnsep.codegen.isa import Isa
+from dnnsep.codegen.plan import depth, row_stride, tile_is_bf16
+from dnnsep.problem import Problem
+
+# Longer runs are copied by a loop.
+_WRITTEN_OUT = 4
+
+
+def emit_patches(
+    module: ir.Module, name: str, problem: Problem, isa: Isa, shape: Shape
+) -> ir.Function:
+    """f(x, weights, tile, first, last), as ``emit_depthwise``'s; there are no weights."""
+    code = Code(module, name, [POINTER, POINTER, POINTER, I64, I64]).internal()
+    return _Patches(code, problem, isa, shape).emit()
+
+
+class _Patches:
+    def __init__(self, code: Code, problem: Problem, isa: Isa, shape: Shape) -> None:
+        self.code, self.problem, self.shape = code, problem, shape
+        self.channels = problem.in_channels
+        self.row = problem.kernel[1] * problem.in_channels  # elements of a kernel's row
+        self.stride = row_stride(problem, isa)
+        self.filled = depth(problem, isa) - problem.kernel[0] * self.row  # with zeros at the end
+        self.element = I16 if problem.dtype == "bf16" else F32
+        self.tile_element = I16 if tile_is_bf16(problem, isa) else F32
+        self.lanes = isa.lanes * (2 if tile_is_bf16(problem, isa) else 1)
+
+    def emit(self) -> ir.Function:
+        code, b = self.code, self.code.builder
+        x, _, tile, first, last = code.arguments
+
+        def row(i: ir.Value) -> None:
+            pitch = self.problem.dilation[0] * self.problem.width * self.channels
+            line = code.at(x, b.mul(i, I64(pitch)), self.element)
+            place = code.at(tile, b.mul(i, I64(self.row)), self.tile_element)
+            meets = b.and_(b.icmp_signed(">=", i, first), b.icmp_signed("<", i, last))
+            with b.if_else(meets) as (yes, no):
+                with yes:
+                    for pixel in range(self.shape.width):
+                        self._pixel(line, self._at(place, pixel * self.stride), pixel)
+                with no:
+                    for pixel in range(self.shape.width):
+                        self._zeros(self._at(place, pixel * self.stride), 0, self.row)
+
+        code.for_each(0, self.problem.kernel[0], row)
+        if self.filled:
+            for pixel in range(self.shape.width):
+                end = (pixel + 1) * self.stride - (self.stride - self.problem.mid_channels)
+                self._zeros(tile, end, end + self.filled)
+        return code.end()
+
+    def _pixel(self, line: ir.Value, place: ir.Value, pixel: int) -> None:
+        """One row of the kernel at one pixel; zeros where its columns are outside the image."""
+        taps, step = self.shape.taps[pixel], self.problem.dilation[1]
+        start = pixel * self.problem.stride[1]
+        runs = [taps] if step == 1 else [range(tap, tap + 1) for tap in taps]
+        self._zeros(place, 0, taps.start * self.channels)
+        for run in runs:
+            source = self.code.at(line, (start + run.start * step) * self.channels, self.element)
+            self._copy(source, self._at(place, run.start * self.channels), len(run) * self.channels)
+        self._zeros(place, taps.stop * self.channels, self.row)
+
+    def _copy(self, source: ir.Value, target: ir.Value, count: int) -> None:
+        code = self.code
+        whole, rest = divmod(count, self.lanes)
+
+        def one(at: ir.Value | int, lanes: int | None = None) -> None:
+            elements = (
+                code.builder.mul(at, I64(self.lanes))
+                if isinstance(at, ir.Value)
+                else I64(at * self.lanes)
+            )
+            value = self._load(code.at(source, elements, self.element), lanes)
+            code.store(value, code.at(target, elements, self.tile_element), lanes)
+
+        if whole > _WRITTEN_OUT:
+            code.for_each(0, whole, one)
+        else:
+            for at in range(whole):
+                one(at)
+        if rest:
+            one(whole, rest)
+
+    def _load(self, place: ir.Value, lanes: int | None) -> ir.Value:
+        code = self.code
+        value = code.load(place, ir.VectorType(self.element, self.lanes), lanes)
+        if self.element is self.tile_element:
+            return value
+        words = ir.VectorType(I32, self.lanes)
+        bits = code.builder.shl(code.builder.zext(value, words), code.splat(16, words))
+        return code.builder.bitcast(bits, ir.VectorType(F32, self.lanes))
+
+    def _zeros(self, place: ir.Value, start: int, stop: int) -> None:
+        kind = ir.VectorType(self.tile_element, self.lanes)
+        for at in range(start, stop, self.lanes):
+            lanes = min(self.lanes, stop - at)
+            self.code.store(ir.Constant(kind, None), self._at(place, at), lanes)
+
+    def _at(self, place: ir.Value, elements: int) -> ir.Value:
+        return self.code.at(place, elements, self.tile_element)
