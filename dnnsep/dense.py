@@ -28,5 +28,10 @@ class Dense(Problem):
         """What a pixel's sum runs over: in_channels * kh * kw."""
         return self.in_channels * prod(self.kernel)
 
+    @property
+    def depthwise_shape(self) -> tuple[int, int, int, int]:
+        """There are none."""
+        return (0, 1, *self.kernel)
+
     def __str__(self) -> str:
         return f"dense_{super().__str__()}"

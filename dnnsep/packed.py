@@ -230,9 +230,10 @@ def dense_part(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
         return None
     if not FusedBackend().supports(problem):
         return None
-    rows = weight.permute(0, 2, 3, 1).reshape(problem.out_channels, -1, 1, 1)
-    none = np.empty((0, 1, *problem.kernel), np.float32)
-    return Part(problem, Weights(none, None, array(rows), None if bias is None else array(bias)))
+    rows = array(weight.permute(0, 2, 3, 1).reshape(problem.out_channels, -1, 1, 1))
+    biases = (None, None) if bias is None else (np.empty(0, np.float32), array(bias))
+    none = np.empty(problem.depthwise_shape, np.float32)
+    return Part(problem, Weights(none, biases[0], rows, biases[1]))
 
 
 def fused(shape: torch.Size, part: Part, with_residual: bool) -> Ready:
@@ -276,7 +277,7 @@ def onednn_verdict(layer: nn.Conv2d, x: Tensor) -> Verdict:
     """Whether oneDNN can be asked to run a convolution on inputs like x."""
     if x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return Verdict(False, "oneDNN has no bf16 on this CPU")
-    if layer.groups == 1 or layer.groups != layer.in_channels:
+    if layer.groups != layer.in_channels:
         return Verdict(True, "an ordinary or a grouped convolution")
     mid = layer.out_channels
     parameters = Parameters(layer.weight, None, torch.empty(1, mid, 1, 1), None)

@@ -89,6 +89,11 @@ class Problem:
         return self.in_channels * self.channel_multiplier
 
     @property
+    def depthwise_shape(self) -> tuple[int, int, int, int]:
+        """(C·m, 1, kh, kw): of the depthwise weights."""
+        return (self.mid_channels, 1, *self.kernel)
+
+    @property
     def out_height(self) -> int:
         return _out_size(
             self.height, self.padding[:2], self.kernel[0], self.stride[0], self.dilation[0]

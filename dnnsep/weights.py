@@ -39,11 +39,11 @@ class Weights:
 
     def check(self, problem: Problem) -> None:
         """Raises ValueError naming the array that does not fit the problem."""
-        mid, out = problem.mid_channels, problem.out_channels
+        filters, out = problem.depthwise_shape, problem.out_channels
         shapes = {
-            "depthwise": (mid, 1, *problem.kernel),
-            "depthwise_bias": (mid,) if problem.bias else None,
-            "pointwise": (out, mid, 1, 1),
+            "depthwise": filters,
+            "depthwise_bias": filters[:1] if problem.bias else None,
+            "pointwise": (out, problem.mid_channels, 1, 1),
             "pointwise_bias": (out,) if problem.bias else None,
         }
         for name, expected in shapes.items():
@@ -135,10 +135,10 @@ def integer_data(problem: Problem, seed: int = 0) -> tuple[Weights, Array]:
 
 def _fill(problem: Problem, draw: Callable[[tuple[int, ...], int], Array]) -> Weights:
     """Draw each array as draw(shape, fan_in); a fan_in of 0 asks for a bias."""
-    mid, out = problem.mid_channels, problem.out_channels
+    filters, mid, out = problem.depthwise_shape, problem.mid_channels, problem.out_channels
     return Weights(
-        depthwise=draw((mid, 1, *problem.kernel), prod(problem.kernel)),
-        depthwise_bias=draw((mid,), 0) if problem.bias else None,
+        depthwise=draw(filters, prod(problem.kernel)),
+        depthwise_bias=draw(filters[:1], 0) if problem.bias else None,
         pointwise=draw((out, mid, 1, 1), mid),
         pointwise_bias=draw((out,), 0) if problem.bias else None,
     )

@@ -3,6 +3,7 @@ backend may be from it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.backends.base import Verdict
+from dnnsep.dense import Dense
 from dnnsep.problem import Problem
 from dnnsep.weights import Array, Weights
 
@@ -59,7 +61,10 @@ class ReferenceBackend:
 def separable(problem: Problem, weights: Weights, x: Array) -> Exact:
     """The layer's output (N, OC, OH, OW) in float64 for x: (N, C, H, W). Nothing is rounded."""
     dw_act, pw_act = problem.activations
-    mid = _activate(_depthwise(problem, weights.depthwise, weights.depthwise_bias, x), dw_act)
+    if isinstance(problem, Dense):
+        mid = _patches(problem, x)
+    else:
+        mid = _activate(_depthwise(problem, weights.depthwise, weights.depthwise_bias, x), dw_act)
     return _activate(_pointwise(weights.pointwise, weights.pointwise_bias, mid), pw_act)
 
 
@@ -76,11 +81,15 @@ def error_bound(problem: Problem, weights: Weights, x: Array) -> Exact:
     absolute = Weights(
         *(None if w is None else np.abs(w) for w in vars(weights).values())  # type: ignore[arg-type]
     )
-    mid_scale = _depthwise(problem, absolute.depthwise, absolute.depthwise_bias, np.abs(x))
-    mid_error = mid_scale * (_gamma(prod(problem.kernel) + 1, u32) * _LIPSCHITZ[dw_act])
-    mid_error += _APPROXIMATION[dw_act] * u32 * (1 + mid_scale)
-    # An activation applied apart from the convolution rounds once more.
-    mid_error += (1.0 if dw_act == "none" else 2.5) * store * mid_scale
+    if isinstance(problem, Dense):
+        mid_scale = _patches(problem, np.abs(x))
+        mid_error = np.zeros_like(mid_scale)
+    else:
+        mid_scale = _depthwise(problem, absolute.depthwise, absolute.depthwise_bias, np.abs(x))
+        mid_error = mid_scale * (_gamma(prod(problem.kernel) + 1, u32) * _LIPSCHITZ[dw_act])
+        mid_error += _APPROXIMATION[dw_act] * u32 * (1 + mid_scale)
+        # An activation applied apart from the convolution rounds once more.
+        mid_error += (1.0 if dw_act == "none" else 2.5) * store * mid_scale
     out_scale = _pointwise(absolute.pointwise, absolute.pointwise_bias, mid_scale)
     out_error = _pointwise(absolute.pointwise, None, mid_error)
     out_error += _gamma(problem.mid_channels + 1, u32) * out_scale
@@ -90,24 +99,34 @@ def error_bound(problem: Problem, weights: Weights, x: Array) -> Exact:
     return out_error
 
 
-def _depthwise(problem: Problem, weight: Array, bias: Array | None, x: Array) -> Exact:
-    """Each channel is convolved with its own m filters; no sum crosses channels."""
+def _taps(problem: Problem, x: Array) -> Iterator[tuple[int, int, Exact]]:
+    """Each tap (i, j) of the kernel with what it meets at every output pixel: (N, C, OH, OW)."""
     (top, bottom, left, right), (sh, sw), (dh, dw) = (
         problem.padding,
         problem.stride,
         problem.dilation,
     )
-    batch, mid, oh, ow = problem.mid_shape
+    _, _, oh, ow = problem.mid_shape
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)))
-    y = np.zeros((batch, mid, oh, ow))
     for i in range(problem.kernel[0]):
         for j in range(problem.kernel[1]):
             rows = slice(i * dh, i * dh + sh * (oh - 1) + 1, sh)
             columns = slice(j * dw, j * dw + sw * (ow - 1) + 1, sw)
-            shifted = padded[:, :, rows, columns]
-            # Output channel c·m + k reads input channel c.
-            shifted = np.repeat(shifted, problem.channel_multiplier, axis=1)
-            y += shifted * weight[:, 0, i, j].astype(np.float64)[:, None, None]
+            yield i, j, padded[:, :, rows, columns]
+
+
+def _patches(problem: Dense, x: Array) -> Exact:
+    """The inputs under the kernel, in the order of its taps and then the channels."""
+    return np.concatenate([met for _, _, met in _taps(problem, x)], axis=1)
+
+
+def _depthwise(problem: Problem, weight: Array, bias: Array | None, x: Array) -> Exact:
+    """Each channel is convolved with its own m filters; no sum crosses channels."""
+    y = np.zeros(problem.mid_shape)
+    for i, j, met in _taps(problem, x):
+        # Output channel c·m + k reads input channel c.
+        repeated = np.repeat(met, problem.channel_multiplier, axis=1)
+        y += repeated * weight[:, 0, i, j].astype(np.float64)[:, None, None]
     return y if bias is None else y + bias.astype(np.float64)[:, None, None]
 
 

@@ -20,6 +20,7 @@ from dnnsep.codegen.jit import Function, machine_code
 from dnnsep.codegen.pack import packed
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.separable import emit_separable, part_bytes
+from dnnsep.dense import Dense
 from dnnsep.problem import ACTIVATIONS, Problem
 from dnnsep.sweep.check import CheckData
 
@@ -117,9 +118,11 @@ def _draw(rng: np.random.Generator) -> Problem:
     top, bottom = (int(rng.integers(0, reach[0])) for _ in range(2))
     left, right = (int(rng.integers(0, reach[1])) for _ in range(2))
     activations = ACTIVATIONS if rng.random() < 0.3 else ("none", "relu", "relu6")
-    return Problem(
+    dense = rng.random() < 0.25
+    first = "none" if dense else str(rng.choice(activations))
+    return (Dense if dense else Problem)(
         batch=one_or(3),
-        in_channels=one_or(140),
+        in_channels=one_or(40 if dense else 140),
         out_channels=one_or(140),
         height=one_or(20),
         width=one_or(60),
@@ -127,9 +130,9 @@ def _draw(rng: np.random.Generator) -> Problem:
         stride=(1, 1) if rng.random() < 0.6 else (one_or(3), one_or(3)),
         padding=(top, bottom, left, right),
         dilation=dilation,
-        channel_multiplier=1 if rng.random() < 0.8 else size(3),
+        channel_multiplier=1 if dense or rng.random() < 0.8 else size(3),
         bias=bool(rng.random() < 0.7),
-        activations=(str(rng.choice(activations)), str(rng.choice(activations))),
+        activations=(first, str(rng.choice(activations))),
         dtype="f32" if rng.random() < 0.6 else "bf16",
     )
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dnnsep
 from dnnsep.chain import PackedChain
+from dnnsep.rewrite.optimize import report_of
 from tests.rewrite.test_optimize import Block, _depthwise, _settled, _x
 
 
@@ -47,6 +50,66 @@ def _first(chain: PackedChain) -> int:
     return convolution.in_channels
 
 
+Mean = nn.Module | Callable[[Tensor], Tensor]
+
+
+class Network(nn.Module):
+    """Stem, blocks, and a head that takes the mean in one of the ways there are."""
+
+    def __init__(self, mean: Mean) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8))
+        self.blocks = nn.Sequential(Block(), Block())
+        self.mean = mean
+        self.head = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Dropout(), nn.Linear(20, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.mean(self.blocks(torch.relu(self.stem(x)))))
+        return y
+
+
+MEANS: dict[str, Mean] = {
+    "module": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    "function": lambda x: torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1),
+    "mean": lambda x: x.mean((2, 3)),
+    "mean, from the end": lambda x: x.mean([-1, -2]),
+    "mean, pixels kept": lambda x: torch.mean(x, dim=(2, 3), keepdim=True).view(2, 8),
+}
+NO_MEANS: dict[str, Mean] = {
+    "sum": lambda x: x.sum((2, 3)),
+    "over rows": lambda x: x.mean(2)[:, :, 0],
+    "largest": nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten()),
+    "seen elsewhere": lambda x: (m := x.mean((2, 3))) + 0 * m,
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_a_whole_network_is_one_chain(name: str) -> None:
+    model, x = _settled(Network(MEANS[name])), torch.randn(2, 3, 20, 18)
+    optimized = dnnsep.optimize(model, x)
+    (chain,) = (m for m in optimized.modules() if isinstance(m, PackedChain))
+    assert chain.residuals == (None, None, 0, None, 2, None, None)
+    with torch.no_grad():
+        for other in (x, x[:1], torch.randn(3, 3, 9, 31)):
+            if "kept" in name and len(other) != 2:
+                continue
+            found, expected = optimized(other), model(other)
+            assert found.shape == expected.shape
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            assert list(chain.runs_on.values())[-1].startswith("7 layers by fused")
+    assert report_of(optimized).count("linear") == 2
+
+
+@pytest.mark.parametrize("name", NO_MEANS)
+def test_what_is_no_mean(name: str) -> None:
+    model, x = _settled(Network(NO_MEANS[name])), torch.randn(2, 3, 20, 18)
+    optimized = dnnsep.optimize(model, x)
+    lengths = [len(m.layers) for m in optimized.modules() if isinstance(m, PackedChain)]
+    assert lengths == [5, 2]
+    with torch.no_grad():
+        torch.testing.assert_close(optimized(x), model(x), rtol=1e-4, atol=1e-4)
+
+
 def _residuals(model: nn.Module) -> list[tuple[int | None, ...]]:
     return [chain.residuals for chain in _chains(_settled(model), _x())]
 
@@ -80,7 +143,8 @@ def test_what_others_need_ends_a_chain() -> None:
 
 
 def test_what_cannot_be_linked() -> None:
-    assert _residuals(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1))) == []
+    grouped = nn.Conv2d(8, 8, 3, groups=2)
+    assert _residuals(nn.Sequential(grouped, nn.Conv2d(8, 8, 1))) == []
     assert not _chains(_settled(nn.Sequential(Block(), Block())), _x(), backend="onednn")
 
 
