@@ -25,6 +25,8 @@ ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "hardswish": F.hardswish,
     "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
 }
 
 DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}

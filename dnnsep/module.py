@@ -140,9 +140,9 @@ class SeparableConv2d(PackedLayer):
         return Parameters(depthwise, depthwise_bias, pointwise, pointwise_bias)
 
     def pack(self, x: Tensor, with_residual: bool) -> Ready:
-        part = self.part(x)
-        if part is not None and not (with_residual and self.activations[1] != "none"):
-            return fused(x.shape, part, with_residual)
+        parts = self.parts(x)
+        if parts is not None and not (with_residual and self.activations[1] != "none"):
+            return fused(x.shape, parts, with_residual)
         inside, geometry = self.padded(x)
         made = ready(prepare(inside, self.tensors(), geometry, self.backend))
         if inside is x:
@@ -151,7 +151,7 @@ class SeparableConv2d(PackedLayer):
             x.shape, lambda x, residual: made.run(self.padded(x)[0], residual), made.runs_on
         )
 
-    def part(self, x: Tensor) -> Part | None:
+    def parts(self, x: Tensor) -> list[Part] | None:
         """None too where the input has to be padded first."""
         inside, geometry = self.padded(x)
         if inside is not x:
@@ -162,7 +162,7 @@ class SeparableConv2d(PackedLayer):
             name = AutoBackend().choose(problem).name
         if name != "fused" or not FusedBackend().supports(problem):
             return None
-        return Part(problem, weights_of(problem, self.tensors()))
+        return [Part(problem, weights_of(problem, self.tensors()))]
 
     def extra_repr(self) -> str:
         return f"activations={self.activations}, backend={self.backend!r}"

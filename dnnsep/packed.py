@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from math import prod
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,11 +18,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from dnnsep.backends.base import Verdict
 from dnnsep.backends.executor import Executor
 from dnnsep.backends.fused import FusedBackend
-from dnnsep.backends.fused_chain import GIVEN, FusedChain, Step
+from dnnsep.backends.fused_chain import GIVEN, INPUT, FusedChain, Step
 from dnnsep.backends.fused_executor import FusedExecutor
 from dnnsep.backends.onednn import POST_OPS
 from dnnsep.backends.onednn_faults import grouped_verdict
-from dnnsep.dense import Dense
 from dnnsep.layer import (
     ACTIVATE,
     DTYPES,
@@ -32,13 +30,15 @@ from dnnsep.layer import (
     Parameters,
     array,
     problem_of,
-    weights_of,
 )
 from dnnsep.problem import Pair, Problem
+from dnnsep.single import Dense, Depthwise, Mean
 from dnnsep.weights import Weights
 
 # The backends that stand for the fused kernel where a layer is not a separable one.
 FUSED_NAMES = ("auto", "fused")
+
+_NONE = np.empty(0, np.float32)
 
 Self = TypeVar("Self", bound="PackedLayer")
 Tensors = tuple[Tensor | None, ...]
@@ -94,9 +94,9 @@ class PackedLayer(nn.Module):
         """For inputs like x."""
         raise NotImplementedError
 
-    def part(self, x: Tensor) -> Part | None:
-        """What the fused kernel runs for inputs like x, whose values do not matter; None where it
-        does not."""
+    def parts(self, x: Tensor) -> list[Part] | None:
+        """What the fused kernel runs, one after the other, for inputs like x, whose values do not
+        matter; None where it does not."""
         raise NotImplementedError
 
     def train(self: Self, mode: bool = True) -> Self:
@@ -114,22 +114,33 @@ class PackedLayer(nn.Module):
 class PackedConv2d(PackedLayer):
     """An ordinary convolution and an activation: ``convolution`` has zero padding.
 
-    Without groups it runs by the fused kernel; the others, and that too where ``backend`` is
-    neither "auto" nor "fused" or the fused kernel is not there, run by oneDNN. The activation and a
-    residual before it are fused.
+    ``pooled``: it is on the mean over all pixels. An ordinary or a depthwise convolution runs by
+    the fused kernel; others, and these too where ``backend`` is neither "auto" nor "fused" or the
+    fused kernel is not there, run by oneDNN. The activation and a residual before it are fused.
     """
 
     def __init__(
-        self, convolution: nn.Conv2d, activation: str = "none", backend: str = "auto"
+        self,
+        convolution: nn.Conv2d,
+        activation: str = "none",
+        backend: str = "auto",
+        pooled: bool = False,
     ) -> None:
         super().__init__()
         self.convolution = convolution
         self.activation = activation
         self.backend = backend
+        self.pooled = pooled
         self.train(convolution.training)
 
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """The layer on x, multiplied by ``scale`` where that is given: (N, C, 1, 1)."""
+        return super().forward(x if scale is None else x * scale, residual)
+
     def plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        y = self.convolution(x)
+        y = self.convolution(x.mean((2, 3), keepdim=True) if self.pooled else x)
         return ACTIVATE[self.activation](y if residual is None else y + residual)
 
     def tensors(self) -> Tensors:
@@ -139,25 +150,31 @@ class PackedConv2d(PackedLayer):
         layer = self.convolution
         if x.dim() != 4:
             return Ready(x.shape, self.plain, "torch")
-        part = self.part(x)
-        if part is not None:
-            return fused(x.shape, part, with_residual)
+        parts = self.parts(x)
+        if parts is not None and not (with_residual and is_depthwise(layer)):
+            return fused(x.shape, parts, with_residual)
+        if self.pooled:
+            return Ready(x.shape, self.plain, "torch")
         verdict = onednn_verdict(layer, x)
         if not verdict:
             return Ready(x.shape, self.plain, f"torch: {verdict.reason}")
         return Ready(x.shape, onednn_convolution(layer, self.activation, x.shape), "onednn")
 
-    def part(self, x: Tensor) -> Part | None:
+    def parts(self, x: Tensor) -> list[Part] | None:
         layer = self.convolution
-        if layer.groups != 1 or self.backend not in FUSED_NAMES:
+        if self.backend not in FUSED_NAMES:
             return None
-        rest = Geometry(
-            pair(layer.stride), padding_of(layer), pair(layer.dilation), ("none", self.activation)
-        )
-        return dense_part(x, *weight_and_bias(layer), rest)
+        placed = pair(layer.stride), padding_of(layer), pair(layer.dilation)
+        weight, bias = weight_and_bias(layer)
+        if is_depthwise(layer):
+            return depthwise_parts(x, weight, bias, Geometry(*placed, (self.activation, "none")))
+        if layer.groups != 1:
+            return None
+        geometry = Geometry(*placed, ("none", self.activation))
+        return dense_parts(x, weight, bias, geometry, self.pooled)
 
     def extra_repr(self) -> str:
-        return f"activation={self.activation!r}, backend={self.backend!r}"
+        return f"activation={self.activation!r}, backend={self.backend!r}, pooled={self.pooled}"
 
 
 class PackedLinear(PackedLayer):
@@ -181,72 +198,102 @@ class PackedLinear(PackedLayer):
         return weight_and_bias(self.linear)
 
     def pack(self, x: Tensor, with_residual: bool) -> Ready:
-        part = self.part(x)
-        if part is None or with_residual:
+        parts = self.parts(x)
+        if parts is None or with_residual:
             return Ready(x.shape, self.plain, "torch")
-        return flat(fused(x.shape, part, with_residual))
+        return flat(fused(x.shape, parts, with_residual))
 
-    def part(self, x: Tensor) -> Part | None:
-        weight, bias = weight_and_bias(self.linear)
-        weight, none = weight[:, :, None, None], (0, 0, 0, 0)
-        activations = ("none", self.activation)
+    def parts(self, x: Tensor) -> list[Part] | None:
         if x.dim() != (4 if self.pooled else 2):
             return None
-        if not self.pooled:
-            return dense_part(
-                x[:, :, None, None], weight, bias, Geometry((1, 1), none, (1, 1), activations)
-            )
-        # The mean is a depthwise convolution with a kernel as large as the image.
-        kernel = pair(tuple(x.shape[2:]))
-        mean = torch.full((x.shape[1], 1, *kernel), 1 / prod(kernel))
-        parameters = Parameters(mean, None, weight, bias)
-        problem = problem_of(x, parameters, Geometry((1, 1), none, (1, 1), activations))
-        if not FusedBackend().supports(problem):
-            return None
-        return Part(problem, weights_of(problem, parameters))
+        weight, bias = weight_and_bias(self.linear)
+        geometry = Geometry((1, 1), (0, 0, 0, 0), (1, 1), ("none", self.activation))
+        images = x if self.pooled else x[:, :, None, None]
+        return dense_parts(images, weight[:, :, None, None], bias, geometry, self.pooled)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, pooled={self.pooled}"
 
 
-def dense_part(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Part | None:
-    """A convolution's, (OC, C, kh, kw) weights, for inputs like x: (N, C, H, W)."""
+def dense_parts(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, pooled: bool
+) -> list[Part] | None:
+    """A convolution's, (OC, C, kh, kw) weights, for inputs like x: (N, C, H, W), or for their mean
+    over all pixels."""
+    means = []
+    if pooled and x.shape[2:] != (1, 1):
+        batch, channels, height, width = x.shape
+        mean = Mean.over(batch, channels, height, width, DTYPES[x.dtype])
+        means.append(Part(mean, Weights(_NONE, None, _NONE, None)))
+        x = x[:, :, :1, :1]
+    rows = array(weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1))
+    none = np.empty((0, 1, *weight.shape[2:]), np.float32)
+    biases = (None, None) if bias is None else (np.empty(0, np.float32), array(bias))
     try:
-        problem = Dense(
-            batch=x.shape[0],
-            in_channels=x.shape[1],
-            out_channels=weight.shape[0],
-            height=x.shape[2],
-            width=x.shape[3],
-            kernel=pair(tuple(weight.shape[2:])),
-            stride=geometry.stride,
-            padding=geometry.padding,
-            dilation=geometry.dilation,
-            bias=bias is not None,
-            activations=geometry.activations,
-            dtype=DTYPES[x.dtype],
-        )
+        problem = Dense(**_sizes(x, weight, geometry), bias=bias is not None)
     except ValueError:  # padded beyond the kernel's reach
         return None
     if not FusedBackend().supports(problem):
         return None
-    rows = array(weight.permute(0, 2, 3, 1).reshape(problem.out_channels, -1, 1, 1))
-    biases = (None, None) if bias is None else (np.empty(0, np.float32), array(bias))
-    none = np.empty(problem.depthwise_shape, np.float32)
-    return Part(problem, Weights(none, biases[0], rows, biases[1]))
+    return [*means, Part(problem, Weights(none, biases[0], rows, biases[1]))]
 
 
-def fused(shape: torch.Size, part: Part, with_residual: bool) -> Ready:
-    """To run a part alone."""
-    executor = FusedExecutor.chosen(*part)
-    chain = FusedChain([Step(executor, GIVEN if with_residual else None)])
+def depthwise_parts(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> list[Part] | None:
+    """A depthwise convolution's, (C, 1, kh, kw) weights, for inputs like x: (N, C, H, W)."""
+    try:
+        problem = Depthwise(**_sizes(x, weight, geometry), bias=bias is not None)
+    except ValueError:  # padded beyond the kernel's reach, or another activation
+        return None
+    if not FusedBackend().supports(problem):
+        return None
+    none = np.empty(problem.pointwise_shape, np.float32)
+    biases = (None, None) if bias is None else (array(bias), np.empty(0, np.float32))
+    return [Part(problem, Weights(array(weight), biases[0], none, biases[1]))]
+
+
+def _sizes(x: Tensor, weight: Tensor, geometry: Geometry) -> dict[str, Any]:
+    return {
+        "batch": x.shape[0],
+        "in_channels": x.shape[1],
+        "out_channels": weight.shape[0],
+        "height": x.shape[2],
+        "width": x.shape[3],
+        "kernel": pair(tuple(weight.shape[2:])),
+        **geometry._asdict(),
+        "dtype": DTYPES[x.dtype],
+    }
+
+
+def fused(shape: torch.Size, parts: list[Part], with_residual: bool) -> Ready:
+    """To run parts one after the other."""
+    steps = chained(parts, 0, INPUT, GIVEN if with_residual else None)
+    chain = FusedChain(steps)
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
         if residual is not None:
             residual = residual.contiguous(memory_format=torch.channels_last)
         return chain.run(x.contiguous(memory_format=torch.channels_last), residual)
 
-    return Ready(shape, run, name_of(executor))
+    return Ready(shape, run, name_of(steps[-1].executor))
+
+
+def chained(
+    parts: list[Part], first: int, x: int, residual: int | None = None, scale: int | None = None
+) -> list[Step]:
+    """Steps, numbered from ``first``, that run parts one after the other: the first one on ``x``
+    and with the scale, the last one with the residual."""
+    last = len(parts) - 1
+    return [
+        Step(
+            FusedExecutor.chosen(*part),
+            first + number - 1 if number else x,
+            residual if number == last else None,
+            None if number else scale,
+        )
+        for number, part in enumerate(parts)
+    ]
 
 
 def flat(ready: Ready) -> Ready:
@@ -305,17 +352,17 @@ def onednn_convolution(
     weight = reorder(layer.weight.detach().to_mkldnn(), *geometry, shape)
     bias = None if layer.bias is None else layer.bias.detach()
     operator = torch.ops.mkldnn._convolution_pointwise
-    post = POST_OPS[activation]
-    unary = (None, [], None) if activation == "none" else post
+    post, finish = POST_OPS["none"], ACTIVATE[activation]
+    if activation in POST_OPS:
+        post, finish = POST_OPS[activation], ACTIVATE["none"]
+    unary = (None, [], None) if post == POST_OPS["none"] else post
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
         x = F.pad(x, extra) if extra else x
         x = x.contiguous(memory_format=torch.channels_last)
         if residual is None:
-            y: Tensor = operator(x, weight, bias, *geometry, *post)
-            return y
-        y = operator.binary(x, residual, weight, bias, *geometry, "add", 1.0, *unary)
-        return y
+            return finish(operator(x, weight, bias, *geometry, *post))
+        return finish(operator.binary(x, residual, weight, bias, *geometry, "add", 1.0, *unary))
 
     return run
 
@@ -326,6 +373,13 @@ def weight_and_bias(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor | None
     if weight is None or "bias" not in own:  # parametrized
         return layer.weight, layer.bias
     return weight, own["bias"]
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether a convolution has a filter of its own for each of several channels."""
+    return isinstance(layer, nn.Conv2d) and (
+        1 < layer.groups == layer.in_channels == layer.out_channels
+    )
 
 
 def is_pointwise(layer: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish", "gelu")
 DTYPES = ("f32", "bf16")
@@ -50,6 +50,8 @@ class Problem:
     activations: tuple[str, str] = ("none", "none")
     dtype: str = "f32"
 
+    known_activations: ClassVar[tuple[str, ...]] = ACTIVATIONS
+
     def __post_init__(self) -> None:
         for field in ("batch", "in_channels", "out_channels", "height", "width"):
             _require_int(field, getattr(self, field), 1)
@@ -60,7 +62,7 @@ class Problem:
         object.__setattr__(self, "padding", _four_sides(self.padding))
         if not isinstance(self.bias, bool):
             raise ValueError(f"bias={self.bias!r}: must be true or false")
-        _check_choices("activations", tuple(self.activations), ACTIVATIONS, 2)
+        _check_choices("activations", tuple(self.activations), self.known_activations, 2)
         object.__setattr__(self, "activations", tuple(self.activations))
         _check_choices("dtype", (self.dtype,), DTYPES, 1)
         self._check_geometry()
@@ -92,6 +94,11 @@ class Problem:
     def depthwise_shape(self) -> tuple[int, int, int, int]:
         """(C·m, 1, kh, kw): of the depthwise weights."""
         return (self.mid_channels, 1, *self.kernel)
+
+    @property
+    def pointwise_shape(self) -> tuple[int, int, int, int]:
+        """(OC, C·m, 1, 1): of the pointwise weights."""
+        return (self.out_channels, self.mid_channels, 1, 1)
 
     @property
     def out_height(self) -> int:

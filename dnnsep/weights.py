@@ -39,12 +39,12 @@ class Weights:
 
     def check(self, problem: Problem) -> None:
         """Raises ValueError naming the array that does not fit the problem."""
-        filters, out = problem.depthwise_shape, problem.out_channels
+        depthwise, pointwise = problem.depthwise_shape, problem.pointwise_shape
         shapes = {
-            "depthwise": filters,
-            "depthwise_bias": filters[:1] if problem.bias else None,
-            "pointwise": (out, problem.mid_channels, 1, 1),
-            "pointwise_bias": (out,) if problem.bias else None,
+            "depthwise": depthwise,
+            "depthwise_bias": depthwise[:1] if problem.bias else None,
+            "pointwise": pointwise,
+            "pointwise_bias": pointwise[:1] if problem.bias else None,
         }
         for name, expected in shapes.items():
             array = getattr(self, name)
@@ -135,10 +135,10 @@ def integer_data(problem: Problem, seed: int = 0) -> tuple[Weights, Array]:
 
 def _fill(problem: Problem, draw: Callable[[tuple[int, ...], int], Array]) -> Weights:
     """Draw each array as draw(shape, fan_in); a fan_in of 0 asks for a bias."""
-    filters, mid, out = problem.depthwise_shape, problem.mid_channels, problem.out_channels
+    depthwise, pointwise = problem.depthwise_shape, problem.pointwise_shape
     return Weights(
-        depthwise=draw(filters, prod(problem.kernel)),
-        depthwise_bias=draw(filters[:1], 0) if problem.bias else None,
-        pointwise=draw((out, mid, 1, 1), mid),
-        pointwise_bias=draw((out,), 0) if problem.bias else None,
+        depthwise=draw(depthwise, prod(problem.kernel)),
+        depthwise_bias=draw(depthwise[:1], 0) if problem.bias else None,
+        pointwise=draw(pointwise, problem.mid_channels),
+        pointwise_bias=draw(pointwise[:1], 0) if problem.bias else None,
     )

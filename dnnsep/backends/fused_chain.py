@@ -1,4 +1,4 @@
-"""Fused layers one after the other, in one call. Imports torch: import it from inside functions."""
+"""Fused layers that feed each other, in one call. Imports torch: import it in functions."""
 
 from __future__ import annotations
 
@@ -15,26 +15,35 @@ from dnnsep.backends.fused_executor import FusedExecutor, Task
 from dnnsep.codegen import openmp
 from dnnsep.codegen.chain import chain_function
 from dnnsep.codegen.kernel import compiled
-from dnnsep.codegen.separable import TASK_FIELDS
+from dnnsep.codegen.separable import TASK_FIELDS, Extras
 from dnnsep.problem import DTYPE_BYTES, Problem
 
 _ALIGN = 64
+_Y = TASK_FIELDS.index("y")
+
+# What a step may read beside the results of earlier ones: the chain's input, what is given with it.
 INPUT, GIVEN = -1, -2
-_X, _Y, _RESIDUAL = (TASK_FIELDS.index(name) for name in ("x", "y", "residual"))
 
 
 @dataclass(frozen=True)
 class Step:
-    """A layer, and where its residual comes from: the number of an earlier step whose result is
-    added to its sums, INPUT for the chain's input, GIVEN for what is given beside that, None for
-    none."""
+    """A layer and where its input, its residual and its scale (see ``Extras``) come from: the
+    number of an earlier step, INPUT or GIVEN; None for none."""
 
     executor: FusedExecutor
+    x: int = INPUT
     residual: int | None = None
+    scale: int | None = None
+
+    @property
+    def reads(self) -> dict[str, int]:
+        """By the task's field."""
+        found = {"x": self.x, "residual": self.residual, "scale": self.scale}
+        return {name: source for name, source in found.items() if source is not None}
 
 
 class FusedChain:
-    """Runs steps, each on the result of the one before, without leaving the team of threads.
+    """Runs steps in order, without leaving the team of threads; the last one's result is its own.
 
     What is between them is in memory of the chain's own, taken again as soon as it is not needed
     any more, so that it is still in the caches. May be called from several threads at once.
@@ -43,7 +52,12 @@ class FusedChain:
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = tuple(steps)
         self._kernels = [
-            compiled(s.executor.problem, s.executor.plan, s.residual is not None) for s in steps
+            compiled(
+                step.executor.problem,
+                step.executor.plan,
+                Extras(residual=step.residual is not None, scale=step.scale is not None),
+            )
+            for step in steps
         ]
         self._threads = max(step.executor.plan.parts for step in steps)
         self._function = chain_function()
@@ -53,15 +67,15 @@ class FusedChain:
         self._dtype = TORCH_DTYPES[steps[-1].executor.problem.dtype]
         self._idle: list[_Program] = []
 
-    def run(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The last step's result for x, which fits the first step; ``residual`` is GIVEN. Both are
+    def run(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """The last step's result for x, which fits the first step; ``given`` is GIVEN. Both are
         channels-last."""
         y = torch.empty(self._shape, dtype=self._dtype, memory_format=torch.channels_last)
         try:
             program = self._idle.pop()
         except IndexError:
             program = self._program()
-        program.bind(x.data_ptr(), y.data_ptr(), 0 if residual is None else residual.data_ptr())
+        program.bind(x.data_ptr(), 0 if given is None else given.data_ptr(), y.data_ptr())
         self._parallel(self._function.address, program.fields, self._threads, 0)
         self._idle.append(program)
         return y
@@ -72,19 +86,17 @@ class FusedChain:
         start = memory.ctypes.data + -memory.ctypes.data % _ALIGN
         tasks = [step.executor.task(start + self._bytes) for step in self._steps]
         results = [start + offset for offset in self._offsets]
+        open_fields: dict[int, list[tuple[Task, int]]] = {INPUT: [], GIVEN: []}
         for number, (step, task) in enumerate(zip(self._steps, tasks, strict=True)):
-            if number:
-                task[_X] = results[number - 1]
             if number < len(results):
                 task[_Y] = results[number]
-            if step.residual is not None and step.residual >= 0:
-                task[_RESIDUAL] = results[step.residual]
-        reads_input, reads_given = (
-            [task for step, task in zip(self._steps, tasks, strict=True) if step.residual == source]
-            for source in (INPUT, GIVEN)
-        )
-        functions = [kernel.address for kernel in self._kernels]
-        return _Program(functions, tasks, reads_input, reads_given, memory)
+            for name, source in step.reads.items():
+                field = TASK_FIELDS.index(name)
+                if source in open_fields:
+                    open_fields[source].append((task, field))
+                else:
+                    task[field] = results[source]
+        return _Program([kernel.address for kernel in self._kernels], tasks, open_fields, memory)
 
 
 class _Program:
@@ -94,24 +106,22 @@ class _Program:
         self,
         functions: list[int],
         tasks: list[Task],
-        reads_input: list[Task],
-        reads_given: list[Task],
+        open_fields: dict[int, list[tuple[Task, int]]],
         memory: np.ndarray,
     ) -> None:
         self._tasks, self._memory = tasks, memory
-        self._reads_input, self._reads_given = reads_input, reads_given
+        self._of_input, self._of_given = open_fields[INPUT], open_fields[GIVEN]
         pairs = [p for f, task in zip(functions, tasks, strict=True) for p in (f, _address(task))]
         self._pairs = (ctypes.c_void_p * len(pairs))(*pairs)
         barrier = openmp.address_of("GOMP_barrier")
         self.fields = (ctypes.c_void_p * 3)(_address(self._pairs), len(tasks), barrier)
 
-    def bind(self, x: int, y: int, residual: int) -> None:
-        self._tasks[0][_X] = x
+    def bind(self, x: int, given: int, y: int) -> None:
         self._tasks[-1][_Y] = y
-        for task in self._reads_input:
-            task[_RESIDUAL] = x
-        for task in self._reads_given:
-            task[_RESIDUAL] = residual
+        for task, field in self._of_input:
+            task[field] = x
+        for task, field in self._of_given:
+            task[field] = given
 
 
 def _address(array: ctypes.Array[ctypes.c_void_p]) -> int:
@@ -123,10 +133,9 @@ def _places(steps: Sequence[Step]) -> tuple[list[int], int]:
 
     Each goes to the lowest place that no result still needed then has.
     """
-    last_use = {number: number + 1 for number in range(len(steps))}
+    last_use: dict[int, int] = {}
     for number, step in enumerate(steps):
-        if step.residual is not None:
-            last_use[step.residual] = number
+        last_use.update(dict.fromkeys(step.reads.values(), number))
     taken: dict[int, tuple[int, int]] = {}
     offsets: list[int] = []
     total = 0

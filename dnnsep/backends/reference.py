@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.backends.base import Verdict
-from dnnsep.dense import Dense
 from dnnsep.problem import Problem
+from dnnsep.single import Dense, Depthwise
 from dnnsep.weights import Array, Weights
 
 if TYPE_CHECKING:
@@ -28,10 +28,12 @@ UNIT_ROUNDOFF = {"f32": 2.0**-24, "bf16": 2.0**-8}
 
 # No activation here stretches a difference by more than this (hardswish reaches 1.5 at x = 3).
 _LIPSCHITZ = {"none": 1.0, "relu": 1.0, "relu6": 1.0, "silu": 1.1, "hardswish": 1.5, "gelu": 1.13}
+_LIPSCHITZ |= {"sigmoid": 0.25, "hardsigmoid": 1 / 6}
 
 # oneDNN evaluates exp, erf and tanh by polynomials. The error that they and torch's own vector
 # forms may add, absolute, in units of the f32 roundoff times (1 + |x|).
 _APPROXIMATION = {"none": 0, "relu": 0, "relu6": 0, "silu": 16, "hardswish": 4, "gelu": 16}
+_APPROXIMATION |= {"sigmoid": 16, "hardsigmoid": 4}
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def separable(problem: Problem, weights: Weights, x: Array) -> Exact:
         mid = _patches(problem, x)
     else:
         mid = _activate(_depthwise(problem, weights.depthwise, weights.depthwise_bias, x), dw_act)
+    if isinstance(problem, Depthwise):
+        return mid
     return _activate(_pointwise(weights.pointwise, weights.pointwise_bias, mid), pw_act)
 
 
@@ -90,6 +94,8 @@ def error_bound(problem: Problem, weights: Weights, x: Array) -> Exact:
         mid_error += _APPROXIMATION[dw_act] * u32 * (1 + mid_scale)
         # An activation applied apart from the convolution rounds once more.
         mid_error += (1.0 if dw_act == "none" else 2.5) * store * mid_scale
+    if isinstance(problem, Depthwise):
+        return mid_error
     out_scale = _pointwise(absolute.pointwise, absolute.pointwise_bias, mid_scale)
     out_error = _pointwise(absolute.pointwise, None, mid_error)
     out_error += _gamma(problem.mid_channels + 1, u32) * out_scale
@@ -149,6 +155,10 @@ def _activate(x: Exact, activation: str) -> Exact:
         return x * np.clip(x + 3, 0, 6) / 6
     if activation == "gelu":
         return 0.5 * x * (1 + _erf(x / np.sqrt(2)))
+    if activation == "sigmoid":
+        return _sigmoid(x)
+    if activation == "hardsigmoid":
+        return np.clip(x + 3, 0, 6) / 6
     return x
 
 

@@ -38,7 +38,7 @@ _ERF_Q = (
 )
 
 # Those whose code is too long to be written out for each vector.
-LONG = ("silu", "gelu")
+LONG = ("silu", "sigmoid", "gelu")
 
 
 def activate(code: Code, name: str, x: ir.Value) -> ir.Value:
@@ -53,11 +53,12 @@ def activate(code: Code, name: str, x: ir.Value) -> ir.Value:
         return _at_least(code, x, 0.0)
     if name == "relu6":
         return _at_most(code, _at_least(code, x, 0.0), 6.0)
-    if name == "hardswish":
+    if name in ("hardswish", "hardsigmoid"):
         inner = _at_most(code, _at_least(code, b.fadd(x, number(3.0)), 0.0), 6.0)
-        return b.fmul(b.fmul(x, inner), number(1 / 6))
-    if name == "silu":
-        return b.fdiv(x, b.fadd(number(1.0), _exp(code, b.fneg(x))))
+        return b.fmul(inner if name == "hardsigmoid" else b.fmul(x, inner), number(1 / 6))
+    if name in ("silu", "sigmoid"):
+        numerator = number(1.0) if name == "sigmoid" else x
+        return b.fdiv(numerator, b.fadd(number(1.0), _exp(code, b.fneg(x))))
     if name == "gelu":
         # Below, gelu is 0, which erf's last bit times a large x would not be.
         x = _at_least(code, x, -_ERF_MOST)

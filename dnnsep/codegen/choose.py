@@ -21,6 +21,7 @@ from dnnsep.codegen.isa import Isa
 from dnnsep.codegen.plan import (
     Plan,
     blocks,
+    by_rows,
     cut,
     depth,
     element_bytes,
@@ -31,8 +32,8 @@ from dnnsep.codegen.plan import (
     tile_rows,
 )
 from dnnsep.codegen.version import generator
-from dnnsep.dense import Dense
 from dnnsep.problem import Problem
+from dnnsep.single import Dense, Depthwise
 
 _LINE = 64
 _LATENCY = 4  # cycles of a multiply-add: so many sums have to be under way in each of two units
@@ -82,6 +83,8 @@ def this_caches() -> Caches:
 
 def choose(problem: Problem, isa: Isa, threads: int) -> Plan:
     """The plan that was found best by ``keep``, or the one that costs least by the model."""
+    if isinstance(problem, Depthwise):
+        return by_rows(problem, isa, threads)
     kept = _kept(problem, isa, threads)
     if kept is None:
         return close_plans(problem, isa, threads)[0][0]

@@ -9,10 +9,12 @@ from itertools import pairwise
 from llvmlite import ir
 
 from dnnsep.codegen.activations import LONG, activate
+from dnnsep.codegen.bf16 import to_bf16
 from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code
 from dnnsep.codegen.isa import Isa
 from dnnsep.codegen.plan import Row, block_channels, blocks, row_stride, tile_is_bf16
 from dnnsep.problem import Problem
+from dnnsep.single import Depthwise
 
 # Up to so many columns the kernel's rows are written out, with their weights in registers.
 _SHORT_KERNEL = 8
@@ -74,6 +76,9 @@ class _Depthwise:
         self.taps = problem.kernel[0] * problem.kernel[1]
         self.element = I16 if problem.dtype == "bf16" else F32
         self.tile_element = I16 if tile_is_bf16(problem, isa) else F32
+        if isinstance(problem, Depthwise):
+            self.tile_element = self.element
+        self.stride = row_stride(problem, isa)
         self.short = problem.kernel[1] <= _SHORT_KERNEL
 
     def emit(self) -> ir.Function:
@@ -154,11 +159,12 @@ class _Depthwise:
             )
             rows = [sums[i : i + vectors] for i in range(0, len(sums), vectors)]
             place = self._row(tile, I64(start))
+            store = partial(self._store, place, lanes)
             if self.problem.activations[0] in LONG:
-                self.code.for_rows(rows, partial(self._store, place))
+                self.code.for_rows(rows, store)
             else:
                 for index, values in enumerate(rows):
-                    self._store(place, I64(index), values)
+                    store(I64(index), values)
 
     def _short_row(self, row: _KernelRow, sums: list[ir.Value]) -> list[ir.Value]:
         """Add one row of the kernel, written out; every input is loaded once."""
@@ -246,19 +252,36 @@ class _Depthwise:
         return found
 
     def _row(self, tile: ir.Value, pixel: ir.Value) -> ir.Value:
-        elements = self.code.builder.mul(pixel, I64(row_stride(self.problem, self.isa)))
+        elements = self.code.builder.mul(pixel, I64(self.stride))
         return self.code.at(tile, elements, self.tile_element)
 
-    def _store(self, tile: ir.Value, pixel: ir.Value, sums: list[ir.Value]) -> None:
-        """Vectors lie one after the other in the tile; of bf16 a block's two make one."""
+    def _store(
+        self, tile: ir.Value, lanes: int | None, pixel: ir.Value, sums: list[ir.Value]
+    ) -> None:
+        """Vectors lie one after the other in the tile; of bf16 a block's two make one. A tile holds
+        whole vectors, an output just the ``lanes`` that there are."""
         code, place = self.code, self._row(tile, pixel)
         values = [activate(code, self.problem.activations[0], total) for total in sums]
+        if isinstance(self.problem, Depthwise) and self.problem.dtype == "bf16":
+            self._store_output(place, lanes, values)
+            return
         if not tile_is_bf16(self.problem, self.isa):
+            there = lanes if isinstance(self.problem, Depthwise) else None
             for index, value in enumerate(values):
-                code.store(value, code.at(place, index, self.vector))
+                code.store(value, code.at(place, index, self.vector), there)
             return
         pair = ir.VectorType(I16, self.width)
         for index in range(0, len(values), 2):
             low, high = values[index : index + 2]
             both = code.instruction("vcvtne2ps2bf16 $1, $2, $0", pair, low, high)
             code.store(both, code.at(place, index // 2, pair))
+
+    def _store_output(self, place: ir.Value, lanes: int | None, values: list[ir.Value]) -> None:
+        """In bf16, the even and odd channels of each block together again."""
+        code = self.code
+        order = [half * self.isa.lanes + at for at in range(self.isa.lanes) for half in range(2)]
+        mask = ir.Constant(ir.VectorType(I32, self.width), [I32(index) for index in order])
+        for index in range(0, len(values), 2):
+            low, high = (to_bf16(code, v, self.isa.dot_bf16) for v in values[index : index + 2])
+            both = code.builder.shuffle_vector(low, high, mask)
+            code.store(both, code.at(place, index // 2, both.type), lanes)

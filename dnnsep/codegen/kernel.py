@@ -9,7 +9,7 @@ from functools import lru_cache
 from dnnsep import cachefiles
 from dnnsep.codegen.jit import Function, machine_code
 from dnnsep.codegen.plan import Plan
-from dnnsep.codegen.separable import emit_separable, part_bytes
+from dnnsep.codegen.separable import PLAIN, Extras, emit_separable, part_bytes
 from dnnsep.codegen.version import generator
 from dnnsep.problem import Problem
 
@@ -26,12 +26,12 @@ class Kernel:
 
 # So many stay for the next executor; one that is in use stays with its executor.
 @lru_cache(256)
-def compiled(problem: Problem, plan: Plan, with_residual: bool = False) -> Kernel:
+def compiled(problem: Problem, plan: Plan, extras: Extras = PLAIN) -> Kernel:
     """Of a problem cut up by a plan, from the disk where it is there."""
-    key = f"{generator()} {plan} {problem} {with_residual}"
+    key = f"{generator()} {plan} {problem} {extras}"
     code = cachefiles.load("kernels", key)
     if code is None:
-        code = machine_code(emit_separable(problem, plan, with_residual), plan.isa.target)
+        code = machine_code(emit_separable(problem, plan, extras), plan.isa.target)
         cachefiles.save("kernels", key, code)
     function = Function(code, "run", [ctypes.c_void_p])
     return Kernel(function, plan.parts * part_bytes(problem, plan))

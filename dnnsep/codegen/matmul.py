@@ -5,6 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from dnnsep.codegen.activations import LONG, activate
+from dnnsep.codegen.bf16 import from_bf16, to_bf16
 from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code
 from dnnsep.codegen.plan import STEPS_AT_ONCE, Plan, depth, row_stride, tile_is_bf16
 from dnnsep.codegen.prefetch import Ahead, Prefetch
@@ -131,28 +132,12 @@ class _Matmul:
         place = code.at(row, v * lanes, self._element())
         if self.problem.dtype == "f32":
             return code.load(place, self.vector, self._there(v))
-        words = ir.VectorType(I32, lanes)
         halves = code.load(place, ir.VectorType(I16, lanes), self._there(v))
-        bits = code.builder.shl(code.builder.zext(halves, words), code.splat(16, words))
-        return code.builder.bitcast(bits, self.vector)
+        return from_bf16(code, halves)
 
     def _store(self, total: ir.Value, row: ir.Value, v: int) -> None:
         code, lanes = self.code, self.isa.lanes
         value = activate(code, self.problem.activations[1], total)
         if self.problem.dtype == "bf16":
-            value = self._to_bf16(value)
+            value = to_bf16(code, value, self.dot)
         code.store(value, code.at(row, v * lanes, self._element()), self._there(v), self.streaming)
-
-    def _to_bf16(self, value: ir.Value) -> ir.Value:
-        """Rounded to nearest, ties to even; NaN stays NaN."""
-        code, b, lanes = self.code, self.code.builder, self.isa.lanes
-        halves = ir.VectorType(I16, lanes)
-        if self.dot:
-            return code.instruction("vcvtneps2bf16 $1, $0", halves, value)
-        words = ir.VectorType(I32, lanes)
-        bits = b.bitcast(value, words)
-        odd = b.and_(b.lshr(bits, code.splat(16, words)), code.splat(1, words))
-        rounded = b.add(b.add(bits, odd), code.splat(0x7FFF, words))
-        quiet = b.or_(bits, code.splat(0x400000, words))
-        chosen = b.select(b.fcmp_unordered("uno", value, value), quiet, rounded)
-        return b.trunc(b.lshr(chosen, code.splat(16, words)), halves)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.codegen.plan import Plan, block_channels, blocks, depth, tile_is_bf16
-from dnnsep.dense import Dense
 from dnnsep.problem import Problem
+from dnnsep.single import Dense, Depthwise, Mean
 from dnnsep.weights import Weights
 
 _ALIGN = 4096
@@ -28,10 +28,14 @@ class Layout:
         self.panels = self.whole_panels + bool(self.tail_channels)
         size = 2 if tile_is_bf16(problem, isa) else 4
         self.panel_bytes = depth(problem, isa) * self.panel_channels * size
-        depthwise = 0 if isinstance(problem, Dense) else 4 * depth(problem, isa) * (taps + 1)
+        depthwise = 4 * depth(problem, isa) * (taps + 1)
+        if isinstance(problem, (Dense, Mean)):
+            depthwise = 0
         self.pointwise = _up(depthwise)
         self.bias = self.pointwise + _up(self.panels * self.panel_bytes)
         self.size = self.bias + 4 * self.panels * self.panel_channels
+        if isinstance(problem, Depthwise):
+            self.size = self.pointwise
 
 
 def packed(problem: Problem, plan: Plan, weights: Weights) -> NDArray[np.uint8]:
@@ -40,12 +44,12 @@ def packed(problem: Problem, plan: Plan, weights: Weights) -> NDArray[np.uint8]:
     room = np.zeros(layout.size + 64, np.uint8)
     memory = room[-room.ctypes.data % 64 :][: layout.size]
     order = channel_order(problem, plan)
-    parts: list[tuple[int, NDArray[Any]]] = [
-        (layout.pointwise, _pointwise(problem, plan, layout, weights, order)),
-        (layout.bias, _bias(problem, layout, weights)),
-    ]
-    if not isinstance(problem, Dense):
+    parts: list[tuple[int, NDArray[Any]]] = []
+    if not isinstance(problem, (Dense, Mean)):
         parts.append((0, _depthwise(problem, plan, weights, order)))
+    if not isinstance(problem, Depthwise):
+        parts.append((layout.pointwise, _pointwise(problem, plan, layout, weights, order)))
+        parts.append((layout.bias, _bias(problem, layout, weights)))
     for start, part in parts:
         flat = part.reshape(-1).view(np.uint8)
         memory[start : start + flat.size] = flat

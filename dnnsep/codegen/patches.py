@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from dnnsep.codegen.bf16 import from_bf16, to_bf16
 from dnnsep.codegen.depthwise import Shape
-from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code
+from dnnsep.codegen.emit import F32, I16, I64, POINTER, Code
 from dnnsep.codegen.isa import Isa
 from dnnsep.codegen.plan import depth, row_stride, tile_is_bf16
 from dnnsep.problem import Problem
@@ -15,16 +16,17 @@ _WRITTEN_OUT = 4
 
 
 def emit_patches(
-    module: ir.Module, name: str, problem: Problem, isa: Isa, shape: Shape
+    module: ir.Module, name: str, problem: Problem, isa: Isa, shape: Shape, scaled: bool
 ) -> ir.Function:
-    """f(x, weights, tile, first, last), as ``emit_depthwise``'s; there are no weights."""
+    """f(x, scale, tile, first, last), otherwise as ``emit_depthwise``'s; ``scaled`` inputs are
+    multiplied by ``scale``, (C,)."""
     code = Code(module, name, [POINTER, POINTER, POINTER, I64, I64]).internal()
-    return _Patches(code, problem, isa, shape).emit()
+    return _Patches(code, problem, isa, shape, scaled).emit()
 
 
 class _Patches:
-    def __init__(self, code: Code, problem: Problem, isa: Isa, shape: Shape) -> None:
-        self.code, self.problem, self.shape = code, problem, shape
+    def __init__(self, code: Code, problem: Problem, isa: Isa, shape: Shape, scaled: bool) -> None:
+        self.code, self.problem, self.shape, self.scaled = code, problem, shape, scaled
         self.channels = problem.in_channels
         self.row = problem.kernel[1] * problem.in_channels  # elements of a kernel's row
         self.stride = row_stride(problem, isa)
@@ -79,6 +81,11 @@ class _Patches:
                 else I64(at * self.lanes)
             )
             value = self._load(code.at(source, elements, self.element), lanes)
+            if self.scaled:  # a run is all channels of a pixel
+                scale = self._load(code.at(code.arguments[1], elements, self.element), lanes)
+                value = self._times(value, scale)
+            if self.element is not self.tile_element:
+                value = from_bf16(code, value)
             code.store(value, code.at(target, elements, self.tile_element), lanes)
 
         if whole > _WRITTEN_OUT:
@@ -90,13 +97,15 @@ class _Patches:
             one(whole, rest)
 
     def _load(self, place: ir.Value, lanes: int | None) -> ir.Value:
+        return self.code.load(place, ir.VectorType(self.element, self.lanes), lanes)
+
+    def _times(self, value: ir.Value, scale: ir.Value) -> ir.Value:
+        """Of the input's dtype."""
         code = self.code
-        value = code.load(place, ir.VectorType(self.element, self.lanes), lanes)
-        if self.element is self.tile_element:
-            return value
-        words = ir.VectorType(I32, self.lanes)
-        bits = code.builder.shl(code.builder.zext(value, words), code.splat(16, words))
-        return code.builder.bitcast(bits, ir.VectorType(F32, self.lanes))
+        if self.problem.dtype == "f32":
+            return code.builder.fmul(value, scale)
+        product = code.builder.fmul(from_bf16(code, value), from_bf16(code, scale))
+        return to_bf16(code, product, by_instruction=False)
 
     def _zeros(self, place: ir.Value, start: int, stop: int) -> None:
         kind = ir.VectorType(self.tile_element, self.lanes)

@@ -78,6 +78,12 @@ class Places:
         pixel = b.add(b.mul(line, I64(problem.width)), column)
         return self.code.at(x, b.mul(pixel, I64(problem.in_channels)), self.element)
 
+    def of_image(self, values: ir.Value, row: ir.Value) -> ir.Value:
+        """The address of a row's image among (N, C) values."""
+        b = self.code.builder
+        image = b.sdiv(row, I64(self.out_height))
+        return self.code.at(values, b.mul(image, I64(self.problem.in_channels)), self.element)
+
     def new_input(self, x: ir.Value, piece: ir.Value, rows: int) -> ir.Value:
         """The address of the lowest so many input rows under a piece; they may not exist."""
         b = self.code.builder

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dnnsep.codegen.isa import Isa
-from dnnsep.dense import Dense
 from dnnsep.problem import Problem
+from dnnsep.single import Dense, Depthwise, Mean
 
 # Steps of the multiplication that its loop has written out; a step takes one channel of a tile's
 # row, or a pair of bf16.
@@ -81,6 +81,28 @@ def cut(
     return rows, pieces, rows[0].width, min(threads, pieces)
 
 
+def by_rows(problem: Problem, isa: Isa, threads: int) -> Plan:
+    """For a depthwise stage alone: no piece goes through rows. Of a mean a piece is a vector of
+    channels."""
+    rows, _, _, _ = cut(problem, isa, 1, 1)
+    pieces = problem.batch * problem.out_height * len(rows)
+    if isinstance(problem, Mean):
+        pieces = problem.batch * -(-problem.in_channels // isa.lanes)
+    return Plan(
+        isa,
+        rows,
+        pieces,
+        rows[0].width,
+        vectors=1,
+        tile=1,
+        pixel_parts=min(threads, pieces),
+        channel_parts=1,
+        streaming=False,
+        prefetch=False,
+        ahead=False,
+    )
+
+
 def first_pixel(problem: Problem, plan: Plan, piece: int) -> int:
     """Of a piece of short rows, among all."""
     return piece * problem.out_pixels // plan.pieces
@@ -138,6 +160,8 @@ def row_stride(problem: Problem, isa: Isa) -> int:
 
     A vector more than the depth where rows would all start at the same place of a cache's way.
     """
+    if isinstance(problem, Depthwise):  # the output takes the tile's place
+        return problem.out_channels
     size = tile_element_bytes(problem, isa)
     found = depth(problem, isa)
     return found + isa.lanes * 4 // size if found * size % 1024 == 0 else found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 from llvmlite import ir
@@ -10,16 +12,40 @@ from llvmlite import ir
 from dnnsep.codegen.depthwise import emit_depthwise, shape_of
 from dnnsep.codegen.emit import BYTE, F32, I16, I32, I64, POINTER, Code
 from dnnsep.codegen.matmul import emit_matmul
+from dnnsep.codegen.mean import emit_mean
 from dnnsep.codegen.pack import Layout
 from dnnsep.codegen.patches import emit_patches
 from dnnsep.codegen.places import Places
 from dnnsep.codegen.plan import Plan, row_stride, tile_bytes, tile_is_bf16
 from dnnsep.codegen.prefetch import ahead_for, prefetch_for
-from dnnsep.dense import Dense
 from dnnsep.problem import Problem
+from dnnsep.single import Dense, Depthwise, Mean
 
 # The pointers that the kernel's one argument points to.
-TASK_FIELDS = ("x", "y", "packed", "scratch", "thread_number", "thread_count", "residual")
+TASK_FIELDS = ("x", "y", "packed", "scratch", "thread_number", "thread_count", "residual", "scale")
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a kernel takes beside x: a ``residual``, like y, is added to the sums before the last
+    activation; a pointwise convolution's input is multiplied by a ``scale`` (N, C)."""
+
+    residual: bool = False
+    scale: bool = False
+
+    def check(self, problem: Problem) -> None:
+        """Raises ValueError where a kernel of the problem cannot take these."""
+        if self.residual and isinstance(problem, Depthwise):
+            raise ValueError("residual: a depthwise convolution takes none")
+        if self.scale and not can_be_scaled(problem):
+            raise ValueError("scale: only a pointwise convolution takes one")
+
+
+PLAIN = Extras()
+
+
+def can_be_scaled(problem: Problem) -> bool:
+    return isinstance(problem, Dense) and (problem.kernel, problem.stride) == ((1, 1), (1, 1))
 
 
 # Between the tiles of two threads: what the hardware fetches ahead of one must not be the other's,
@@ -32,25 +58,28 @@ def part_bytes(problem: Problem, plan: Plan) -> int:
     return -(-tile_bytes(problem, plan) // 4096) * 4096 + _GAP_BYTES
 
 
-def emit_separable(problem: Problem, plan: Plan, with_residual: bool = False) -> ir.Module:
+def emit_separable(problem: Problem, plan: Plan, extras: Extras = PLAIN) -> ir.Module:
     """A module with ``run(task)``, which a team of threads calls at once; any team does all parts.
 
-    ``task`` points to TASK_FIELDS; ``scratch`` has ``part_bytes`` for each part; ``residual``, like
-    ``y``, is added to the sums before the last activation.
+    ``task`` points to TASK_FIELDS; ``scratch`` has ``part_bytes`` for each part.
     """
+    extras.check(problem)
     module = ir.Module()
     module.triple = ""
-    part = _Part(module, problem, plan, with_residual).emit()
+    if isinstance(problem, Mean):
+        part = emit_mean(module, problem, plan)
+    else:
+        part = _Part(module, problem, plan, extras).emit()
     code = Code(module, "run", [POINTER])
     (task,), b = code.arguments, code.builder
-    x, y, packed, scratch, number, count, residual = (
+    x, y, packed, scratch, number, count, residual, scale = (
         code.load(code.at(task, i, POINTER), POINTER) for i in range(len(TASK_FIELDS))
     )
     mine, team = (b.sext(code.call_address(f, [], I32), I64) for f in (number, count))
 
     def one(at: ir.Value) -> None:
         tile = code.at(scratch, b.mul(at, I64(part_bytes(problem, plan))), BYTE)
-        b.call(part, [at, x, y, packed, tile, residual])
+        b.call(part, [at, x, y, packed, tile, residual, scale])
 
     code.for_each(mine, I64(plan.parts), one, step=team)
     if plan.streaming:  # such stores may come after whatever tells others of the result
@@ -60,24 +89,24 @@ def emit_separable(problem: Problem, plan: Plan, with_residual: bool = False) ->
 
 
 class _Part:
-    """f(part, x, y, packed, tile, residual): a range of pieces, tile by tile, times a range of
-    panels."""
+    """f(part, x, y, packed, tile, residual, scale): a range of pieces, tile by tile, times a range
+    of panels."""
 
-    def __init__(
-        self, module: ir.Module, problem: Problem, plan: Plan, with_residual: bool
-    ) -> None:
-        self.module, self.problem, self.plan = module, problem, plan
-        self.with_residual = with_residual
+    def __init__(self, module: ir.Module, problem: Problem, plan: Plan, extras: Extras) -> None:
+        self.module, self.problem, self.plan, self.extras = module, problem, plan, extras
         self.layout = Layout(problem, plan)
         self.tile_element = I16 if tile_is_bf16(problem, plan.isa) else F32
+        if isinstance(problem, Depthwise):  # the output takes the tile's place
+            self.tile_element = I16 if problem.dtype == "bf16" else F32
         self.stride = row_stride(problem, plan.isa)
         panels = max(1, self.layout.panels // plan.channel_parts)
         self.prefetch = prefetch_for(problem, plan, panels)
         self.ahead = ahead_for(plan, self.layout.panel_bytes)
-        self.depthwise = self._depthwise_functions()
+        self.first_stage = self._first_stage_functions()
         self.matmuls: dict[tuple[int, int], ir.Function] = {}
-        self.code = Code(module, "part", [I64, *[POINTER] * 5]).internal()
-        self.part, self.x, self.y, self.packed, self.tile, self.residual = self.code.arguments
+        self.code = Code(module, "part", [I64, *[POINTER] * 6]).internal()
+        self.part, *pointers = self.code.arguments
+        self.x, self.y, self.packed, self.tile, self.residual, self.scale = pointers
         self.places = Places(self.code, problem, plan)
 
     def emit(self) -> ir.Function:
@@ -89,7 +118,10 @@ class _Part:
 
         def one_tile(at: ir.Value) -> None:
             stop = code.least(b.add(at, I64(plan.tile)), last)
-            self._multiply(at, stop, panels, self._depthwise(at, stop))
+            if isinstance(self.problem, Depthwise):
+                self._first_stage(at, stop, self.places.output(self.y, at, I64(0)))
+            else:
+                self._multiply(at, stop, panels, self._first_stage(at, stop, self.tile))
 
         code.for_each(first, last, one_tile, step=plan.tile)
         return code.end()
@@ -102,19 +134,24 @@ class _Part:
         )
         return start, stop
 
-    def _depthwise(self, first: ir.Value, last: ir.Value) -> Callable[[ir.Value], ir.Value]:
+    def _first_stage(
+        self, first: ir.Value, last: ir.Value, tile: ir.Value
+    ) -> Callable[[ir.Value], ir.Value]:
         """Fill the tile for the pieces [first, last); gives where in it a piece is."""
         code, b = self.code, self.code.builder
 
         def slot(number: ir.Value, pixels: int) -> ir.Value:
             elements = b.mul(number, I64(pixels * self.stride))
-            return code.at(self.tile, elements, self.tile_element)
+            return code.at(tile, elements, self.tile_element)
 
         def one_row(row: ir.Value, place: ir.Value, slot: ir.Value) -> None:
             above = self.places.above(row)
             source = self.places.input(self.x, row, above, place)
-            arguments = [source, self.packed, slot, *self.places.kernel_rows(above)]
-            self._choose(place, self.depthwise, arguments)
+            weights = self.packed
+            if self.extras.scale:
+                weights = self.places.of_image(self.scale, row)
+            arguments = [source, weights, slot, *self.places.kernel_rows(above)]
+            self._choose(place, self.first_stage, arguments)
 
         if self.plan.short_rows:
             width = self.places.out_width
@@ -152,7 +189,7 @@ class _Part:
             def one(piece: ir.Value) -> None:
                 target = self.places.output(self.y, piece, channel)
                 added = target
-                if self.with_residual:
+                if self.extras.residual:
                     added = self.places.output(self.residual, piece, channel)
                 in_next_tile = b.add(piece, b.sub(last, first))
                 fetched = self._fetched(in_next_tile, b.sub(panel, panels[0]))
@@ -187,10 +224,12 @@ class _Part:
         start = self.code.at(weights, self.layout.panel_bytes, BYTE)
         return self.code.at(start, self.code.builder.mul(number, I64(self.ahead.share)), BYTE)
 
-    def _depthwise_functions(self) -> list[tuple[int, ir.Function]]:
+    def _first_stage_functions(self) -> list[tuple[int, ir.Function]]:
         """(end, function): pieces of a row before ``end`` run the function, in order."""
         shapes = [shape_of(self.problem, row) for row in self.plan.rows]
-        emit = emit_patches if isinstance(self.problem, Dense) else emit_depthwise
+        emit = emit_depthwise
+        if isinstance(self.problem, Dense):
+            emit = partial(emit_patches, scaled=self.extras.scale)
         functions = {
             shape: emit(self.module, f"depthwise_{number}", self.problem, self.plan.isa, shape)
             for number, shape in enumerate(dict.fromkeys(shapes))
@@ -213,7 +252,7 @@ class _Part:
                 channels,
                 self.prefetch,
                 self.ahead,
-                self.with_residual,
+                self.extras.residual,
             )
         return self.matmuls[key]
 

@@ -1,4 +1,4 @@
-"""Packed layers that follow each other become one chain.
+"""Packed layers that feed each other become one chain.
 
 Imports torch: import it from inside functions.
 """
@@ -9,17 +9,21 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from dnnsep.chain import PackedChain, can_be_linked
+from dnnsep.backends.fused_chain import INPUT
+from dnnsep.chain import PackedChain, Sources, can_be_linked
 
 
 def link_chains(traced: fx.GraphModule) -> None:
-    """Put a PackedChain in the place of layers whose results only the next ones see."""
+    """Put a PackedChain in the place of layers of whose results only the last one's is seen
+    outside."""
     for nodes in list(_chains(traced)):
         source = nodes[0].args[0]
-        places = {node: number for number, node in enumerate(nodes)} | {source: -1}
-        residuals = [places[node.args[1]] if len(node.args) > 1 else None for node in nodes]
+        assert isinstance(source, fx.Node)
+        number: dict[object, int | None] = {None: None, source: INPUT}
+        number |= {node: place for place, node in enumerate(nodes)}
         layers = [traced.get_submodule(str(node.target)) for node in nodes]
-        chain = PackedChain(layers, residuals)  # type: ignore[arg-type]
+        sources = [Sources(*(number[value] for value in _inputs(node))) for node in nodes]  # type: ignore[arg-type]
+        chain = PackedChain(layers, sources)  # type: ignore[arg-type]
         name = str(nodes[0].target)
         with traced.graph.inserting_after(nodes[-1]):
             new = traced.graph.call_module(name, (source,))
@@ -31,40 +35,38 @@ def link_chains(traced: fx.GraphModule) -> None:
 
 
 def _chains(traced: fx.GraphModule) -> Iterator[list[fx.Node]]:
+    nodes = [node for node in traced.graph.nodes if _is_link(traced, node)]
     taken: set[fx.Node] = set()
-    for node in traced.graph.nodes:
-        if node in taken or not _is_link(traced, node) or not _inside(node, []):
+    for place, node in enumerate(nodes):
+        if node in taken or not _reads_only(node, {node.args[0]}):
             continue
         chain = [node]
-        while (following := _next(traced, chain)) is not None:
-            chain.append(following)
-        while (end := _seen_outside(chain)) is not None:
-            chain = chain[: end + 1]
+        for other in nodes[place + 1 :]:
+            if other not in taken and _reads_only(other, {node.args[0], *chain}):
+                chain.append(other)
+        while not _closed(chain):
+            chain.pop()
         if len(chain) > 1:
             taken.update(chain)
             yield chain
 
 
-def _seen_outside(chain: list[fx.Node]) -> int | None:
-    """The first link but the last whose result others need too."""
-    return next((i for i, link in enumerate(chain[:-1]) if not set(link.users) <= set(chain)), None)
+def _reads_only(node: fx.Node, known: set[object]) -> bool:
+    return {value for value in _inputs(node) if value is not None} <= known
 
 
-def _next(traced: fx.GraphModule, chain: list[fx.Node]) -> fx.Node | None:
-    """The one layer that goes on from the end of a chain."""
-    last = chain[-1]
-    found = [u for u in last.users if _is_link(traced, u) and u.args[0] is last]
-    return found[0] if len(found) == 1 and _inside(found[0], chain) else None
+def _closed(chain: list[fx.Node]) -> bool:
+    """Whether only the last result is seen outside."""
+    return all(set(node.users) <= set(chain) for node in chain[:-1])
 
 
-def _inside(node: fx.Node, chain: list[fx.Node]) -> bool:
-    """Whether a layer's residual, if it has one, is a result of the chain or its input."""
-    start = chain[0].args[0] if chain else node.args[0]
-    return len(node.args) == 1 or node.args[1] in chain or node.args[1] is start
+def _inputs(node: fx.Node) -> tuple[object, ...]:
+    """A layer's x, residual and scale."""
+    return (*node.args, None, None)[:3]
 
 
 def _is_link(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_module" or not node.args or node.kwargs:
         return False
     layer: nn.Module = traced.get_submodule(str(node.target))
-    return can_be_linked(layer, len(node.args) > 1)
+    return can_be_linked(layer, with_residual=_inputs(node)[1] is not None)

@@ -9,6 +9,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -18,12 +19,15 @@ from torch.nn.utils import parametrize
 
 from dnnsep.backends.executor import TORCH_DTYPES
 from dnnsep.packed import is_pointwise
+from dnnsep.problem import ACTIVATIONS
 
 _MODULES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
     nn.ReLU6: "relu6",
     nn.SiLU: "silu",
     nn.Hardswish: "hardswish",
+    nn.Sigmoid: "sigmoid",
+    nn.Hardsigmoid: "hardsigmoid",
     nn.Identity: "none",
 }
 _FUNCTIONS: dict[Any, str] = {
@@ -33,8 +37,12 @@ _FUNCTIONS: dict[Any, str] = {
     F.relu6: "relu6",
     F.silu: "silu",
     F.hardswish: "hardswish",
+    F.hardsigmoid: "hardsigmoid",
+    torch.sigmoid: "sigmoid",
 }
-_METHODS = {"relu": "relu", "relu_": "relu"}
+_METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
+_GATES = ("sigmoid", "hardsigmoid")  # activations that only an ordinary convolution has
+_PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 _MEANS = ("mean", torch.mean)
 _RESHAPES = ("flatten", "view", "reshape", torch.flatten, torch.reshape)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -42,18 +50,22 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 @dataclass
 class Chain:
-    """A convolution or linear layer and what follows it on its only path, in order; ``nodes`` are
-    all of these, and before a linear layer maybe the mean over all pixels that it is of.
+    """A convolution or linear layer with what belongs to it on its only path; ``nodes`` are all of
+    these, in order.
 
-    ``residual`` is what is added before the activation.
+    ``x`` is their input; ``pooled``: of which they take the mean over all pixels first. ``scale``
+    is what x is multiplied by, ``residual`` what is added before the activation.
     """
 
     nodes: list[fx.Node]
     layer: nn.Conv2d | nn.Linear
     layer_node: fx.Node
+    x: fx.Node
     norm: nn.BatchNorm2d | None = None
     activation: str = "none"
     residual: fx.Node | None = None
+    scale: fx.Node | None = None
+    pooled: bool = False
 
     @property
     def last(self) -> fx.Node:
@@ -116,14 +128,17 @@ class _Finder:
             if obstacle:
                 found.left.append((node, obstacle))
                 continue
-            chain = self._with_residual(self._chain(node))
+            chain = self._with_residual(self._chain(node, _GATES))
+            if is_pointwise(chain.layer):
+                self._take_mean(chain)
+                self._take_scale(chain)
             taken.update(chain.nodes)
             depthwise = _is_depthwise(chain.layer)
             found.single.append((chain, self._why_not(chain) if depthwise else ""))
         for node in self._nodes:
             if self._is_linear(node):
                 chain = self._chain(node)
-                chain.nodes = [*self._mean_before(node), *chain.nodes]
+                self._take_mean(chain)
                 found.linear.append(chain)
         return found
 
@@ -176,20 +191,35 @@ class _Finder:
             and len(_shape(node.args[0])) == 2
         )
 
-    def _mean_before(self, node: fx.Node) -> list[fx.Node]:
-        """What makes the (N, C) that a linear layer is on from (N, C, H, W), if that is their mean
-        over all pixels."""
+    def _take_mean(self, chain: Chain) -> None:
+        """What makes the layer's (N, C) or (N, C, 1, 1) from (N, C, H, W), if that is the mean over
+        all pixels."""
         nodes: list[fx.Node] = []
-        before = node.args[0]
-        while isinstance(before, fx.Node) and len(before.users) == 1 and before.args:
-            shape = _shape(before.args[0])
-            if not self._only_reshapes(before) and not self._is_mean(before):
+        x = chain.x
+        while len(x.users) == 1 and x.args and isinstance(x.args[0], fx.Node):
+            mean = self._is_mean(x)
+            if not mean and not self._only_reshapes(x):
                 break
-            nodes.insert(0, before)
-            if self._is_mean(before):
-                return nodes if len(shape) == 4 else []
-            before = before.args[0]
-        return []
+            nodes.insert(0, x)
+            x = x.args[0]
+            if mean:
+                break
+        if nodes and len(_shape(x)) == 4:
+            chain.nodes, chain.x, chain.pooled = [*nodes, *chain.nodes], x, True
+
+    def _take_scale(self, chain: Chain) -> None:
+        """The product that is the layer's input, if that is of (N, C, H, W) and (N, C, 1, 1)."""
+        node = chain.x
+        if chain.pooled or len(node.users) > 1 or node.target not in _PRODUCTS or node.kwargs:
+            return
+        factors = [value for value in node.args if isinstance(value, fx.Node)]
+        if len(factors) != 2:
+            return
+        x, scale = sorted(factors, key=lambda value: -prod(_shape(value)))
+        (n, c, *_), of_scale = _shape(node), _shape(scale)
+        if _shape(x) == _shape(node) != of_scale == (n, c, 1, 1) and _dtype(x) == _dtype(scale):
+            chain.nodes.insert(0, node)
+            chain.x, chain.scale = x, scale
 
     def _only_reshapes(self, node: fx.Node) -> bool:
         """Whether it gives (N, C) for (N, C, 1, 1)."""
@@ -237,14 +267,16 @@ class _Finder:
             return "called in an unusual way"
         return ""
 
-    def _chain(self, node: fx.Node) -> Chain:
+    def _chain(self, node: fx.Node, more_activations: tuple[str, ...] = ()) -> Chain:
         layer = self._modules[str(node.target)]
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        chain = Chain([node], layer, node)
+        x = node.args[0]
+        assert isinstance(x, fx.Node)
+        chain = Chain([node], layer, node, x)
         following = _only_user(node)
         if following is not None and self._take_norm(chain, following):
             following = _only_user(chain.last)
-        self._take_activation(chain, following)
+        self._take_activation(chain, following, more_activations)
         return chain
 
     def _take_norm(self, chain: Chain, node: fx.Node) -> bool:
@@ -271,9 +303,13 @@ class _Finder:
         chain.nodes.append(node)
         return True
 
-    def _take_activation(self, chain: Chain, node: fx.Node | None) -> None:
+    def _take_activation(
+        self, chain: Chain, node: fx.Node | None, more_activations: tuple[str, ...] = ()
+    ) -> None:
         activation = self._activation(node) if node is not None else None
-        if node is not None and activation is not None and chain.activation == "none":
+        if node is None or chain.activation != "none":
+            return
+        if activation in (*ACTIVATIONS, *more_activations):
             chain.activation = activation
             chain.nodes.append(node)
 

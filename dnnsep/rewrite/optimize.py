@@ -167,9 +167,17 @@ class _Rewriter:
 
         now: dict[fx.Node, fx.Node] = {}  # what stands for the last node of a chain
 
-        def swap(layer: nn.Module, nodes: list[fx.Node], residual: fx.Node | None) -> None:
-            added = () if residual is None else (now.get(residual, residual),)
-            now[nodes[-1]] = _swap(traced, layer, nodes, added)
+        def swap(layer: nn.Module, chain: Chain, last: Chain | None = None) -> None:
+            """In the place of a chain, or of two that follow each other."""
+            inputs = (chain.x, (last or chain).residual, chain.scale)
+            nodes = [*chain.nodes, *(last.nodes if last else ())]
+            now[nodes[-1]] = _swap(
+                traced,
+                layer,
+                str(chain.layer_node.target),
+                nodes,
+                tuple(None if node is None else now.get(node, node) for node in inputs),
+            )
 
         def names(*chains: Chain) -> tuple[str, ...]:
             return tuple(prefix + name for chain in chains for name in chain.names)
@@ -192,23 +200,22 @@ class _Rewriter:
                 self._backend,
             )
             problem = _problem(layer, node)
-            swap(layer, [*first.nodes, *second.nodes], second.residual)
+            swap(layer, first, second)
             entries[node] = Entry(names(first, second), "separable", flops, problem=problem)
         for chain, reason in found.single:
-            node, flops = chain.nodes[0], _flops(chain.layer, chain.nodes[0])
-            if not self._wanted(names(chain)[0]):
+            node, flops = chain.layer_node, _flops(chain.layer, chain.layer_node)
+            if not self._wanted(str(node.target)):
                 entries[node] = Entry(names(chain), "left", flops, "filtered out")
                 continue
             convolution = folded(cast("nn.Conv2d", chain.layer), chain.norm)
-            packed = PackedConv2d(convolution, chain.activation, self._backend)
-            swap(packed, chain.nodes, chain.residual)
+            packed = PackedConv2d(convolution, chain.activation, self._backend, chain.pooled)
+            swap(packed, chain)
             entries[node] = Entry(names(chain), "convolution", flops, reason)
         for chain in found.linear if self._backend in FUSED_NAMES else ():
             node, flops = chain.layer_node, _flops(chain.layer, chain.layer_node)
             if self._wanted(str(node.target)):
                 linear = cast("nn.Linear", chain.layer)
-                pooled = chain.nodes[0] is not node
-                swap(PackedLinear(linear, chain.activation, pooled), chain.nodes, None)
+                swap(PackedLinear(linear, chain.activation, chain.pooled), chain)
                 entries[node] = Entry(names(chain), "linear", flops)
         if self._backend in FUSED_NAMES:
             link_chains(traced)
@@ -266,13 +273,18 @@ def _drop_identities(traced: fx.GraphModule) -> None:
 
 
 def _swap(
-    traced: fx.GraphModule, layer: nn.Module, nodes: list[fx.Node], more: tuple[fx.Node, ...]
+    traced: fx.GraphModule,
+    layer: nn.Module,
+    name: str,
+    nodes: list[fx.Node],
+    inputs: tuple[fx.Node | None, ...],
 ) -> fx.Node:
-    """Put a layer in the place of nodes that follow each other; it gets the first one's input."""
-    first, last = nodes[0], nodes[-1]
-    name = next(str(node.target) for node in nodes if node.op == "call_module")
+    """Put a layer, on some inputs, in the place of nodes that follow each other."""
+    last = nodes[-1]
+    while inputs[-1] is None:
+        inputs = inputs[:-1]
     with traced.graph.inserting_after(last):
-        new = traced.graph.call_module(name, (first.args[0], *more))
+        new = traced.graph.call_module(name, inputs)
     new.meta = dict(last.meta)
     last.replace_all_uses_with(new)
     for node in reversed(nodes):
