@@ -17,8 +17,8 @@ from dnnsep.packed import (
     Ready,
     Tensors,
     chained,
-    flat,
     is_depthwise,
+    rows_of,
 )
 
 
@@ -42,6 +42,15 @@ def can_be_linked(layer: nn.Module, with_residual: bool) -> bool:
     if is_depthwise(layer.convolution):
         return not with_residual
     return layer.convolution.groups == 1
+
+
+def takes_rows(layer: nn.Module) -> bool:
+    """Whether a layer's input is (..., C) and not (N, C, H, W)."""
+    return isinstance(layer, PackedLinear) and not layer.pooled
+
+
+def gives_rows(layer: nn.Module) -> bool:
+    return isinstance(layer, PackedLinear)
 
 
 class PackedChain(PackedLayer):
@@ -76,15 +85,20 @@ class PackedChain(PackedLayer):
             named = {k: ends[v] for k, v in sources._asdict().items() if v is not None}
             steps += chained(parts, len(steps), **named)
             ends[number] = len(steps) - 1
-            like = torch.empty(parts[-1].problem.output_shape, dtype=x.dtype, device="meta")
-            likes[number] = like.flatten(1) if isinstance(layer, PackedLinear) else like
+            shape = torch.Size(parts[-1].problem.output_shape)
+            if isinstance(layer, PackedLinear):
+                shape = layer.result_shape(likes[sources.x])
+            likes[number] = torch.empty(shape, dtype=x.dtype, device="meta")
         run = FusedChain(steps).run
 
         def chain(x: Tensor, _: Tensor | None) -> Tensor:
             return run(x.contiguous(memory_format=torch.channels_last))
 
-        what = Ready(x.shape, chain, f"{len(likes) - 1} layers by {steps[0].executor.impls[0]}")
-        return flat(what) if likes[number].dim() == 2 else what
+        links = self._links()
+        made = Ready(x.shape, chain, f"{len(links)} layers by {steps[0].executor.impls[0]}")
+        if not gives_rows(links[-1]):
+            return made
+        return rows_of(made, likes[number].shape, takes_rows(links[0]))
 
     def _links(self) -> list[PackedLayer]:
         return list(self.layers)  # type: ignore[arg-type]

@@ -178,9 +178,9 @@ class PackedConv2d(PackedLayer):
 
 
 class PackedLinear(PackedLayer):
-    """A linear layer on (N, C) and an activation, by the fused kernel where that is there.
+    """A linear layer on (..., C) and an activation, by the fused kernel where that is there.
 
-    ``pooled``: it takes (N, C, H, W), averaged over its pixels first.
+    ``pooled``: it takes (N, C, H, W), averaged over its pixels first, and gives (N, OC).
     """
 
     def __init__(self, linear: nn.Linear, activation: str = "none", pooled: bool = False) -> None:
@@ -201,15 +201,20 @@ class PackedLinear(PackedLayer):
         parts = self.parts(x)
         if parts is None or with_residual:
             return Ready(x.shape, self.plain, "torch")
-        return flat(fused(x.shape, parts, with_residual))
+        images = fused(x.shape, parts, with_residual)
+        return rows_of(images, self.result_shape(x), takes_rows=not self.pooled)
 
     def parts(self, x: Tensor) -> list[Part] | None:
-        if x.dim() != (4 if self.pooled else 2):
+        if x.dim() < 2 or (self.pooled and x.dim() != 4):
             return None
         weight, bias = weight_and_bias(self.linear)
         geometry = Geometry((1, 1), (0, 0, 0, 0), (1, 1), ("none", self.activation))
-        images = x if self.pooled else x[:, :, None, None]
+        images = x if self.pooled else as_pixels(x)
         return dense_parts(images, weight[:, :, None, None], bias, geometry, self.pooled)
+
+    def result_shape(self, x: Tensor) -> torch.Size:
+        rows = x.shape[:1] if self.pooled else x.shape[:-1]
+        return torch.Size((*rows, self.linear.out_features))
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, pooled={self.pooled}"
@@ -296,14 +301,19 @@ def chained(
     ]
 
 
-def flat(ready: Ready) -> Ready:
-    """With (N, OC) as the result, for the result's one pixel; an input (N, C) is taken as one."""
+def rows_of(images: Ready, shape: torch.Size, takes_rows: bool) -> Ready:
+    """With a result (..., OC) of a shape, and maybe an input (..., C)."""
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
-        images = x if x.dim() == 4 else x.contiguous()[:, :, None, None]
-        return ready.run(images, residual).flatten(1)
+        y = images.run(as_pixels(x) if takes_rows else x, residual)
+        return y.permute(0, 2, 3, 1).reshape(shape)
 
-    return ready._replace(run=run)
+    return images._replace(run=run)
+
+
+def as_pixels(x: Tensor) -> Tensor:
+    """(..., C) as the channels-last (1, C, 1, rows) that it is in memory."""
+    return x.contiguous().view(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def ready(executor: Executor) -> Ready:

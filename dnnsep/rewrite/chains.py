@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from torch import fx, nn
 
 from dnnsep.backends.fused_chain import INPUT
-from dnnsep.chain import PackedChain, Sources, can_be_linked
+from dnnsep.chain import PackedChain, Sources, can_be_linked, gives_rows, takes_rows
 
 
 def link_chains(traced: fx.GraphModule) -> None:
@@ -36,23 +36,29 @@ def link_chains(traced: fx.GraphModule) -> None:
 
 def _chains(traced: fx.GraphModule) -> Iterator[list[fx.Node]]:
     nodes = [node for node in traced.graph.nodes if _is_link(traced, node)]
+    layers = {node: traced.get_submodule(str(node.target)) for node in nodes}
+
+    def fits(node: fx.Node, chain: list[fx.Node]) -> bool:
+        """Whether a layer reads only the chain's input and results, as what they are."""
+        source = chain[0].args[0]
+        rows: dict[object, bool] = {link: gives_rows(layers[link]) for link in chain}
+        rows[source] = takes_rows(layers[chain[0]])
+        inputs = [value for value in _inputs(node) if value is not None]
+        return all(rows.get(value) == takes_rows(layers[node]) for value in inputs)
+
     taken: set[fx.Node] = set()
     for place, node in enumerate(nodes):
-        if node in taken or not _reads_only(node, {node.args[0]}):
+        if node in taken or not fits(node, [node]):
             continue
         chain = [node]
         for other in nodes[place + 1 :]:
-            if other not in taken and _reads_only(other, {node.args[0], *chain}):
+            if other not in taken and fits(other, chain):
                 chain.append(other)
         while not _closed(chain):
             chain.pop()
         if len(chain) > 1:
             taken.update(chain)
             yield chain
-
-
-def _reads_only(node: fx.Node, known: set[object]) -> bool:
-    return {value for value in _inputs(node) if value is not None} <= known
 
 
 def _closed(chain: list[fx.Node]) -> bool:

@@ -138,7 +138,8 @@ class _Finder:
         for node in self._nodes:
             if self._is_linear(node):
                 chain = self._chain(node)
-                self._take_mean(chain)
+                if len(_shape(node.args[0])) == 2:
+                    self._take_mean(chain)
                 found.linear.append(chain)
         return found
 
@@ -180,7 +181,7 @@ class _Finder:
         return node.op == "call_module" and is_pointwise(self._modules[str(node.target)])
 
     def _is_linear(self, node: fx.Node) -> bool:
-        """Whether it is a linear layer on (N, C) that nothing else needs."""
+        """Whether it is a linear layer on (..., C) that nothing else needs."""
         if node.op != "call_module" or self._seen_by_others(node):
             return False
         layer = self._modules[str(node.target)]
@@ -188,7 +189,7 @@ class _Finder:
             type(layer) is nn.Linear
             and not has_hooks(layer)
             and layer.weight.dtype in TORCH_DTYPES.values()
-            and len(_shape(node.args[0])) == 2
+            and len(_shape(node.args[0])) >= 2
         )
 
     def _take_mean(self, chain: Chain) -> None:
@@ -274,7 +275,8 @@ class _Finder:
         assert isinstance(x, fx.Node)
         chain = Chain([node], layer, node, x)
         following = _only_user(node)
-        if following is not None and self._take_norm(chain, following):
+        of_images = isinstance(layer, nn.Conv2d)
+        if of_images and following is not None and self._take_norm(chain, following):
             following = _only_user(chain.last)
         self._take_activation(chain, following, more_activations)
         return chain

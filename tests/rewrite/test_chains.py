@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dnnsep
 from dnnsep.chain import PackedChain
 from dnnsep.rewrite.optimize import report_of
-from tests.rewrite.test_optimize import Block, _depthwise, _settled, _x
+from tests.rewrite.test_optimize import Block, SqueezeExcite, _depthwise, _settled, _x
 
 
 class Bottleneck(nn.Module):
@@ -144,6 +144,54 @@ def test_what_others_need_ends_a_chain() -> None:
     with torch.no_grad():
         for a, b in zip(optimized(_x()), model(_x()), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+class OnRows(nn.Module):
+    """Linear layers on the last of four dimensions, between convolutions on the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.mlp = nn.Sequential(nn.Linear(9, 20), nn.GELU(), nn.Linear(20, 9))
+        self.end = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 3, 1), nn.Hardsigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.end(self.after(self.mlp(self.before(x)).relu() + x))
+        return y
+
+
+def test_images_and_rows_are_not_mixed() -> None:
+    model, x = OnRows().eval(), _x()
+    optimized = dnnsep.optimize(model, x)
+    lengths = [len(m.layers) for m in optimized.modules() if isinstance(m, PackedChain)]
+    assert lengths == [2, 2]
+    with torch.no_grad():
+        for other in (x, x.contiguous(memory_format=torch.channels_last), x[:1]):
+            torch.testing.assert_close(optimized(other), model(other), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_squeeze_and_excitation_is_a_part_of_the_chain(dtype: torch.dtype) -> None:
+    model, x = _settled(nn.Sequential(Block(SqueezeExcite()), Block(SqueezeExcite()))), _x()
+    optimized = dnnsep.optimize(model, x, dtype=dtype)
+    (chain,) = (m for m in optimized.modules() if isinstance(m, PackedChain))
+    # Expansion, depthwise, means and reduction, gate, projection: twice.
+    assert [tuple(sources) for sources in chain.sources] == [
+        (-1, None, None),
+        (0, None, None),
+        (1, None, None),
+        (2, None, None),
+        (1, -1, 3),
+        (4, None, None),
+        (5, None, None),
+        (6, None, None),
+        (7, None, None),
+        (6, 4, 8),
+    ]
+    with torch.no_grad():
+        for other in (x, x[:1], torch.randn(3, 8, 5, 4)):
+            tolerance = 1e-4 if dtype is torch.float32 else 0.1
+            torch.testing.assert_close(optimized(other), model(other), rtol=0.0, atol=tolerance)
 
 
 def test_what_cannot_be_linked() -> None:
