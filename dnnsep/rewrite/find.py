@@ -186,7 +186,7 @@ class _Finder:
             return False
         layer = self._modules[str(node.target)]
         return (
-            type(layer) is nn.Linear
+            _is_plain_linear(layer)
             and not has_hooks(layer)
             and layer.weight.dtype in TORCH_DTYPES.values()
             and len(_shape(node.args[0])) >= 2
@@ -366,6 +366,13 @@ def why_not_packed(layer: nn.Conv2d) -> str:
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody watches or changes the module's calls."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _is_plain_linear(layer: nn.Module) -> bool:
+    """timm's only differs while it is scripted."""
+    kind = type(layer)
+    timm = issubclass(kind, nn.Linear) and kind.__module__ == "timm.layers.linear"
+    return kind is nn.Linear or timm
 
 
 def _is_depthwise(layer: nn.Module) -> bool:

@@ -232,7 +232,7 @@ class UntraceableError(Exception):
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
-            isinstance(m, (nn.Conv2d, nn.BatchNorm2d))
+            isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d))
             or has_hooks(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
@@ -264,12 +264,18 @@ def _trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
 def _drop_identities(traced: fx.GraphModule) -> None:
     """Take out what does nothing in eval mode."""
     for node in list(traced.graph.nodes):
-        if node.op != "call_module":
-            continue
-        layer = traced.get_submodule(str(node.target))
-        if type(layer) in _IDENTITIES and not has_hooks(layer) and len(node.args) == 1:
+        if _is_identity(traced, node):
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
+
+
+def _is_identity(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module" and len(node.args) == 1:
+        layer = traced.get_submodule(str(node.target))
+        return type(layer) in _IDENTITIES and not has_hooks(layer)
+    # torchvision's, (x, p, mode, training).
+    name = getattr(node.target, "__name__", "")
+    return node.op == "call_function" and name == "stochastic_depth" and node.args[-1] is False
 
 
 def _swap(
