@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -113,17 +114,22 @@ def _bias(bias: Tensor | None, channels: int) -> Array:
     return array(torch.zeros(channels) if bias is None else bias)
 
 
+_VERSION_AND_DTYPE = attrgetter("_version", "dtype")
+_DTYPE = attrgetter("dtype")
+
+
 def state_of(tensors: tuple[Tensor | None, ...]) -> tuple[Hashable, ...]:
     """Differs when tensors were replaced or written to, as long as the earlier ones are kept.
 
     Writing through ``.data`` into the same memory is what torch itself does not count.
     """
-    return tuple(
-        None
-        if t is None
-        else (t.data_ptr(), t.stride(), 0 if t.is_inference() else t._version, t.dtype)
-        for t in tensors
-    )
+    # Mapped and not looped over: a model's call does this for a hundred tensors or more.
+    there = [t for t in tensors if t is not None]
+    places = (*map(Tensor.data_ptr, there), *map(Tensor.stride, there))
+    try:
+        return (*places, *map(_VERSION_AND_DTYPE, there))
+    except RuntimeError:  # tensors made in inference mode count no versions
+        return (*places, *map(_DTYPE, there))
 
 
 Made = TypeVar("Made")

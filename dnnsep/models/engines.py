@@ -26,12 +26,18 @@ def verdict(engine: str) -> Verdict:
 
 
 def _dnnsep(model: nn.Module, x: Tensor) -> Bound:
-    from dnnsep.rewrite.optimize import optimize, report_of
+    from collections import Counter
+
+    from dnnsep.rewrite.optimize import optimize, what_ran
 
     optimized = optimize(model, x)
-    report = report_of(optimized)
-    counts = [f"{report.count(kind)} {kind}" for kind in ("separable", "convolution", "linear")]
-    return partial(optimized, _channels_last(x)), [f"layers:{', '.join(counts)}"]
+    images = _channels_last(x)
+    optimized(images)
+    counts = Counter(what_ran(optimized))
+    return partial(optimized, images), [
+        f"layers:{what}" if count == 1 else f"layers:{count} x {what}"
+        for what, count in counts.items()
+    ]
 
 
 def _eager(model: nn.Module, x: Tensor) -> Bound:

@@ -20,7 +20,7 @@ from dnnsep.backends import get_backend
 from dnnsep.backends.executor import TORCH_DTYPES
 from dnnsep.layer import problem_of
 from dnnsep.module import SeparableConv2d
-from dnnsep.packed import FUSED_NAMES, PackedConv2d, PackedLinear, folded
+from dnnsep.packed import FUSED_NAMES, PackedConv2d, PackedLayer, PackedLinear, folded
 from dnnsep.problem import Problem
 from dnnsep.rewrite.chains import link_chains
 from dnnsep.rewrite.find import Chain, find, has_hooks, why_not_packed
@@ -87,6 +87,17 @@ def optimize(
 def report_of(model: nn.Module) -> Report:
     """What ``optimize`` did to the model that it returned."""
     return cast("Report", model.dnnsep_report)
+
+
+def what_ran(model: nn.Module) -> list[str]:
+    """By which kernels each packed layer or chain of the optimized model has run."""
+    found: list[str] = []
+    inside: set[nn.Module] = set()
+    for layer in model.modules():
+        if isinstance(layer, PackedLayer) and layer not in inside:
+            found += layer.runs_on.values()
+            inside.update(layer.modules())
+    return found
 
 
 class Converted(nn.Module):
