@@ -30,6 +30,11 @@ class Sources(NamedTuple):
     residual: int | None = None
     scale: int | None = None
 
+    def named(self) -> dict[str, int]:
+        """Those that there are."""
+        names = ("x", "residual", "scale")
+        return {name: n for name, n in zip(names, self, strict=True) if n is not None}
+
 
 def can_be_linked(layer: nn.Module, with_residual: bool) -> bool:
     """Whether a layer may run as a part of a chain."""
@@ -72,7 +77,7 @@ class PackedChain(PackedLayer):
         assert residual is None
         results = {INPUT: x}
         for number, (layer, sources) in enumerate(zip(self.layers, self.sources, strict=True)):
-            named = {k: results[v] for k, v in sources._asdict().items() if v is not None}
+            named = {k: results[v] for k, v in sources.named().items()}
             results[number] = layer(**named)
         return results[number]
 
@@ -99,7 +104,7 @@ class PackedChain(PackedLayer):
             parts = layer.parts(likes[sources.x])
             if parts is None:
                 return Ready(x.shape, self.plain, "layer by layer")
-            named = {k: ends[v] for k, v in sources._asdict().items() if v is not None}
+            named = {k: ends[v] for k, v in sources.named().items()}
             steps += chained(parts, len(steps), **named)
             ends[number] = len(steps) - 1
             shape = torch.Size(parts[-1].problem.output_shape)

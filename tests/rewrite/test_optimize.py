@@ -367,7 +367,8 @@ def test_one_model_called_from_many_threads() -> None:
 
 @pytest.mark.slow
 def test_compiled_and_exported() -> None:
-    optimized, x = dnnsep.optimize(_settled(nn.Sequential(Block(), Block())), _x()), _x()
+    model, x = _settled(nn.Sequential(Block(), Block(), Block(SqueezeExcite()))), _x()
+    optimized = dnnsep.optimize(model, x)
     with torch.no_grad():
         expected = optimized(x)
         compiled = torch.compile(optimized, fullgraph=True)
