@@ -13,7 +13,7 @@ from dnnsep.weights import BatchNorm, Weights, fold_batchnorm
 if TYPE_CHECKING:
     from dnnsep.functional import separable_conv2d
     from dnnsep.module import SeparableConv2d
-    from dnnsep.rewrite.optimize import optimize
+    from dnnsep.rewrite.optimize import optimize, what_ran
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "get_backend",
     "optimize",
     "separable_conv2d",
+    "what_ran",
 ]
 
 # These import torch, so only when they are asked for.
@@ -36,6 +37,7 @@ _FOR_TORCH = {
     "SeparableConv2d": "dnnsep.module",
     "optimize": "dnnsep.rewrite.optimize",
     "separable_conv2d": "dnnsep.functional",
+    "what_ran": "dnnsep.rewrite.optimize",
 }
 
 

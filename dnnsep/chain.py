@@ -9,17 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dnnsep.backends.fused_chain import INPUT, FusedChain, Step
+from dnnsep.convolution import is_depthwise
 from dnnsep.module import SeparableConv2d
-from dnnsep.packed import (
-    PackedConv2d,
-    PackedLayer,
-    PackedLinear,
-    Ready,
-    Tensors,
-    chained,
-    is_depthwise,
-    rows_of,
-)
+from dnnsep.packed import PackedConv2d, PackedLayer, PackedLinear, Ready, Tensors, rows_of
+from dnnsep.parts import chained
 
 
 class Sources(NamedTuple):

@@ -14,19 +14,11 @@ from torch import Tensor, nn
 from dnnsep.backends import get_backend
 from dnnsep.backends.auto import AutoBackend
 from dnnsep.backends.fused import FusedBackend
+from dnnsep.convolution import folded, padding_of, pair, weight_and_bias
 from dnnsep.layer import Geometry, Parameters, plain, prepare, problem_of, weights_of
 from dnnsep.operator import separable_conv2d
-from dnnsep.packed import (
-    PackedLayer,
-    Part,
-    Ready,
-    folded,
-    fused,
-    padding_of,
-    pair,
-    ready,
-    weight_and_bias,
-)
+from dnnsep.packed import PackedLayer, Ready, fused, ready
+from dnnsep.parts import Part
 from dnnsep.problem import ACTIVATIONS
 
 Size = int | tuple[int, int]

@@ -5,40 +5,32 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from dnnsep.backends.base import Verdict
 from dnnsep.backends.executor import Executor
-from dnnsep.backends.fused import FusedBackend
-from dnnsep.backends.fused_chain import GIVEN, INPUT, FusedChain, Step
-from dnnsep.backends.fused_executor import FusedExecutor
-from dnnsep.backends.onednn import POST_OPS
-from dnnsep.backends.onednn_faults import grouped_verdict
+from dnnsep.backends.fused_chain import GIVEN, INPUT, FusedChain
+from dnnsep.convolution import (
+    is_depthwise,
+    onednn_convolution,
+    onednn_verdict,
+    padding_of,
+    pair,
+    weight_and_bias,
+)
 from dnnsep.layer import (
     ACTIVATE,
     DTYPES,
     Geometry,
     Packed,
-    Parameters,
-    array,
-    problem_of,
 )
-from dnnsep.problem import Pair, Problem
-from dnnsep.single import Dense, Depthwise, Mean
-from dnnsep.weights import Weights
+from dnnsep.parts import Part, chained, dense_parts, depthwise_parts
 
 # The backends that stand for the fused kernel where a layer is not a separable one.
 FUSED_NAMES = ("auto", "fused")
-
-_NONE = np.empty(0, np.float32)
 
 Self = TypeVar("Self", bound="PackedLayer")
 Tensors = tuple[Tensor | None, ...]
@@ -51,13 +43,6 @@ class Ready(NamedTuple):
     shape: torch.Size
     run: Callable[[Tensor, Tensor | None], Tensor]
     runs_on: str
-
-
-class Part(NamedTuple):
-    """What the fused kernel runs."""
-
-    problem: Problem
-    weights: Weights
 
 
 class PackedLayer(nn.Module):
@@ -220,57 +205,6 @@ class PackedLinear(PackedLayer):
         return f"activation={self.activation!r}, pooled={self.pooled}"
 
 
-def dense_parts(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, pooled: bool
-) -> list[Part] | None:
-    """A convolution's, (OC, C, kh, kw) weights, for inputs like x: (N, C, H, W), or for their mean
-    over all pixels."""
-    means = []
-    if pooled and x.shape[2:] != (1, 1):
-        batch, channels, height, width = x.shape
-        mean = Mean.over(batch, channels, height, width, DTYPES[x.dtype])
-        means.append(Part(mean, Weights(_NONE, None, _NONE, None)))
-        x = x[:, :, :1, :1]
-    rows = array(weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1))
-    none = np.empty((0, 1, *weight.shape[2:]), np.float32)
-    biases = (None, None) if bias is None else (np.empty(0, np.float32), array(bias))
-    try:
-        problem = Dense(**_sizes(x, weight, geometry), bias=bias is not None)
-    except ValueError:  # padded beyond the kernel's reach
-        return None
-    if not FusedBackend().supports(problem):
-        return None
-    return [*means, Part(problem, Weights(none, biases[0], rows, biases[1]))]
-
-
-def depthwise_parts(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
-) -> list[Part] | None:
-    """A depthwise convolution's, (C, 1, kh, kw) weights, for inputs like x: (N, C, H, W)."""
-    try:
-        problem = Depthwise(**_sizes(x, weight, geometry), bias=bias is not None)
-    except ValueError:  # padded beyond the kernel's reach, or another activation
-        return None
-    if not FusedBackend().supports(problem):
-        return None
-    none = np.empty(problem.pointwise_shape, np.float32)
-    biases = (None, None) if bias is None else (array(bias), np.empty(0, np.float32))
-    return [Part(problem, Weights(array(weight), biases[0], none, biases[1]))]
-
-
-def _sizes(x: Tensor, weight: Tensor, geometry: Geometry) -> dict[str, Any]:
-    return {
-        "batch": x.shape[0],
-        "in_channels": x.shape[1],
-        "out_channels": weight.shape[0],
-        "height": x.shape[2],
-        "width": x.shape[3],
-        "kernel": pair(tuple(weight.shape[2:])),
-        **geometry._asdict(),
-        "dtype": DTYPES[x.dtype],
-    }
-
-
 def fused(shape: torch.Size, parts: list[Part], with_residual: bool) -> Ready:
     """To run parts one after the other."""
     steps = chained(parts, 0, INPUT, GIVEN if with_residual else None)
@@ -282,23 +216,6 @@ def fused(shape: torch.Size, parts: list[Part], with_residual: bool) -> Ready:
         return chain.run(x.contiguous(memory_format=torch.channels_last), residual)
 
     return Ready(shape, run, name_of(steps[-1].executor))
-
-
-def chained(
-    parts: list[Part], first: int, x: int, residual: int | None = None, scale: int | None = None
-) -> list[Step]:
-    """Steps, numbered from ``first``, that run parts one after the other: the first one on ``x``
-    and with the scale, the last one with the residual."""
-    last = len(parts) - 1
-    return [
-        Step(
-            FusedExecutor.chosen(*part),
-            first + number - 1 if number else x,
-            residual if number == last else None,
-            None if number else scale,
-        )
-        for number, part in enumerate(parts)
-    ]
 
 
 def rows_of(images: Ready, shape: torch.Size, takes_rows: bool) -> Ready:
@@ -328,108 +245,6 @@ def ready(executor: Executor) -> Ready:
 
 def name_of(executor: Executor) -> str:
     return " ".join((executor.backend, *executor.impls))
-
-
-def onednn_verdict(layer: nn.Conv2d, x: Tensor) -> Verdict:
-    """Whether oneDNN can be asked to run a convolution on inputs like x."""
-    if x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return Verdict(False, "oneDNN has no bf16 on this CPU")
-    if layer.groups != layer.in_channels:
-        return Verdict(True, "an ordinary or a grouped convolution")
-    mid = layer.out_channels
-    parameters = Parameters(layer.weight, None, torch.empty(1, mid, 1, 1), None)
-    padding, dilation = padding_of(layer), pair(layer.dilation)
-    try:
-        problem = problem_of(
-            x, parameters, Geometry(pair(layer.stride), padding, dilation, ("none", "none"))
-        )
-    except ValueError as error:
-        return Verdict(False, str(error))
-    return grouped_verdict(problem)
-
-
-def onednn_convolution(
-    layer: nn.Conv2d, activation: str, shape: torch.Size
-) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """f(x, residual) for inputs of a shape, through torch's oneDNN operators."""
-    top, bottom, left, right = padding_of(layer)
-    extra = () if (top, left) == (bottom, right) else (left, right, top, bottom)
-    padding = (0, 0) if extra else (top, left)
-    if extra:
-        shape = torch.Size((*shape[:2], shape[2] + top + bottom, shape[3] + left + right))
-    geometry = (padding, layer.stride, layer.dilation, layer.groups)
-    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the last argument
-    weight = reorder(layer.weight.detach().to_mkldnn(), *geometry, shape)
-    bias = None if layer.bias is None else layer.bias.detach()
-    operator = torch.ops.mkldnn._convolution_pointwise
-    post, finish = POST_OPS["none"], ACTIVATE[activation]
-    if activation in POST_OPS:
-        post, finish = POST_OPS[activation], ACTIVATE["none"]
-    unary = (None, [], None) if post == POST_OPS["none"] else post
-
-    def run(x: Tensor, residual: Tensor | None) -> Tensor:
-        x = F.pad(x, extra) if extra else x
-        x = x.contiguous(memory_format=torch.channels_last)
-        if residual is None:
-            return finish(operator(x, weight, bias, *geometry, *post))
-        return finish(operator.binary(x, residual, weight, bias, *geometry, "add", 1.0, *unary))
-
-    return run
-
-
-def weight_and_bias(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor | None]:
-    own = layer._parameters
-    weight = own.get("weight")  # a shorter way than the attributes, which every call takes
-    if weight is None or "bias" not in own:  # parametrized
-        return layer.weight, layer.bias
-    return weight, own["bias"]
-
-
-def is_depthwise(layer: nn.Module) -> bool:
-    """Whether a convolution has a filter of its own for each of several channels."""
-    return isinstance(layer, nn.Conv2d) and (
-        1 < layer.groups == layer.in_channels == layer.out_channels
-    )
-
-
-def is_pointwise(layer: nn.Module) -> bool:
-    """Whether a convolution has a 1x1 kernel, stride 1, no groups and no padding."""
-    return (
-        isinstance(layer, nn.Conv2d)
-        and (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
-        and not any(layer._reversed_padding_repeated_twice)
-    )
-
-
-def padding_of(layer: nn.Conv2d) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of a convolution's padding, which may be "same" or "valid"."""
-    left, right, top, bottom = layer._reversed_padding_repeated_twice
-    return top, bottom, left, right
-
-
-def pair(values: tuple[int, ...]) -> Pair:
-    first, second = values
-    return first, second
-
-
-def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> nn.Conv2d:
-    """One convolution that does what the two do in eval mode; the very same without a norm."""
-    if norm is None:
-        return convolution
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("norm: has no running statistics, so it cannot be folded")
-    found = copy.copy(convolution)
-    found._parameters = dict(convolution._parameters)
-    found.weight, found.bias = fuse_conv_bn_weights(
-        convolution.weight,
-        convolution.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        norm.weight,
-        norm.bias,
-    )
-    return found
 
 
 def _is_data(x: Tensor) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dnnsep.module import SeparableConv2d
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,21 @@ def layers(model: nn.Module, *example: Tensor) -> list[LayerCost]:
     names = {module: name for name, module in model.named_modules()}
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(module, SeparableConv2d):  # its stages are not called as modules
+            add(
+                module.depthwise,
+                (output.shape[0], module.depthwise.out_channels, *output.shape[2:]),
+            )
+            add(module.pointwise, tuple(output.shape))
+        elif isinstance(output, Tensor):
+            add(module, tuple(output.shape))
+
+    def add(module: nn.Module, output: tuple[int, ...]) -> None:
         own = sum(p.numel() for p in module.parameters(recurse=False))
-        if not own or not isinstance(output, Tensor):
-            return
-        before = found[module].macs if module in found else 0
-        macs = before + _macs(module, output)
-        kind = type(module).__name__
-        found[module] = LayerCost(names[module], kind, tuple(output.shape), own, macs)
+        if own:
+            before = found[module].macs if module in found else 0
+            macs = before + _macs(module, output)
+            found[module] = LayerCost(names[module], type(module).__name__, output, own, macs)
 
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
@@ -52,10 +63,10 @@ def layers(model: nn.Module, *example: Tensor) -> list[LayerCost]:
     return list(found.values())
 
 
-def _macs(module: nn.Module, output: Tensor) -> int:
+def _macs(module: nn.Module, output: tuple[int, ...]) -> int:
     if isinstance(module, nn.Conv2d):
         taps = module.kernel_size[0] * module.kernel_size[1]
-        return output.numel() * module.in_channels // module.groups * taps
+        return prod(output) * module.in_channels // module.groups * taps
     if isinstance(module, nn.Linear):
-        return output.numel() * module.in_features
+        return prod(output) * module.in_features
     return 0

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from dnnsep.backends.executor import TORCH_DTYPES
-from dnnsep.packed import is_pointwise
+from dnnsep.convolution import is_pointwise
 from dnnsep.problem import ACTIVATIONS
 
 _MODULES: dict[type[nn.Module], str] = {

@@ -18,9 +18,10 @@ from torch.utils import _pytree as pytree
 
 from dnnsep.backends import get_backend
 from dnnsep.backends.executor import TORCH_DTYPES
+from dnnsep.convolution import folded
 from dnnsep.layer import problem_of
 from dnnsep.module import SeparableConv2d
-from dnnsep.packed import FUSED_NAMES, PackedConv2d, PackedLayer, PackedLinear, folded
+from dnnsep.packed import FUSED_NAMES, PackedConv2d, PackedLayer, PackedLinear
 from dnnsep.problem import Problem
 from dnnsep.rewrite.chains import link_chains
 from dnnsep.rewrite.find import Chain, find, has_hooks, why_not_packed

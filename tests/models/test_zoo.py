@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import dnnsep
+from dnnsep import SeparableConv2d
 from dnnsep.models.layers import layers
 from dnnsep.models.zoo import load
 from dnnsep.rewrite.optimize import difference, report_of
@@ -72,6 +73,12 @@ def test_layers_count_parameters_and_operations() -> None:
         ("Conv2d", 4864, 64 * 112 * 112 * 75),
         ("BatchNorm2d", 128, 0),
     ]
+    ours = layers(SeparableConv2d(3, 64, 5, 2).eval(), torch.randn(1, 3, 228, 228))
+    assert [(layer.parameters, layer.macs) for layer in ours] == [
+        (78, 3 * 112 * 112 * 25),
+        (256, 64 * 112 * 112 * 3),
+    ]
+    assert ours[-1].output == found[0].output == (1, 64, 112, 112)
     (linear,) = layers(model[3], torch.randn(2, 64))
     assert (linear.parameters, linear.macs, linear.flops) == (650, 1280, 2560)
 
