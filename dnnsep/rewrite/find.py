@@ -12,40 +12,24 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from dnnsep.backends.executor import TORCH_DTYPES
 from dnnsep.convolution import is_pointwise
 from dnnsep.problem import ACTIVATIONS
-
-_MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid",
-    nn.Hardsigmoid: "hardsigmoid",
-    nn.Identity: "none",
-}
-_FUNCTIONS: dict[Any, str] = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    torch.relu_: "relu",
-    F.relu6: "relu6",
-    F.silu: "silu",
-    F.hardswish: "hardswish",
-    F.hardsigmoid: "hardsigmoid",
-    torch.sigmoid: "sigmoid",
-}
-_METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
-_GATES = ("sigmoid", "hardsigmoid")  # activations that only an ordinary convolution has
-_PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-_MEANS = ("mean", torch.mean)
-_RESHAPES = ("flatten", "view", "reshape", torch.flatten, torch.reshape)
-_ADDITIONS = (operator.add, operator.iadd, torch.add)
+from dnnsep.rewrite.patterns import (
+    ADDITIONS,
+    GATES,
+    activation_of,
+    activation_of_module,
+    dtype_of,
+    has_hooks,
+    is_mean,
+    is_product,
+    only_reshapes,
+    shape_of,
+)
 
 
 @dataclass
@@ -128,7 +112,7 @@ class _Finder:
             if obstacle:
                 found.left.append((node, obstacle))
                 continue
-            chain = self._with_residual(self._chain(node, _GATES))
+            chain = self._with_residual(self._chain(node, GATES))
             if is_pointwise(chain.layer):
                 self._take_mean(chain)
                 self._take_scale(chain)
@@ -138,7 +122,7 @@ class _Finder:
         for node in self._nodes:
             if self._is_linear(node):
                 chain = self._chain(node)
-                if len(_shape(node.args[0])) == 2:
+                if len(shape_of(node.args[0])) == 2:
                     self._take_mean(chain)
                 found.linear.append(chain)
         return found
@@ -189,7 +173,7 @@ class _Finder:
             _is_plain_linear(layer)
             and not has_hooks(layer)
             and layer.weight.dtype in TORCH_DTYPES.values()
-            and len(_shape(node.args[0])) >= 2
+            and len(shape_of(node.args[0])) >= 2
         )
 
     def _take_mean(self, chain: Chain) -> None:
@@ -198,59 +182,37 @@ class _Finder:
         nodes: list[fx.Node] = []
         x = chain.x
         while len(x.users) == 1 and x.args and isinstance(x.args[0], fx.Node):
-            mean = self._is_mean(x)
-            if not mean and not self._only_reshapes(x):
+            mean = is_mean(x, self._modules)
+            if not mean and not only_reshapes(x, self._modules):
                 break
             nodes.insert(0, x)
             x = x.args[0]
             if mean:
                 break
-        if nodes and len(_shape(x)) == 4:
+        if nodes and len(shape_of(x)) == 4:
             chain.nodes, chain.x, chain.pooled = [*nodes, *chain.nodes], x, True
 
     def _take_scale(self, chain: Chain) -> None:
         """The product that is the layer's input, if that is of (N, C, H, W) and (N, C, 1, 1)."""
         node = chain.x
-        if chain.pooled or len(node.users) > 1 or node.target not in _PRODUCTS or node.kwargs:
+        if chain.pooled or len(node.users) > 1 or not is_product(node):
             return
         factors = [value for value in node.args if isinstance(value, fx.Node)]
         if len(factors) != 2:
             return
-        x, scale = sorted(factors, key=lambda value: -prod(_shape(value)))
-        (n, c, *_), of_scale = _shape(node), _shape(scale)
-        if _shape(x) == _shape(node) != of_scale == (n, c, 1, 1) and _dtype(x) == _dtype(scale):
+        x, scale = sorted(factors, key=lambda value: -prod(shape_of(value)))
+        (n, c, *_), of_scale = shape_of(node), shape_of(scale)
+        if shape_of(x) == shape_of(node) != of_scale == (n, c, 1, 1) and dtype_of(x) == dtype_of(
+            scale
+        ):
             chain.nodes.insert(0, node)
             chain.x, chain.scale = x, scale
-
-    def _only_reshapes(self, node: fx.Node) -> bool:
-        """Whether it gives (N, C) for (N, C, 1, 1)."""
-        (n, c, *pixels), after = _shape(node.args[0]) or (0, 0), _shape(node)
-        if pixels != [1, 1] or after != (n, c):
-            return False
-        if node.op == "call_module":
-            layer = self._modules[str(node.target)]
-            return type(layer) is nn.Flatten and not has_hooks(layer)
-        return node.target in _RESHAPES
-
-    def _is_mean(self, node: fx.Node) -> bool:
-        """Whether it gives the means over all pixels."""
-        if node.op == "call_module":
-            layer = self._modules[str(node.target)]
-            pools = type(layer) is nn.AdaptiveAvgPool2d and not has_hooks(layer)
-            return pools and _shape(node)[2:] == (1, 1)
-        if node.target is F.adaptive_avg_pool2d:
-            return _shape(node)[2:] == (1, 1)
-        if node.target not in _MEANS or set(node.kwargs) - {"dim", "keepdim"}:
-            return False
-        dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
-        four = isinstance(dims, (tuple, list)) and all(isinstance(dim, int) for dim in dims)
-        return four and sorted(dim % 4 for dim in dims) == [2, 3]
 
     def _obstacle(self, node: fx.Node) -> str:
         """Why a convolution has to stay as it is; empty if it has not."""
         layer = self._modules[str(node.target)]
         assert isinstance(layer, nn.Conv2d)
-        if len(_shape(node.args[0])) != 4:
+        if len(shape_of(node.args[0])) != 4:
             return "its input has no batch"
         return why_not_packed(layer) or self._seen_by_others(node)
 
@@ -298,8 +260,8 @@ class _Finder:
             parts = dict(norm.named_children())
             if set(parts) != {"drop", "act"} or type(parts["drop"]) is not nn.Identity:
                 return False
-            activation = _of_module(parts["act"]) or ""
-            if not activation:
+            activation = activation_of_module(parts["act"]) or ""
+            if activation not in ACTIVATIONS:
                 return False
         chain.norm, chain.activation = norm, activation
         chain.nodes.append(node)
@@ -308,38 +270,26 @@ class _Finder:
     def _take_activation(
         self, chain: Chain, node: fx.Node | None, more_activations: tuple[str, ...] = ()
     ) -> None:
-        activation = self._activation(node) if node is not None else None
+        activation = activation_of(node, self._modules) if node is not None else None
         if node is None or chain.activation != "none":
             return
         if activation in (*ACTIVATIONS, *more_activations):
             chain.activation = activation
             chain.nodes.append(node)
 
-    def _activation(self, node: fx.Node) -> str | None:
-        if node.op == "call_module":
-            found = _of_module(self._modules[str(node.target)])
-            return None if found is None or has_hooks(self._modules[str(node.target)]) else found
-        if len(node.args) != 1 or set(node.kwargs) - {"inplace", "approximate"}:
-            return None
-        if node.op == "call_method":
-            return _METHODS.get(str(node.target))
-        if node.op == "call_function" and node.target is F.gelu:
-            return "gelu" if node.kwargs.get("approximate", "none") == "none" else None
-        return _FUNCTIONS.get(node.target) if node.op == "call_function" else None
-
     def _with_residual(self, chain: Chain, then_activation: bool = True) -> Chain:
         """The chain with the addition after it, if it is of a tensor of the same shape."""
         node = _only_user(chain.last)
         if chain.activation != "none" or node is None or node in self._taken:
             return chain
-        if node.target not in _ADDITIONS or len(node.args) != 2 or node.kwargs:  # alpha=
+        if node.target not in ADDITIONS or len(node.args) != 2 or node.kwargs:  # alpha=
             return chain
         first, second = node.args
         if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or first is second:
             return chain
         if node.target is operator.iadd and first is not chain.last:
             return chain  # it would write into the other one
-        if _shape(first) != _shape(second) or _dtype(first) != _dtype(second):
+        if shape_of(first) != shape_of(second) or dtype_of(first) != dtype_of(second):
             return chain
         chain.residual = second if first is chain.last else first
         chain.nodes.append(node)
@@ -363,11 +313,6 @@ def why_not_packed(layer: nn.Conv2d) -> str:
     return ""
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody watches or changes the module's calls."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-
-
 def _is_plain_linear(layer: nn.Module) -> bool:
     """timm's only differs while it is scripted."""
     kind = type(layer)
@@ -379,24 +324,5 @@ def _is_depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels
 
 
-def _of_module(layer: nn.Module) -> str | None:
-    """The activation that a module is, if it is one of ours."""
-    if isinstance(layer, nn.GELU):
-        return "gelu" if layer.approximate == "none" else None
-    if type(layer) is nn.Hardtanh:
-        return "relu6" if (layer.min_val, layer.max_val) == (0, 6) else None
-    return _MODULES.get(type(layer))
-
-
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _shape(node: Any) -> tuple[int, ...]:
-    """Of what a node gives on the example; empty where that is no tensor."""
-    meta: Any = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    return tuple(getattr(meta, "shape", ()))
-
-
-def _dtype(node: fx.Node) -> torch.dtype | None:
-    return getattr(node.meta.get("tensor_meta"), "dtype", None)

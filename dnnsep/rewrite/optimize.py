@@ -6,14 +6,12 @@ Imports torch: import it from inside functions.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils import _pytree as pytree
 
 from dnnsep.backends import get_backend
@@ -24,16 +22,16 @@ from dnnsep.module import SeparableConv2d
 from dnnsep.packed import FUSED_NAMES, PackedConv2d, PackedLayer, PackedLinear
 from dnnsep.problem import Problem
 from dnnsep.rewrite.chains import link_chains
-from dnnsep.rewrite.find import Chain, find, has_hooks, why_not_packed
+from dnnsep.rewrite.difference import difference
+from dnnsep.rewrite.find import Chain, find, why_not_packed
 from dnnsep.rewrite.report import Entry, Report
+from dnnsep.rewrite.trace import UntraceableError, trace
 
 # The largest difference of an output from the original's, relative to the largest output: sums in
 # another order and folded normalisations, through some fifty layers.
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 Filter = Callable[[str], bool]
-
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 def optimize(
@@ -136,7 +134,7 @@ class _Rewriter:
         self, model: nn.Module, example: tuple[Any, ...], expected: Any, name: str, report: Report
     ) -> nn.Module:
         """Raises UntraceableError and leaves the model as it is where this cannot be done."""
-        traced = _trace(model, example)
+        traced = trace(model, example)
         entries = self._replace(traced, name)
         error = _error(traced, example, expected)
         if not error <= BOUNDS[torch.float32]:
@@ -216,7 +214,7 @@ class _Rewriter:
             entries[node] = Entry(names(first, second), "separable", flops, problem=problem)
         for chain, reason in found.single:
             node, flops = chain.layer_node, _flops(chain.layer, chain.layer_node)
-            if not self._wanted(str(node.target)):
+            if not self._wanted(f"{prefix}{node.target}"):
                 entries[node] = Entry(names(chain), "left", flops, "filtered out")
                 continue
             convolution = folded(cast("nn.Conv2d", chain.layer), chain.norm)
@@ -225,7 +223,7 @@ class _Rewriter:
             entries[node] = Entry(names(chain), "convolution", flops, reason)
         for chain in found.linear if self._backend in FUSED_NAMES else ():
             node, flops = chain.layer_node, _flops(chain.layer, chain.layer_node)
-            if self._wanted(str(node.target)):
+            if self._wanted(f"{prefix}{node.target}"):
                 linear = cast("nn.Linear", chain.layer)
                 swap(PackedLinear(linear, chain.activation, chain.pooled), chain)
                 entries[node] = Entry(names(chain), "linear", flops)
@@ -235,59 +233,6 @@ class _Rewriter:
         traced.delete_all_unused_submodules()
         traced.recompile()
         return [entries[node] for node in sorted(entries, key=order.__getitem__)]
-
-
-class UntraceableError(Exception):
-    pass
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d))
-            or has_hooks(m)
-            or super().is_leaf_module(m, module_qualified_name)
-        )
-
-
-def _trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
-    """The model's graph with the example's shapes. Raises UntraceableError."""
-    if has_hooks(model):
-        raise UntraceableError("it has hooks")
-    defaults = {
-        name: parameter.default
-        for name, parameter in list(inspect.signature(model.forward).parameters.items())[
-            len(example) :
-        ]
-        if parameter.default is not inspect.Parameter.empty
-    }
-    try:
-        graph = _Tracer().trace(model, concrete_args=defaults or None)
-        traced = fx.GraphModule(model, graph, type(model).__name__)
-        _drop_identities(traced)
-        shapes: Any = ShapeProp
-        shapes(traced).propagate(*example)
-    except Exception as error:  # a model's own code runs here, on values it was not written for
-        text = str(error).strip().splitlines()
-        raise UntraceableError(f"{type(error).__name__}: {text[0] if text else ''}") from None
-    return traced.eval()
-
-
-def _drop_identities(traced: fx.GraphModule) -> None:
-    """Take out what does nothing in eval mode."""
-    for node in list(traced.graph.nodes):
-        if _is_identity(traced, node):
-            node.replace_all_uses_with(node.args[0])
-            traced.graph.erase_node(node)
-
-
-def _is_identity(traced: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module" and len(node.args) == 1:
-        layer = traced.get_submodule(str(node.target))
-        return type(layer) in _IDENTITIES and not has_hooks(layer)
-    # torchvision's, (x, p, mode, training).
-    name = getattr(node.target, "__name__", "")
-    return node.op == "call_function" and name == "stochastic_depth" and node.args[-1] is False
 
 
 def _swap(
@@ -348,29 +293,6 @@ def _error(model: nn.Module, example: tuple[Any, ...], expected: Any) -> float:
         return difference(_run(model, example), expected)
     except ValueError:
         return float("inf")
-
-
-def difference(found: Any, expected: Any) -> float:
-    """The largest difference between two results, relative to the largest value of each tensor."""
-    pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
-    worst = 0.0
-    for a, b in pairs:
-        if not isinstance(b, Tensor) or not b.is_floating_point():
-            worst = worst if _same(a, b) else float("inf")
-            continue
-        if a.shape != b.shape:
-            return float("inf")
-        apart = (a.double() - b.double()).abs()
-        apart[(a == b) | (a.isnan() & b.isnan())] = 0.0  # infinities too
-        if apart.numel():
-            scale = float(b.abs().max())
-            error = float(apart.max()) / (scale if 0 < scale < float("inf") else 1.0)
-            worst = max(worst, float("inf") if error != error else error)
-    return worst
-
-
-def _same(a: Any, b: Any) -> bool:
-    return bool(torch.equal(a, b)) if isinstance(b, Tensor) else bool(a == b)
 
 
 def _problem(layer: SeparableConv2d, node: fx.Node) -> Problem:

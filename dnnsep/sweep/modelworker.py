@@ -34,7 +34,7 @@ class ModelWorker(Timer):
         import torch
 
         from dnnsep.models.zoo import load
-        from dnnsep.rewrite.optimize import difference
+        from dnnsep.rewrite.difference import difference
 
         self.reset(cpus)
         model, x = load(*parse(problem))

@@ -16,7 +16,8 @@ import dnnsep
 from dnnsep import SeparableConv2d
 from dnnsep.models.layers import layers
 from dnnsep.models.zoo import load
-from dnnsep.rewrite.optimize import difference, report_of
+from dnnsep.rewrite.difference import difference
+from dnnsep.rewrite.optimize import report_of
 
 _LIBRARIES = os.environ.get("DNNSEP_TEST_MODELS", "timm,torchvision")
 
@@ -50,7 +51,7 @@ def lively(model: nn.Module) -> nn.Module:
     """With something in the parameters and statistics that start as (nearly) nothing, so that no
     part of the model can be wrong unseen."""
     for parameter in model.parameters():
-        if float(parameter.abs().max()) < 1e-4:
+        if float(parameter.detach().abs().max()) < 1e-4:
             nn.init.normal_(parameter, std=0.1)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):

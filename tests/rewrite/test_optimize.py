@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import dnnsep
 from dnnsep.module import SeparableConv2d
 from dnnsep.packed import PackedConv2d, PackedLinear
-from dnnsep.rewrite.optimize import difference, report_of
+from dnnsep.rewrite.difference import difference
+from dnnsep.rewrite.optimize import report_of
 from dnnsep.rewrite.report import Report
 
 

@@ -1,0 +1,107 @@
+"""What a single node of a traced model does. Imports torch: import it from inside functions."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+Modules = Mapping[str, nn.Module]
+
+_MODULES: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.Sigmoid: "sigmoid",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Identity: "none",
+}
+_FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.hardswish: "hardswish",
+    F.hardsigmoid: "hardsigmoid",
+    torch.sigmoid: "sigmoid",
+}
+_METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
+GATES = ("sigmoid", "hardsigmoid")  # activations that only an ordinary convolution has
+_PRODUCTS = (operator.mul, torch.mul, "mul")
+_MEANS = ("mean", torch.mean)
+_RESHAPES = ("flatten", "view", "reshape", torch.flatten, torch.reshape)
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+def only_reshapes(node: fx.Node, modules: Modules) -> bool:
+    """Whether it gives (N, C) for (N, C, 1, 1)."""
+    (n, c, *pixels), after = shape_of(node.args[0]) or (0, 0), shape_of(node)
+    if pixels != [1, 1] or after != (n, c):
+        return False
+    if node.op == "call_module":
+        layer = modules[str(node.target)]
+        return type(layer) is nn.Flatten and not has_hooks(layer)
+    return node.target in _RESHAPES
+
+
+def is_mean(node: fx.Node, modules: Modules) -> bool:
+    """Whether it gives the means over all pixels."""
+    if node.op == "call_module":
+        layer = modules[str(node.target)]
+        pools = type(layer) is nn.AdaptiveAvgPool2d and not has_hooks(layer)
+        return pools and shape_of(node)[2:] == (1, 1)
+    if node.target is F.adaptive_avg_pool2d:
+        return shape_of(node)[2:] == (1, 1)
+    if node.target not in _MEANS or set(node.kwargs) - {"dim", "keepdim"}:
+        return False
+    dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
+    four = isinstance(dims, (tuple, list)) and all(isinstance(dim, int) for dim in dims)
+    return four and sorted(dim % 4 for dim in dims) == [2, 3]
+
+
+def is_product(node: fx.Node) -> bool:
+    """Whether it gives a product, and changes no factor."""
+    return node.op != "call_module" and node.target in _PRODUCTS and not node.kwargs
+
+
+def activation_of(node: fx.Node, modules: Modules) -> str | None:
+    if node.op == "call_module":
+        found = activation_of_module(modules[str(node.target)])
+        return None if found is None or has_hooks(modules[str(node.target)]) else found
+    if len(node.args) != 1 or set(node.kwargs) - {"inplace", "approximate"}:
+        return None
+    if node.op == "call_method":
+        return _METHODS.get(str(node.target))
+    if node.op == "call_function" and node.target is F.gelu:
+        return "gelu" if node.kwargs.get("approximate", "none") == "none" else None
+    return _FUNCTIONS.get(node.target) if node.op == "call_function" else None
+
+
+def activation_of_module(layer: nn.Module) -> str | None:
+    """The activation that a module is, if it is one of ours."""
+    if isinstance(layer, nn.GELU):
+        return "gelu" if layer.approximate == "none" else None
+    if type(layer) is nn.Hardtanh:
+        return "relu6" if (layer.min_val, layer.max_val) == (0, 6) else None
+    return _MODULES.get(type(layer))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches or changes the module's calls."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def shape_of(node: Any) -> tuple[int, ...]:
+    """Of what a node gives on the example; empty where that is no tensor."""
+    meta: Any = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    return tuple(getattr(meta, "shape", ()))
+
+
+def dtype_of(node: fx.Node) -> torch.dtype | None:
+    return getattr(node.meta.get("tensor_meta"), "dtype", None)
