@@ -125,7 +125,7 @@ class PackedConv2d(PackedLayer):
         return super().forward(x if scale is None else x * scale, residual)
 
     def plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        y = self.convolution(x.mean((2, 3), keepdim=True) if self.pooled else x)
+        y = self.convolution(self._pooled(x))
         return ACTIVATE[self.activation](y if residual is None else y + residual)
 
     def tensors(self) -> Tensors:
@@ -138,12 +138,19 @@ class PackedConv2d(PackedLayer):
         parts = self.parts(x)
         if parts is not None and not (with_residual and is_depthwise(layer)):
             return fused(x.shape, parts, with_residual)
-        if self.pooled:
-            return Ready(x.shape, self.plain, "torch")
-        verdict = onednn_verdict(layer, x)
+        image = self._pooled(x)
+        verdict = onednn_verdict(layer, image)
         if not verdict:
             return Ready(x.shape, self.plain, f"torch: {verdict.reason}")
-        return Ready(x.shape, onednn_convolution(layer, self.activation, x.shape), "onednn")
+        convolution = onednn_convolution(layer, self.activation, image.shape)
+
+        def run(x: Tensor, residual: Tensor | None) -> Tensor:
+            return convolution(self._pooled(x), residual)
+
+        return Ready(x.shape, run, "onednn")
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True) if self.pooled else x
 
     def parts(self, x: Tensor) -> list[Part] | None:
         layer = self.convolution

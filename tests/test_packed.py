@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnnsep.backends.reference import separable
@@ -85,11 +86,16 @@ def test_the_reference_is_torch_s_convolution(name: str) -> None:
 
 @pytest.mark.parametrize("backend", ["onednn", "ipex", "eager"])
 def test_another_backend_means_onednn(backend: str) -> None:
-    layer = nn.Conv2d(3, 8, 3).eval()
-    packed, x = PackedConv2d(layer, backend=backend), torch.randn(1, 3, 9, 9)
+    layer, pointwise, x = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 1), torch.randn(1, 3, 9, 9)
+    packed = PackedConv2d(layer.eval(), backend=backend)
+    gate = PackedConv2d(pointwise.eval(), "hardsigmoid", backend, pooled=True)
     with torch.no_grad():
         torch.testing.assert_close(packed(x), layer(x))
-    assert set(packed.runs_on.values()) == {"onednn"}
+        expected = F.hardsigmoid(pointwise(x.mean((2, 3), keepdim=True)))
+        torch.testing.assert_close(gate(x), expected)
+        scale = torch.rand(1, 3, 1, 1)
+        torch.testing.assert_close(packed(x, None, scale), layer(x * scale))
+    assert {*packed.runs_on.values(), *gate.runs_on.values()} == {"onednn"}
 
 
 def test_what_onednn_gets_wrong_is_left_to_torch() -> None:
@@ -110,7 +116,7 @@ def test_linear_layers(pooled: bool) -> None:
     packed = PackedLinear(layer, "relu6", pooled)
     x = _integers(layer, (3, 70, 4, 8) if pooled else (3, 70))
     with torch.no_grad():  # 32 pixels: their mean is exact
-        expected = nn.functional.relu6(layer(x.mean((2, 3)) if pooled else x))
+        expected = F.relu6(layer(x.mean((2, 3)) if pooled else x))
         assert torch.equal(packed(x), expected)
         assert torch.equal(packed.plain(x, None), expected)
     assert "fused" in str(packed.runs_on)
