@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from llvmlite import ir
 
 from dnnsep.codegen.activations import LONG, activate
@@ -12,48 +14,37 @@ from dnnsep.codegen.prefetch import Ahead, Prefetch
 from dnnsep.problem import Problem
 
 
-def emit_matmul(
-    module: ir.Module,
-    name: str,
-    problem: Problem,
-    plan: Plan,
-    pixels: int,
-    channels: int,
-    prefetch: Prefetch | None,
-    ahead: Ahead | None,
-    with_residual: bool,
-) -> ir.Function:
-    """f(tile, weights, bias, y, next, ahead, residual): ``pixels`` rows by ``channels`` columns,
-    all kept in registers. ``next`` and ``ahead`` are what to prefetch meanwhile, of input and of
-    weights.
+@dataclass(frozen=True)
+class Matmul:
+    """A product of ``pixels`` rows of a tile by ``channels`` columns of a panel, all kept in
+    registers; what it prefetches meanwhile, of the input and of the ``ahead`` lying weights."""
 
-    Weights are as ``pack.pointwise`` has them. Sums run over the tile's channels in order.
-    """
-    code = Code(module, name, [POINTER] * 7).internal()
-    return _Matmul(code, problem, plan, pixels, channels, prefetch, ahead, with_residual).emit()
+    problem: Problem
+    plan: Plan
+    pixels: int
+    channels: int
+    prefetch: Prefetch | None
+    ahead: Ahead | None
+    with_residual: bool
+
+    def emit(self, module: ir.Module) -> ir.Function:
+        """f(tile, weights, bias, y, next, ahead, residual); ``next`` and ``ahead`` are where to
+        prefetch.
+
+        Weights are as ``pack.pointwise`` has them. Sums run over the tile's channels in order.
+        """
+        name = f"matmul_{self.pixels}x{self.channels}"
+        return _Emitter(Code(module, name, [POINTER] * 7).internal(), self).emit()
 
 
-class _Matmul:
-    def __init__(
-        self,
-        code: Code,
-        problem: Problem,
-        plan: Plan,
-        pixels: int,
-        channels: int,
-        prefetch: Prefetch | None,
-        ahead: Ahead | None,
-        with_residual: bool,
-    ) -> None:
-        self.code, self.problem, self.isa = code, problem, plan.isa
-        self.pixels, self.channels = pixels, channels
-        self.streaming, self.prefetch, self.ahead = plan.streaming, prefetch, ahead
-        self.with_residual = with_residual
-        self.vectors = -(-channels // plan.isa.lanes)
-        self.vector = ir.VectorType(F32, plan.isa.lanes)
-        self.dot = tile_is_bf16(problem, plan.isa)
+class _Emitter:
+    def __init__(self, code: Code, of: Matmul) -> None:
+        self.code, self.of, self.problem, self.isa = code, of, of.problem, of.plan.isa
+        self.vectors = -(-of.channels // self.isa.lanes)
+        self.vector = ir.VectorType(F32, self.isa.lanes)
+        self.dot = tile_is_bf16(of.problem, self.isa)
         # A step takes one channel, or a pair of bf16 as one 32-bit word.
-        self.steps = depth(problem, plan.isa) // (2 if self.dot else 1)
+        self.steps = depth(of.problem, self.isa) // (2 if self.dot else 1)
 
     def emit(self) -> ir.Function:
         code = self.code
@@ -63,7 +54,7 @@ class _Matmul:
             I64(0),
             I64(self.steps),
             self._steps,
-            [biases[v] for _ in range(self.pixels) for v in self._columns()],
+            [biases[v] for _ in range(self.of.pixels) for v in self._columns()],
             step=STEPS_AT_ONCE,
         )
         rows = [sums[i : i + self.vectors] for i in range(0, len(sums), self.vectors)]
@@ -73,7 +64,7 @@ class _Matmul:
             row = code.at(y, elements, self._element())
             added = code.at(residual, elements, self._element())
             for v, value in enumerate(values):
-                if self.with_residual:
+                if self.of.with_residual:
                     value = code.builder.fadd(value, self._load(added, v))
                 self._store(value, row, v)
 
@@ -93,10 +84,10 @@ class _Matmul:
     def _steps(self, at: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         code, b = self.code, self.code.builder
         tile, weights, _, _, following, panel_ahead, _ = code.arguments
-        if self.prefetch:
-            self.prefetch.emit(code, following, at, self.steps, STEPS_AT_ONCE)
-        if self.ahead:
-            self.ahead.emit(code, panel_ahead, at, self.steps, STEPS_AT_ONCE)
+        if self.of.prefetch:
+            self.of.prefetch.emit(code, following, at, self.steps, STEPS_AT_ONCE)
+        if self.of.ahead:
+            self.of.ahead.emit(code, panel_ahead, at, self.steps, STEPS_AT_ONCE)
         word = I32 if self.dot else F32
         words = ir.VectorType(word, self.isa.lanes)
         stride = row_stride(self.problem, self.isa) // (2 if self.dot else 1)
@@ -107,7 +98,7 @@ class _Matmul:
                 code.load(code.at(panel, step * self.vectors + v, words), words)
                 for v in self._columns()
             ]
-            for pixel in range(self.pixels):
+            for pixel in range(self.of.pixels):
                 value = code.load(code.at(column, pixel * stride + step, word), word)
                 pixel_value = code.broadcast(value, self.isa.lanes)
                 for v in self._columns():
@@ -124,7 +115,7 @@ class _Matmul:
 
     def _there(self, v: int) -> int:
         """How many of a vector's lanes have channels."""
-        return min(self.isa.lanes, self.channels - v * self.isa.lanes)
+        return min(self.isa.lanes, self.of.channels - v * self.isa.lanes)
 
     def _load(self, row: ir.Value, v: int) -> ir.Value:
         """A vector of a row of the residual, in f32."""
@@ -140,4 +131,6 @@ class _Matmul:
         value = activate(code, self.problem.activations[1], total)
         if self.problem.dtype == "bf16":
             value = to_bf16(code, value, self.dot)
-        code.store(value, code.at(row, v * lanes, self._element()), self._there(v), self.streaming)
+        code.store(
+            value, code.at(row, v * lanes, self._element()), self._there(v), self.of.plan.streaming
+        )

@@ -11,7 +11,7 @@ from llvmlite import ir
 
 from dnnsep.codegen.depthwise import emit_depthwise, shape_of
 from dnnsep.codegen.emit import BYTE, F32, I16, I32, I64, POINTER, Code
-from dnnsep.codegen.matmul import emit_matmul
+from dnnsep.codegen.matmul import Matmul
 from dnnsep.codegen.mean import emit_mean
 from dnnsep.codegen.pack import Layout
 from dnnsep.codegen.patches import emit_patches
@@ -243,9 +243,7 @@ class _Part:
     def _matmul(self, pixels: int, channels: int) -> ir.Function:
         key = (pixels, channels)
         if key not in self.matmuls:
-            self.matmuls[key] = emit_matmul(
-                self.module,
-                f"matmul_{pixels}x{channels}",
+            matmul = Matmul(
                 self.problem,
                 self.plan,
                 pixels,
@@ -254,6 +252,7 @@ class _Part:
                 self.ahead,
                 self.extras.residual,
             )
+            self.matmuls[key] = matmul.emit(self.module)
         return self.matmuls[key]
 
     def _choose(

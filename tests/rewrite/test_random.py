@@ -171,9 +171,9 @@ def _count(seeds: range) -> int:
 
 
 def test_random_networks() -> None:
-    assert _count(range(2)) >= 1
+    assert _count(range(2, 4)) == 2
 
 
 @pytest.mark.slow
 def test_many_random_networks() -> None:
-    assert _count(range(100, 140)) > 20
+    assert _count(range(100, 140)) > 30
