@@ -51,6 +51,15 @@ def gives_rows(layer: nn.Module) -> bool:
     return isinstance(layer, PackedLinear)
 
 
+def _fit(sources: Sources, likes: dict[int, Tensor], shape: torch.Size) -> bool:
+    """Whether the residual is of the result's shape and the scale a number for each channel. They
+    were for the example, but other images may come out in other sizes."""
+    if sources.residual is not None and likes[sources.residual].shape != shape:
+        return False
+    images = likes[sources.x].shape
+    return sources.scale is None or likes[sources.scale].shape == (*images[:2], 1, 1)
+
+
 class PackedChain(PackedLayer):
     """Layers, each on results of earlier ones: where the fused kernel has all of them, they run in
     one call. The result is the last one's.
@@ -89,7 +98,7 @@ class PackedChain(PackedLayer):
         self._parameters_of = []
         return super().train(mode)
 
-    def pack(self, x: Tensor, with_residual: bool) -> Ready:
+    def pack(self, x: Tensor, residual: Tensor | None) -> Ready:
         steps: list[Step] = []
         likes = {INPUT: torch.empty(x.shape, dtype=x.dtype, device="meta")}
         ends = {INPUT: INPUT}  # the last step of each layer
@@ -104,6 +113,8 @@ class PackedChain(PackedLayer):
             if isinstance(layer, PackedLinear):
                 shape = layer.result_shape(likes[sources.x])
             likes[number] = torch.empty(shape, dtype=x.dtype, device="meta")
+            if not _fit(sources, likes, shape):
+                return Ready(x.shape, self.plain, "layer by layer")
         run = FusedChain(steps).run
 
         def chain(x: Tensor, _: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from dnnsep.backends.fused import FusedBackend
 from dnnsep.convolution import folded, padding_of, pair, weight_and_bias
 from dnnsep.layer import Geometry, Parameters, plain, prepare, problem_of, weights_of
 from dnnsep.operator import separable_conv2d
-from dnnsep.packed import PackedLayer, Ready, fused, ready
+from dnnsep.packed import PackedLayer, Ready, adds, fused, ready
 from dnnsep.parts import Part
 from dnnsep.problem import ACTIVATIONS
 
@@ -131,10 +131,11 @@ class SeparableConv2d(PackedLayer):
         )
         return Parameters(depthwise, depthwise_bias, pointwise, pointwise_bias)
 
-    def pack(self, x: Tensor, with_residual: bool) -> Ready:
+    def pack(self, x: Tensor, residual: Tensor | None) -> Ready:
         parts = self.parts(x)
-        if parts is not None and not (with_residual and self.activations[1] != "none"):
-            return fused(x.shape, parts, with_residual)
+        in_order = residual is None or self.activations[1] == "none"
+        if parts is not None and in_order and adds(parts, residual):
+            return fused(x.shape, parts, residual is not None)
         inside, geometry = self.padded(x)
         made = ready(prepare(inside, self.tensors(), geometry, self.backend))
         if inside is x:
@@ -162,6 +163,13 @@ class SeparableConv2d(PackedLayer):
     def padded(self, x: Tensor) -> tuple[Tensor, Geometry]:
         """The input with what padding the stage itself cannot do, and what is left to it."""
         layer = self.depthwise
+        # Sizes are no numbers while torch.jit traces.
+        fits = torch.jit.is_tracing() or (x.dim() == 4 and x.shape[1] == layer.in_channels)
+        if not fits:
+            raise ValueError(
+                f"x: shape {tuple(x.shape)}, must be (N, {layer.in_channels}, H, W) or "
+                f"({layer.in_channels}, H, W)"
+            )
         top, bottom, left, right = padding_of(layer)
         if layer.padding_mode != "zeros":
             x = F.pad(x, (left, right, top, bottom), mode=layer.padding_mode)

@@ -11,8 +11,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dnnsep.backends.executor import Executor
+from dnnsep.backends.executor import TORCH_DTYPES, Executor
 from dnnsep.backends.fused_chain import GIVEN, INPUT, FusedChain
+from dnnsep.codegen.separable import takes_residual
 from dnnsep.convolution import (
     is_depthwise,
     onednn_convolution,
@@ -21,12 +22,7 @@ from dnnsep.convolution import (
     pair,
     weight_and_bias,
 )
-from dnnsep.layer import (
-    ACTIVATE,
-    DTYPES,
-    Geometry,
-    Packed,
-)
+from dnnsep.layer import ACTIVATE, DTYPES, Geometry, Packed
 from dnnsep.parts import Part, chained, dense_parts, depthwise_parts
 
 # The backends that stand for the fused kernel where a layer is not a separable one.
@@ -59,8 +55,9 @@ class PackedLayer(nn.Module):
             return self.traced(x, residual)
         if self.training or torch.is_grad_enabled() or not _is_data(x):
             return self.plain(x, residual)
-        key = (x.shape, x.dtype, residual is None)
-        ready = self._packed.get(key, self.tensors(), lambda: self.pack(x, residual is not None))
+        added = None if residual is None else (residual.shape, residual.dtype)
+        key = (x.shape, x.dtype, added)
+        ready = self._packed.get(key, self.tensors(), lambda: self.pack(x, residual))
         return ready.run(x, residual)
 
     def plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -75,8 +72,8 @@ class PackedLayer(nn.Module):
         """What is packed."""
         raise NotImplementedError
 
-    def pack(self, x: Tensor, with_residual: bool) -> Ready:
-        """For inputs like x."""
+    def pack(self, x: Tensor, residual: Tensor | None) -> Ready:
+        """For inputs and residuals like these. What torch refuses, or broadcasts, is left to it."""
         raise NotImplementedError
 
     def parts(self, x: Tensor) -> list[Part] | None:
@@ -131,14 +128,16 @@ class PackedConv2d(PackedLayer):
     def tensors(self) -> Tensors:
         return weight_and_bias(self.convolution)
 
-    def pack(self, x: Tensor, with_residual: bool) -> Ready:
+    def pack(self, x: Tensor, residual: Tensor | None) -> Ready:
         layer = self.convolution
-        if x.dim() != 4:
+        if x.dim() != 4 or x.shape[1] != layer.in_channels:
             return Ready(x.shape, self.plain, "torch")
         parts = self.parts(x)
-        if parts is not None and not (with_residual and is_depthwise(layer)):
-            return fused(x.shape, parts, with_residual)
+        if parts is not None and adds(parts, residual):
+            return fused(x.shape, parts, residual is not None)
         image = self._pooled(x)
+        if residual is not None and not is_like(residual, layer(image)):
+            return Ready(x.shape, self.plain, "torch: a residual of another shape or dtype")
         verdict = onednn_verdict(layer, image)
         if not verdict:
             return Ready(x.shape, self.plain, f"torch: {verdict.reason}")
@@ -189,11 +188,11 @@ class PackedLinear(PackedLayer):
     def tensors(self) -> Tensors:
         return weight_and_bias(self.linear)
 
-    def pack(self, x: Tensor, with_residual: bool) -> Ready:
+    def pack(self, x: Tensor, residual: Tensor | None) -> Ready:
         parts = self.parts(x)
-        if parts is None or with_residual:
+        if parts is None or residual is not None:
             return Ready(x.shape, self.plain, "torch")
-        images = fused(x.shape, parts, with_residual)
+        images = fused(x.shape, parts, with_residual=False)
         return rows_of(images, self.result_shape(x), takes_rows=not self.pooled)
 
     def parts(self, x: Tensor) -> list[Part] | None:
@@ -210,6 +209,19 @@ class PackedLinear(PackedLayer):
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, pooled={self.pooled}"
+
+
+def adds(parts: list[Part], residual: Tensor | None) -> bool:
+    """Whether the fused kernel can add a residual, if there is one."""
+    if residual is None:
+        return True
+    problem = parts[-1].problem
+    alike = tuple(residual.shape) == problem.output_shape
+    return alike and residual.dtype == TORCH_DTYPES[problem.dtype] and takes_residual(problem)
+
+
+def is_like(residual: Tensor, result: Tensor) -> bool:
+    return (residual.shape, residual.dtype) == (result.shape, result.dtype)
 
 
 def fused(shape: torch.Size, parts: list[Part], with_residual: bool) -> Ready:
@@ -245,7 +257,9 @@ def ready(executor: Executor) -> Ready:
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
         y = executor.run(x.contiguous(memory_format=torch.channels_last))
-        return y if residual is None else y.add_(residual)
+        if residual is None:
+            return y
+        return y.add_(residual) if is_like(residual, y) else y + residual
 
     return Ready(torch.Size(executor.problem.input_shape), run, name_of(executor))
 

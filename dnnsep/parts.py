@@ -33,7 +33,9 @@ def dense_parts(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, pooled: bool
 ) -> list[Part] | None:
     """A convolution's, (OC, C, kh, kw) weights, for inputs like x: (N, C, H, W), or for their mean
-    over all pixels."""
+    over all pixels; None where they do not fit."""
+    if x.shape[1] != weight.shape[1]:
+        return None
     means = []
     if pooled and x.shape[2:] != (1, 1):
         batch, channels, height, width = x.shape

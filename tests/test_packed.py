@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnnsep.backends.reference import separable
+from dnnsep.module import SeparableConv2d
 from dnnsep.packed import PackedConv2d, PackedLinear
 from dnnsep.single import Dense
 from dnnsep.weights import integer_data
@@ -120,6 +122,35 @@ def test_linear_layers(pooled: bool) -> None:
         assert torch.equal(packed(x), expected)
         assert torch.equal(packed.plain(x, None), expected)
     assert "fused" in str(packed.runs_on)
+
+
+@pytest.mark.parametrize("backend", ["auto", "onednn"])
+def test_what_does_not_fit_is_as_in_torch(backend: str) -> None:
+    layers: list[nn.Module] = [
+        PackedConv2d(nn.Conv2d(8, 4, 3), backend=backend),
+        PackedConv2d(nn.Conv2d(8, 8, 3, groups=8), backend=backend),
+        PackedConv2d(nn.Conv2d(8, 4, 1), backend=backend, pooled=True),
+        PackedLinear(nn.Linear(8, 4), pooled=True),
+        PackedLinear(nn.Linear(8, 4)),
+    ]
+    with torch.no_grad():
+        for layer in layers:
+            for channels in (4, 9, 16):
+                x = torch.randn(2, channels, 5, 5)
+                with pytest.raises(RuntimeError, match=r"channels|cannot be multiplied"):
+                    layer.eval()(x if layer is not layers[-1] else x[..., 0, 0])
+        packed, x = layers[0], torch.randn(2, 8, 5, 5)
+        for residual in (torch.randn(1, 4, 1, 1), torch.randn(2, 4, 3, 3).double()):
+            expected = packed(x) + residual
+            torch.testing.assert_close(packed(x, residual), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_separable_layer_names_the_channels() -> None:
+    layer = SeparableConv2d(8, 4, 3).eval()
+    for channels in (4, 16):
+        for model in (layer, copy.deepcopy(layer).train()):
+            with pytest.raises(ValueError, match=r"must be \(N, 8, H, W\)"):
+                model(torch.randn(1, channels, 9, 9))
 
 
 def test_an_impossible_dense_problem() -> None:

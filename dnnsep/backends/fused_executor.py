@@ -106,7 +106,7 @@ class FusedExecutor(Executor):
         return self.task(start + -start % _ALIGN), scratch
 
     def task(self, scratch: int) -> Task:
-        """The kernel's argument with everything but x, y and the residual filled in."""
+        """The kernel's argument with everything but x, y, the residual and the scale filled in."""
         return (ctypes.c_void_p * len(TASK_FIELDS))(
             None,
             None,

@@ -35,13 +35,17 @@ class Extras:
 
     def check(self, problem: Problem) -> None:
         """Raises ValueError where a kernel of the problem cannot take these."""
-        if self.residual and isinstance(problem, Depthwise):
+        if self.residual and not takes_residual(problem):
             raise ValueError("residual: a depthwise convolution takes none")
         if self.scale and not can_be_scaled(problem):
             raise ValueError("scale: only a pointwise convolution takes one")
 
 
 PLAIN = Extras()
+
+
+def takes_residual(problem: Problem) -> bool:
+    return not isinstance(problem, Depthwise)
 
 
 def can_be_scaled(problem: Problem) -> bool:

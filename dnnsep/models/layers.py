@@ -38,11 +38,9 @@ def layers(model: nn.Module, *example: Tensor) -> list[LayerCost]:
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(module, SeparableConv2d):  # its stages are not called as modules
-            add(
-                module.depthwise,
-                (output.shape[0], module.depthwise.out_channels, *output.shape[2:]),
-            )
-            add(module.pointwise, tuple(output.shape))
+            *batch, _, height, width = output.shape
+            for stage in (module.depthwise, module.pointwise):
+                add(stage, (*batch, stage.out_channels, height, width))
         elif isinstance(output, Tensor):
             add(module, tuple(output.shape))
 

@@ -1,11 +1,7 @@
-"""Models of timm and torchvision: every one rewritten with the same answers.
-
-``DNNSEP_TEST_MODELS`` names the libraries that are there, both where it is not set.
-"""
+"""Models of timm and torchvision: every one rewritten with the same answers."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -18,13 +14,6 @@ from dnnsep.models.layers import layers
 from dnnsep.models.zoo import load
 from dnnsep.rewrite.difference import difference
 from dnnsep.rewrite.optimize import report_of
-
-_LIBRARIES = os.environ.get("DNNSEP_TEST_MODELS", "timm,torchvision")
-
-
-def _there(cases: list[tuple[str, int | None]]) -> list[tuple[str, int | None]]:
-    return [case for case in cases if (case[0].rpartition(":")[0] or "timm") in _LIBRARIES]
-
 
 # Name and the separable layers that it has.
 SMALL: list[tuple[str, int | None]] = [("mobilenetv2_100", 17)]
@@ -60,7 +49,7 @@ def lively(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("name", "separable"), _there(SMALL))
+@pytest.mark.parametrize(("name", "separable"), SMALL)
 def test_optimized(name: str, separable: int | None) -> None:
     model, x = load(name, (1, 3, 96, 96) if name != "torchvision:vit_b_16" else None)
     optimized = dnnsep.optimize(lively(model), x)
@@ -75,7 +64,7 @@ def test_optimized(name: str, separable: int | None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "separable"), _there(OTHERS))
+@pytest.mark.parametrize(("name", "separable"), OTHERS)
 def test_other_models_optimized(name: str, separable: int | None) -> None:
     test_optimized(name, separable)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,7 +12,14 @@ from torch import Tensor, nn
 import dnnsep
 from dnnsep.chain import PackedChain
 from dnnsep.rewrite.optimize import report_of
-from tests.rewrite.test_optimize import Block, SqueezeExcite, _depthwise, _settled, _x
+from tests.rewrite.test_optimize import (
+    Block,
+    SqueezeExcite,
+    _depthwise,
+    _settled,
+    _x,
+    check_from_many_threads,
+)
 
 
 class Bottleneck(nn.Module):
@@ -194,6 +200,38 @@ def test_squeeze_and_excitation_is_a_part_of_the_chain(dtype: torch.dtype) -> No
             torch.testing.assert_close(optimized(other), model(other), rtol=0.0, atol=tolerance)
 
 
+class Halves(nn.Module):
+    """Two ways to halve an image, which agree about even sizes only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 6, 2, stride=2), nn.Conv2d(8, 6, 1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(x) + self.first(x))
+
+
+def test_residuals_of_another_size() -> None:
+    model = Halves().eval()
+    optimized = dnnsep.optimize(model, torch.randn(1, 8, 10, 10))
+    (chain,) = (m for m in optimized.modules() if isinstance(m, PackedChain))
+    with torch.no_grad():
+        for size in (10, 6, 3):  # of 3, one pixel is added to four
+            x = torch.randn(1, 8, size, size)
+            torch.testing.assert_close(optimized(x), model(x), rtol=1e-4, atol=1e-5)
+        assert "layer by layer" in chain.runs_on.values()
+        with pytest.raises(RuntimeError, match="must match"):
+            optimized(torch.randn(1, 8, 9, 9))
+
+
+def test_another_number_of_channels_is_refused() -> None:
+    for model in (nn.Sequential(Block(), Block()), Halves(), Bottleneck()):
+        optimized = dnnsep.optimize(_settled(model), _x()[:, :, :8, :8])
+        for channels in (4, 9, 16):
+            with torch.no_grad(), pytest.raises(RuntimeError, match="8 channels"):
+                optimized(torch.randn(1, channels, 8, 8))
+
+
 def test_what_cannot_be_linked() -> None:
     grouped = nn.Conv2d(8, 8, 3, groups=2)
     assert _residuals(nn.Sequential(grouped, nn.Conv2d(8, 8, 1))) == []
@@ -229,15 +267,7 @@ def test_many_threads_at_once() -> None:
     with torch.no_grad():
         expected = [chain.plain(x, None) for x in inputs]
 
-    def work(number: int) -> bool:
-        with torch.no_grad():
-            return all(
-                torch.equal(chain(inputs[i % 4]), expected[i % 4])
-                for i in range(number, number + 50)
-            )
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(work, range(8)))
+    check_from_many_threads(chain, inputs, expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
