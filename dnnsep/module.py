@@ -164,8 +164,8 @@ class SeparableConv2d(PackedLayer):
         """The input with what padding the stage itself cannot do, and what is left to it."""
         layer = self.depthwise
         # Sizes are no numbers while torch.jit traces.
-        fits = torch.jit.is_tracing() or (x.dim() == 4 and x.shape[1] == layer.in_channels)
-        if not fits:
+        tracing = torch._C._get_tracing_state() is not None
+        if not tracing and (x.dim() != 4 or x.shape[1] != layer.in_channels):
             raise ValueError(
                 f"x: shape {tuple(x.shape)}, must be (N, {layer.in_channels}, H, W) or "
                 f"({layer.in_channels}, H, W)"

@@ -50,8 +50,8 @@ def optimize(
     other convolution a PackedConv2d, each linear layer a PackedLinear where the backend is "auto"
     or "fused", and those of them that feed each other a PackedChain; normalisations are folded.
     ``example_inputs`` are the model's arguments: the result is compared on them with the original
-    before it is returned, and must agree within BOUNDS. ``dtype`` torch.bfloat16 converts the whole model; inputs are then
-    converted on the way in and outputs on the way out. ``filter`` takes the name of a convolution
+    before it is returned, and must agree within BOUNDS. ``dtype`` torch.bfloat16 converts the whole
+    model; inputs are then converted on the way in and outputs on the way out. ``filter`` takes the name of a convolution
     and says whether it may be replaced. The model itself is left as it was, unless ``inplace`` lets
     its modules be taken and changed.
 
