@@ -51,9 +51,9 @@ def optimize(
     or "fused", and those of them that feed each other a PackedChain; normalisations are folded.
     ``example_inputs`` are the model's arguments: the result is compared on them with the original
     before it is returned, and must agree within BOUNDS. ``dtype`` torch.bfloat16 converts the whole
-    model; inputs are then converted on the way in and outputs on the way out. ``filter`` takes the name of a convolution
-    and says whether it may be replaced. The model itself is left as it was, unless ``inplace`` lets
-    its modules be taken and changed.
+    model; inputs are then converted on the way in and outputs on the way out. ``filter`` takes the
+    name of a convolution and says whether it may be replaced. The model itself is left as it was,
+    unless ``inplace`` lets its modules be taken and changed.
 
     The result has ``dnnsep_report``: what was replaced, what was not, and why.
 
