@@ -11,9 +11,9 @@ from dnnsep.problem import Problem
 from dnnsep.weights import BatchNorm, Weights, fold_batchnorm
 
 if TYPE_CHECKING:
-    from dnnsep.functional import separable_conv2d
-    from dnnsep.module import SeparableConv2d
-    from dnnsep.rewrite.optimize import optimize, what_ran
+    from dnnsep.graph.optimize import optimize, what_ran
+    from dnnsep.nn.functional import separable_conv2d
+    from dnnsep.nn.module import SeparableConv2d
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,10 +34,10 @@ __all__ = [
 
 # These import torch, so only when they are asked for.
 _FOR_TORCH = {
-    "SeparableConv2d": "dnnsep.module",
-    "optimize": "dnnsep.rewrite.optimize",
-    "separable_conv2d": "dnnsep.functional",
-    "what_ran": "dnnsep.rewrite.optimize",
+    "SeparableConv2d": "dnnsep.nn.module",
+    "optimize": "dnnsep.graph.optimize",
+    "separable_conv2d": "dnnsep.nn.functional",
+    "what_ran": "dnnsep.graph.optimize",
 }
 
 

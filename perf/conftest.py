@@ -1,6 +1,6 @@
 """The gate: ``pytest perf --baseline FILE`` fails where a layer is slower than in the baseline.
 
-Freed memory stays in the process, as in a sweep: see dnnsep.allocator.
+Freed memory stays in the process, as in a sweep: see dnnsep.host.allocator.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from dnnsep.allocator import keep_pages
+from dnnsep.host.allocator import keep_pages
+from dnnsep.host.machine import cpus_for, default_threads, fingerprint
+from dnnsep.measure.calibrate import Calibrator
 from dnnsep.report import compare_table
 from dnnsep.report.compare import Comparison, compare, failures, how_to_compare
 from dnnsep.report.load import load, of_benchmarks
-from dnnsep.sweep.calibrate import Calibrator
-from dnnsep.sweep.machine import cpus_for, default_threads, fingerprint
 from dnnsep.sweep.results import Key
 
 keep_pages()

@@ -19,10 +19,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from dnnsep import Problem, cost, get_backend
 from dnnsep.backends.tensors import to_channels_last
-from dnnsep.sweep.calibrate import Calibrator
+from dnnsep.host.machine import default_threads
+from dnnsep.measure.calibrate import Calibrator
 from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.config import Case, Overrides, load_sweep
-from dnnsep.sweep.machine import default_threads
 from dnnsep.sweep.verbose import onednn_log
 
 _CONFIG = Path(__file__).parents[1] / "configs" / "ci.yaml"

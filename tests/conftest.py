@@ -11,7 +11,8 @@ import tempfile
 
 import pytest
 
-from dnnsep import Backend, cachefiles, get_backend
+from dnnsep import Backend, get_backend
+from dnnsep.host import cachefiles
 
 # The tests' own, and their subprocesses': what a user has kept changes nothing.
 os.environ[cachefiles.VARIABLE] = tempfile.mkdtemp(prefix="dnnsep-test-cache-")

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dnnsep import cachefiles
 from dnnsep.backends import BACKENDS
+from dnnsep.host import cachefiles
 from dnnsep.report.backends import as_table
 from dnnsep.report.explain import as_text as explain_as_text
 from dnnsep.sweep.results import Results

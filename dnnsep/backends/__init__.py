@@ -13,15 +13,15 @@ from dnnsep.backends.auto import AutoBackend
 from dnnsep.backends.base import Backend, Verdict
 from dnnsep.backends.eager import EagerBackend
 from dnnsep.backends.fused import FusedBackend
-from dnnsep.backends.inductor import InductorBackend
 from dnnsep.backends.ipex import IpexBackend
-from dnnsep.backends.ipex_trace import IpexTraceBackend
-from dnnsep.backends.ncnn import NcnnBackend
 from dnnsep.backends.onednn import OneDNNBackend
-from dnnsep.backends.onnxruntime import OnnxRuntimeBackend
-from dnnsep.backends.openvino import OpenVinoBackend
+from dnnsep.backends.peers.inductor import InductorBackend
+from dnnsep.backends.peers.ipex_trace import IpexTraceBackend
+from dnnsep.backends.peers.ncnn import NcnnBackend
+from dnnsep.backends.peers.onnxruntime import OnnxRuntimeBackend
+from dnnsep.backends.peers.openvino import OpenVinoBackend
+from dnnsep.backends.peers.xnnpack import XnnpackBackend
 from dnnsep.backends.reference import ReferenceBackend
-from dnnsep.backends.xnnpack import XnnpackBackend
 
 __all__ = ["BACKENDS", "PEERS", "Backend", "Verdict", "get_backend"]
 

@@ -27,8 +27,8 @@ class FusedBackend:
         return torch_verdict() if x86 else x86
 
     def supports(self, problem: Problem) -> Verdict:
-        from dnnsep.codegen.isa import this_isa
-        from dnnsep.codegen.openmp import openmp
+        from dnnsep.codegen.lang.isa import this_isa
+        from dnnsep.codegen.team import openmp
 
         try:
             isa = this_isa()

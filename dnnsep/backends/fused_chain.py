@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dnnsep.backends.executor import TORCH_DTYPES
 from dnnsep.backends.fused_executor import FusedExecutor, Task
-from dnnsep.codegen import openmp
 from dnnsep.codegen.chain import chain_function
 from dnnsep.codegen.kernel import compiled
 from dnnsep.codegen.separable import TASK_FIELDS, Extras
@@ -61,7 +60,7 @@ class FusedChain:
         ]
         self._threads = max(step.executor.plan.parts for step in steps)
         self._function = chain_function()
-        self._parallel = openmp.parallel()
+        self._parallel = team.parallel()
         self._offsets, self._bytes = _places(steps)
         self._shape = torch.Size(steps[-1].executor.problem.output_shape)
         self._dtype = TORCH_DTYPES[steps[-1].executor.problem.dtype]
@@ -113,7 +112,7 @@ class _Program:
         self._of_input, self._of_given = open_fields[INPUT], open_fields[GIVEN]
         pairs = [p for f, task in zip(functions, tasks, strict=True) for p in (f, _address(task))]
         self._pairs = (ctypes.c_void_p * len(pairs))(*pairs)
-        barrier = openmp.address_of("GOMP_barrier")
+        barrier = team.address_of("GOMP_barrier")
         self.fields = (ctypes.c_void_p * 3)(_address(self._pairs), len(tasks), barrier)
 
     def bind(self, x: int, given: int, y: int) -> None:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from dnnsep.backends.executor import Executor
-from dnnsep.codegen import openmp
 from dnnsep.codegen.choose import choose, describe
-from dnnsep.codegen.isa import this_isa
 from dnnsep.codegen.kernel import Kernel, compiled
+from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.pack import packed
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.separable import TASK_FIELDS
@@ -40,7 +39,7 @@ class FusedExecutor(Executor):
         self.impls = (f"fused:{plan.isa.name}",)
         self._threads = torch.get_num_threads()
         self._packed = packed(problem, plan, weights)
-        self._parallel = openmp.parallel()
+        self._parallel = team.parallel()
         self._local = threading.local()
 
     @classmethod
@@ -112,7 +111,7 @@ class FusedExecutor(Executor):
             None,
             self._packed.ctypes.data,
             scratch,
-            openmp.address_of("omp_get_thread_num"),
-            openmp.address_of("omp_get_num_threads"),
+            team.address_of("omp_get_thread_num"),
+            team.address_of("omp_get_num_threads"),
             None,
         )

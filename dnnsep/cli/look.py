@@ -11,8 +11,8 @@ import typer
 from dnnsep.cli.common import AsJson, Dtype, bad_input, console
 
 if TYPE_CHECKING:
+    from dnnsep.measure.roofs import Roofs
     from dnnsep.problem import Problem
-    from dnnsep.sweep.roofs import Roofs
 
 
 class Dump(str, Enum):
@@ -37,11 +37,11 @@ def explain(
     import dataclasses
 
     from dnnsep.backends import get_backend
+    from dnnsep.host.machine import default_threads
     from dnnsep.problem import Problem
     from dnnsep.report.explain import as_text
     from dnnsep.sweep.client import WorkerError
     from dnnsep.sweep.explain import explain as run
-    from dnnsep.sweep.machine import default_threads
 
     try:
         problem = Problem.parse(descriptor)
@@ -70,8 +70,8 @@ def explain(
 
 def _code(problem: Problem, threads: int, dump: Dump) -> str:
     from dnnsep.codegen.choose import choose
-    from dnnsep.codegen.isa import this_isa
-    from dnnsep.codegen.jit import assembly
+    from dnnsep.codegen.lang.isa import this_isa
+    from dnnsep.codegen.lang.jit import assembly
     from dnnsep.codegen.separable import emit_separable
 
     try:
@@ -104,9 +104,9 @@ def cost(
 
 def backends(as_json: AsJson = False) -> None:
     """Each backend: available or why not, and the versions found by running it."""
+    from dnnsep.host.machine import default_threads, fingerprint
     from dnnsep.report.backends import as_table
     from dnnsep.sweep.explain import survey
-    from dnnsep.sweep.machine import default_threads, fingerprint
 
     found = {
         "backends": survey(),
@@ -126,8 +126,8 @@ def machine(
     as_json: AsJson = False,
 ) -> None:
     """This machine's fingerprint and its roofs, measured: multiply-adds and memory bandwidth."""
+    from dnnsep.host.machine import default_threads, fingerprint
     from dnnsep.report.machine import as_text
-    from dnnsep.sweep.machine import default_threads, fingerprint
 
     measured = [roofs for t in threads or [default_threads()] if (roofs := measure_roofs(t))]
     found = fingerprint()
@@ -142,8 +142,8 @@ def machine(
 
 def measure_roofs(threads: int) -> Roofs | None:
     """The roofs, or None with a line that says why there are none."""
-    from dnnsep.sweep.calibrate import Calibrator
-    from dnnsep.sweep.machine import cpus_for
+    from dnnsep.host.machine import cpus_for
+    from dnnsep.measure.calibrate import Calibrator
 
     try:
         with Calibrator(cpus_for(threads)) as calibrator:

@@ -17,8 +17,8 @@ from dnnsep.cli.look import measure_roofs
 from dnnsep.sweep.client import Allocator
 
 if TYPE_CHECKING:
+    from dnnsep.sweep.node import AnyCase, Effort, Runner
     from dnnsep.sweep.results import Results
-    from dnnsep.sweep.runner import AnyCase, Effort, Runner
 
 Format = Literal["table", "markdown", "csv", "json"]
 Shown = Annotated[Format, typer.Option("--format", help="What is printed.")]
@@ -53,10 +53,10 @@ def measure(
     with_roofs: bool = True,
 ) -> None:
     """Measure the cases, save as it goes, print, and exit as the commands do."""
+    from dnnsep.host.machine import fingerprint
     from dnnsep.report.machine import head
-    from dnnsep.sweep.machine import fingerprint
+    from dnnsep.sweep.node import Runner
     from dnnsep.sweep.results import Results
-    from dnnsep.sweep.runner import Runner
 
     caches = sorted({case.cache for case in cases})
     settings = {

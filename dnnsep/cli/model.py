@@ -23,8 +23,8 @@ from dnnsep.cli.measure import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from dnnsep.graph.report import Report
     from dnnsep.models.layers import LayerCost
-    from dnnsep.rewrite.report import Report
 
 Name = Annotated[
     str, typer.Argument(help="timm's or torchvision's name, or path.py:factory.", metavar="NAME")
@@ -113,7 +113,7 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
 
 
 def _optimized(network: nn.Module, x: Tensor) -> Report:
-    from dnnsep.rewrite.optimize import optimize, report_of
+    from dnnsep.graph.optimize import optimize, report_of
 
     try:
         return report_of(optimize(network, x))
@@ -141,10 +141,10 @@ def bench_model(
     resume: Resume = False,
 ) -> None:
     """Measure whole models through optimize and on other engines, in turns, as a sweep does."""
+    from dnnsep.host.machine import default_threads
     from dnnsep.models.engines import ENGINES
-    from dnnsep.sweep.machine import default_threads
     from dnnsep.sweep.modelcase import ModelCase
-    from dnnsep.sweep.runner import Effort
+    from dnnsep.sweep.node import Effort
 
     engines = ("dnnsep", *dict.fromkeys(e for e in against.split(",") if e not in ("", "dnnsep")))
     for engine in engines:

@@ -49,8 +49,8 @@ def sweep(
     resume: Resume = False,
 ) -> None:
     """Measure problems on several backends, each checked against the reference first."""
+    from dnnsep.host.machine import default_threads
     from dnnsep.sweep.config import Overrides, backend_names, load_sweep
-    from dnnsep.sweep.machine import default_threads
 
     try:
         names = [name for text in backend or [] for name in backend_names(text)]
@@ -68,7 +68,7 @@ def sweep(
             typer.echo(line + (f"  # {case.name}" if case.name else ""))
         return
 
-    from dnnsep.sweep.runner import Effort
+    from dnnsep.sweep.node import Effort
 
     effort = Effort(seconds, precision / 100, visits, stages)
     settings = {"config": config, "backends": plan.backends}

@@ -28,8 +28,8 @@ def tune(
     CPU, this version, the problem and the number of threads; each is kept as soon as it is found.
     """
     from dnnsep.backends.fused import FusedBackend
+    from dnnsep.host.machine import cpus_for, default_threads
     from dnnsep.sweep.config import Overrides, load_sweep
-    from dnnsep.sweep.machine import cpus_for, default_threads
 
     try:
         overrides = Overrides(["fused"], threads or (), [d.value for d in dtype or ()], batch or ())
@@ -44,7 +44,7 @@ def tune(
         typer.echo(f"fused: {verdict.reason}", err=True)
         raise typer.Exit(1)
 
-    from dnnsep.allocator import keep_pages
+    from dnnsep.host.allocator import keep_pages
     from dnnsep.sweep.tune import tune as measure
 
     keep_pages()

@@ -7,8 +7,8 @@ from functools import cache
 
 from llvmlite import ir
 
-from dnnsep.codegen.emit import I64, POINTER, VOID, Code
-from dnnsep.codegen.jit import Function, machine_code
+from dnnsep.codegen.lang.emit import I64, POINTER, VOID, Code
+from dnnsep.codegen.lang.jit import Function, machine_code
 
 # What the chain's one argument points to: (function, task) pairs, their number, and the team's
 # barrier.

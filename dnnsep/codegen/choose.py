@@ -15,9 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from dnnsep import cachefiles
-from dnnsep.caches import caches_of
-from dnnsep.codegen.isa import Isa
+from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.plan import (
     Plan,
     blocks,
@@ -32,6 +30,8 @@ from dnnsep.codegen.plan import (
     tile_rows,
 )
 from dnnsep.codegen.version import generator
+from dnnsep.host import cachefiles
+from dnnsep.host.caches import caches_of
 from dnnsep.problem import Problem
 from dnnsep.single import Dense, Depthwise
 

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 from llvmlite import ir
 
-from dnnsep.codegen.activations import LONG, activate
-from dnnsep.codegen.bf16 import to_bf16
-from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code
-from dnnsep.codegen.isa import Isa
+from dnnsep.codegen.lang.activate import LONG, activate
+from dnnsep.codegen.lang.bf16 import to_bf16
+from dnnsep.codegen.lang.emit import F32, I16, I32, I64, POINTER, Code
+from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.plan import Row, block_channels, blocks, row_stride, tile_is_bf16
 from dnnsep.problem import Problem
 from dnnsep.single import Depthwise

@@ -6,11 +6,11 @@ import ctypes
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dnnsep import cachefiles
-from dnnsep.codegen.jit import Function, machine_code
+from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.separable import PLAIN, Extras, emit_separable, part_bytes
 from dnnsep.codegen.version import generator
+from dnnsep.host import cachefiles
 from dnnsep.problem import Problem
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from dnnsep.codegen.activations import LONG, activate
-from dnnsep.codegen.bf16 import from_bf16, to_bf16
-from dnnsep.codegen.emit import F32, I16, I32, I64, POINTER, Code
+from dnnsep.codegen.lang.activate import LONG, activate
+from dnnsep.codegen.lang.bf16 import from_bf16, to_bf16
+from dnnsep.codegen.lang.emit import F32, I16, I32, I64, POINTER, Code
 from dnnsep.codegen.plan import STEPS_AT_ONCE, Plan, depth, row_stride, tile_is_bf16
 from dnnsep.codegen.prefetch import Ahead, Prefetch
 from dnnsep.problem import Problem

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from dnnsep.codegen.bf16 import from_bf16, to_bf16
-from dnnsep.codegen.emit import F32, I16, I64, POINTER, Code
+from dnnsep.codegen.lang.bf16 import from_bf16, to_bf16
+from dnnsep.codegen.lang.emit import F32, I16, I64, POINTER, Code
 from dnnsep.codegen.plan import Plan
 from dnnsep.single import Mean
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from dnnsep.codegen.bf16 import from_bf16, to_bf16
 from dnnsep.codegen.depthwise import Shape
-from dnnsep.codegen.emit import F32, I16, I64, POINTER, Code
-from dnnsep.codegen.isa import Isa
+from dnnsep.codegen.lang.bf16 import from_bf16, to_bf16
+from dnnsep.codegen.lang.emit import F32, I16, I64, POINTER, Code
+from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.plan import depth, row_stride, tile_is_bf16
 from dnnsep.problem import Problem
 

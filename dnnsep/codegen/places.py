@@ -6,7 +6,7 @@ from itertools import groupby
 
 from llvmlite import ir
 
-from dnnsep.codegen.emit import F32, I16, I64, Code
+from dnnsep.codegen.lang.emit import F32, I16, I64, Code
 from dnnsep.codegen.plan import Plan
 from dnnsep.problem import Problem
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dnnsep.codegen.isa import Isa
+from dnnsep.codegen.lang.isa import Isa
 from dnnsep.problem import Problem
 from dnnsep.single import Dense, Depthwise, Mean
 

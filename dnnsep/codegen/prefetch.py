@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from dnnsep.codegen.emit import BYTE, I64, Code
+from dnnsep.codegen.lang.emit import BYTE, I64, Code
 from dnnsep.codegen.plan import Plan
 from dnnsep.problem import Problem
 

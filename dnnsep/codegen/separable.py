@@ -10,7 +10,7 @@ from itertools import groupby
 from llvmlite import ir
 
 from dnnsep.codegen.depthwise import emit_depthwise, shape_of
-from dnnsep.codegen.emit import BYTE, F32, I16, I32, I64, POINTER, Code
+from dnnsep.codegen.lang.emit import BYTE, F32, I16, I32, I64, POINTER, Code
 from dnnsep.codegen.matmul import Matmul
 from dnnsep.codegen.mean import emit_mean
 from dnnsep.codegen.pack import Layout

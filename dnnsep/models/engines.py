@@ -28,7 +28,7 @@ def verdict(engine: str) -> Verdict:
 def _dnnsep(model: nn.Module, x: Tensor) -> Bound:
     from collections import Counter
 
-    from dnnsep.rewrite.optimize import optimize, what_ran
+    from dnnsep.graph.optimize import optimize, what_ran
 
     optimized = optimize(model, x)
     images = _channels_last(x)
@@ -52,7 +52,7 @@ def _eager(model: nn.Module, x: Tensor) -> Bound:
 def _inductor(model: nn.Module, x: Tensor) -> Bound:
     import torch
 
-    from dnnsep.backends.inductor import CONFIG
+    from dnnsep.backends.peers.inductor import CONFIG
 
     config: Any = torch._inductor.config
     for name, value in CONFIG.items():
@@ -80,7 +80,7 @@ def _openvino(model: nn.Module, x: Tensor) -> Bound:
     import openvino
     import torch
 
-    from dnnsep.backends.openvino import settings
+    from dnnsep.backends.peers.openvino import settings
 
     converted = openvino.convert_model(model, example_input=x, input=[tuple(x.shape)])
     compiled = openvino.Core().compile_model(converted, "CPU", settings("f32"))
@@ -98,7 +98,7 @@ def _openvino(model: nn.Module, x: Tensor) -> Bound:
 def _onnxruntime(model: nn.Module, x: Tensor) -> Bound:
     import torch
 
-    from dnnsep.backends.onnxruntime import session_of
+    from dnnsep.backends.peers.onnxruntime import session_of
 
     exported = io.BytesIO()
     torch.onnx.export(model, (x,), exported, input_names=["x"], dynamo=False)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnnsep.module import SeparableConv2d
+from dnnsep.nn.module import SeparableConv2d
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from dnnsep.measure.roofs import Roofs
 from dnnsep.problem import DTYPES
 from dnnsep.report.labels import SYMBOLS, Style, hover_text, labels_of
 from dnnsep.sweep.results import Record
-from dnnsep.sweep.roofs import Roofs
 
 Figure = dict[str, Any]
 

@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
+from dnnsep.measure.stats import Control, Round
 from dnnsep.sweep.results import Key, Record, Results
-from dnnsep.sweep.stats import Control, Round
 
 Normalize = Literal["time", "roof"]
 

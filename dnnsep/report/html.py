@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from dnnsep.measure.roofs import Roofs
+from dnnsep.measure.stats import geomean
 from dnnsep.report.charts import Figure, bars, heat_map, roofline
 from dnnsep.report.commands import commands
 from dnnsep.report.labels import SYMBOLS, Style, hover_text, labels_of, shortened, styles_of
 from dnnsep.report.table import base_times, group_of, place
 from dnnsep.sweep.results import Record, Results
-from dnnsep.sweep.roofs import Roofs
-from dnnsep.sweep.stats import geomean
 
 # Scripts and styles from this page only, and nothing from anywhere else.
 _POLICY = (

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dnnsep.measure.roofs import Roofs
+from dnnsep.measure.stats import Round, Stats
 from dnnsep.problem import Problem
 from dnnsep.sweep.results import Record, Results
-from dnnsep.sweep.roofs import Roofs
-from dnnsep.sweep.stats import Round, Stats
 
 
 def load(path: Path) -> Results:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from dnnsep.sweep.roofs import Roofs
+from dnnsep.measure.roofs import Roofs
 
 
 def head(roofs: Roofs) -> str:

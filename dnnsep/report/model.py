@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
+from dnnsep.graph.report import Report
 from dnnsep.models.layers import LayerCost
-from dnnsep.rewrite.report import Report
 
 
 def as_dict(

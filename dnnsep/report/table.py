@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from dnnsep.measure.stats import geomean
 from dnnsep.sweep.results import Key, Record, Results
-from dnnsep.sweep.stats import geomean
 
 # A problem on a number of threads, with hot or cold caches.
 Place = tuple[str, int, str]

@@ -23,7 +23,7 @@ class Client:
 
     Close it, or use it as a context manager.
 
-    ``allocator`` is ``keep`` (freed memory stays in the process, see dnnsep.allocator) or
+    ``allocator`` is ``keep`` (freed memory stays in the process, see dnnsep.host.allocator) or
     ``system`` (the C library's own way); ``worker`` the module that is run.
     """
 

@@ -23,11 +23,11 @@ from pydantic import (
 
 from dnnsep.backends import PEERS, get_backend
 from dnnsep.cost import cost
+from dnnsep.measure.roofs import Roof, Roofs
 from dnnsep.problem import Problem
 from dnnsep.sweep.benchdnn import NamedProblem, read_shape_file
 from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.results import Cache, Key
-from dnnsep.sweep.roofs import Roof, Roofs
 
 DEFAULT_BACKENDS = ("ipex", "onednn", "eager")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dnnsep.backends import BACKENDS
+from dnnsep.host.machine import cpus_for
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.client import Client, WorkerError
-from dnnsep.sweep.machine import cpus_for
 
 
 def explain(problem: Problem, backend: str, threads: int) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dnnsep.measure.roofs import Roof, Roofs
 from dnnsep.sweep.results import Cache, Key
-from dnnsep.sweep.roofs import Roof, Roofs
 
 
 @dataclass(frozen=True)

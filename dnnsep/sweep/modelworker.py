@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dnnsep.host.affinity import keep_on, pin_workers
+from dnnsep.measure.cachestate import Evictor
 from dnnsep.models.engines import ENGINES, verdict
-from dnnsep.sweep.affinity import keep_on, pin_workers
-from dnnsep.sweep.cachestate import Evictor
 from dnnsep.sweep.modelcase import parse
 from dnnsep.sweep.worker import Timer, serve
 
@@ -33,8 +33,8 @@ class ModelWorker(Timer):
         """Prepare a model for a thread on each CPU and compare it with plain torch."""
         import torch
 
+        from dnnsep.graph.difference import difference
         from dnnsep.models.zoo import load
-        from dnnsep.rewrite.difference import difference
 
         self.reset(cpus)
         model, x = load(*parse(problem))

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dnnsep.measure.roofs import Roof, Roofs
+from dnnsep.measure.stats import Round, Stats
 from dnnsep.problem import Problem
-from dnnsep.sweep.roofs import Roof, Roofs
-from dnnsep.sweep.stats import Round, Stats
 
 Cache = Literal["hot", "cold"]
 

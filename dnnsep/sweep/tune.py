@@ -12,10 +12,10 @@ from dnnsep.backends.base import Verdict
 from dnnsep.backends.fused_executor import FusedExecutor
 from dnnsep.backends.tensors import to_channels_last
 from dnnsep.codegen.choose import choose, close_plans, keep
-from dnnsep.codegen.isa import this_isa
+from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.plan import Plan
+from dnnsep.host.affinity import keep_on, pin_workers
 from dnnsep.problem import Problem
-from dnnsep.sweep.affinity import keep_on, pin_workers
 from dnnsep.sweep.check import CheckData
 
 # Plans are visited in turn so many times, each for so long.

@@ -17,11 +17,11 @@ from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from dnnsep.allocator import keep_pages
 from dnnsep.backends import get_backend
+from dnnsep.host.affinity import keep_on, pin_workers
+from dnnsep.host.allocator import keep_pages
+from dnnsep.measure.cachestate import Evictor
 from dnnsep.problem import Problem
-from dnnsep.sweep.affinity import keep_on, pin_workers
-from dnnsep.sweep.cachestate import Evictor
 from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.verbose import Log, onednn_log
 

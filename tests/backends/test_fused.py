@@ -10,13 +10,14 @@ import torch
 from llvmlite import ir
 from scipy.special import erf
 
-from dnnsep import Problem, Weights, cachefiles, get_backend
+from dnnsep import Problem, Weights, get_backend
 from dnnsep.backends.fused_executor import FusedExecutor
 from dnnsep.backends.tensors import to_channels_last
 from dnnsep.codegen import kernel
 from dnnsep.codegen.choose import Caches, all_plans
-from dnnsep.codegen.isa import this_isa
-from dnnsep.codegen.jit import Target, machine_code
+from dnnsep.codegen.lang.isa import this_isa
+from dnnsep.codegen.lang.jit import Target, machine_code
+from dnnsep.host import cachefiles
 from dnnsep.sweep.check import CheckData
 
 

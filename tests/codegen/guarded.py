@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.backends.reference import error_bound, separable
-from dnnsep.codegen import openmp
 from dnnsep.codegen.choose import Caches, all_plans
-from dnnsep.codegen.isa import Isa, this_isa
-from dnnsep.codegen.jit import Function, machine_code
+from dnnsep.codegen.lang.isa import Isa, this_isa
+from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.pack import packed
 from dnnsep.codegen.plan import Plan, by_rows
 from dnnsep.codegen.separable import (
@@ -94,11 +93,11 @@ def run_guarded(
     names = ("omp_get_thread_num", "omp_get_num_threads")
     task = (ctypes.c_void_p * len(TASK_FIELDS))(
         *pointers,
-        *(openmp.address_of(name) for name in names),
+        *(team.address_of(name) for name in names),
         residual.bytes.ctypes.data,
         scale.bytes.ctypes.data,
     )
-    openmp.parallel()(function.address, task, plan.parts, 0)
+    team.parallel()(function.address, task, plan.parts, 0)
     assert all(buffer.untouched for buffer in (*buffers, residual, scale))
     y = buffers[1].bytes.view(x.dtype).reshape(n, h, w, c)
     if problem.dtype == "bf16":

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dnnsep import cachefiles
 from dnnsep.codegen.choose import Caches, _key, all_plans, choose, close_plans, cost, keep
-from dnnsep.codegen.isa import CAP_VARIABLE, Isa, this_isa
+from dnnsep.codegen.lang.isa import CAP_VARIABLE, Isa, this_isa
 from dnnsep.codegen.plan import tile_bytes
+from dnnsep.host import cachefiles
 from dnnsep.problem import Problem
 
 CACHES = Caches(48 * 1024, 1 << 20, 32 << 20)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dnnsep.codegen.choose import Caches, all_plans
-from dnnsep.codegen.isa import CAP_VARIABLE, this_isa
+from dnnsep.codegen.lang.isa import CAP_VARIABLE, this_isa
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
 from tests.codegen.guarded import Guarded, run_guarded

@@ -10,10 +10,10 @@ from torch import nn
 
 import dnnsep
 from dnnsep import SeparableConv2d
+from dnnsep.graph.difference import difference
+from dnnsep.graph.optimize import report_of
 from dnnsep.models.layers import layers
 from dnnsep.models.zoo import load
-from dnnsep.rewrite.difference import difference
-from dnnsep.rewrite.optimize import report_of
 
 # Name and the separable layers that it has.
 SMALL: list[tuple[str, int | None]] = [("mobilenetv2_100", 17)]

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from dnnsep.cost import cost
+from dnnsep.measure.roofs import MemoryLevel, Roofs
+from dnnsep.measure.stats import Stats
 from dnnsep.problem import Problem
 from dnnsep.sweep.config import Case, Overrides, load_sweep
 from dnnsep.sweep.results import Record, Results
-from dnnsep.sweep.roofs import MemoryLevel, Roofs
-from dnnsep.sweep.stats import Stats
 from tests.sweep.samples import rounds_of
 
 _CONFIG = Path(__file__).parents[2] / "configs" / "models" / "mobilenet_v1.yaml"

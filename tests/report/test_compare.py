@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from dnnsep import Problem
+from dnnsep.measure.stats import Control, Stats
 from dnnsep.report.compare import Verdict, compare, failures, how_to_compare
 from dnnsep.report.compare_table import as_dicts, as_markdown, line, summary
 from dnnsep.report.load import load
 from dnnsep.sweep.results import Record, Results
-from dnnsep.sweep.stats import Control, Stats
 from tests.sweep.samples import rounds_of, small_roofs
 
 PROBLEM = "mb1ic64oc64ih28kh3sh1ph1"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dnnsep.sweep.roofs import MemoryLevel, Roofs
-from dnnsep.sweep.stats import Control, Round
+from dnnsep.measure.roofs import MemoryLevel, Roofs
+from dnnsep.measure.stats import Control, Round
 
 QUIET = Control(busy_us=400, loads_us=500, handover_ns=25)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from dnnsep.measure.stats import Stats
 from dnnsep.report.table import as_csv, as_markdown, rows, summary
 from dnnsep.sweep.results import Record, Results
-from dnnsep.sweep.stats import Stats
 from tests.sweep.samples import rounds_of
 
 

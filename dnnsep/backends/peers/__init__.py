@@ -1,0 +1,1 @@
+"""The engines that a user could pick instead, which dnnsep is measured beside."""

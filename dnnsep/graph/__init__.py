@@ -1,0 +1,1 @@
+"""Whole models: captured, matched, linked into programs, and reported on."""

@@ -1,0 +1,321 @@
+"""``dnnsep.optimize``: a model with packed layers in the place of its convolutions.
+
+Imports torch: import it from inside functions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from dnnsep.backends import get_backend
+from dnnsep.backends.executor import TORCH_DTYPES
+from dnnsep.graph.difference import difference
+from dnnsep.graph.link import link_chains
+from dnnsep.graph.match import Chain, find, why_not_packed
+from dnnsep.graph.report import Entry, Report
+from dnnsep.graph.trace import UntraceableError, trace
+from dnnsep.nn.convolution import folded
+from dnnsep.nn.layer import problem_of
+from dnnsep.nn.module import SeparableConv2d
+from dnnsep.nn.packed import FUSED_NAMES, PackedConv2d, PackedLayer, PackedLinear
+from dnnsep.problem import Problem
+
+# The largest difference of an output from the original's, relative to the largest output: sums in
+# another order and folded normalisations, through some fifty layers.
+BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+Filter = Callable[[str], bool]
+
+
+def optimize(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    *,
+    backend: str = "auto",
+    dtype: torch.dtype | None = None,
+    filter: Filter | None = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """The model with its separable layers on a backend and its other convolutions packed.
+
+    ``model`` is in eval mode, on a CPU. Each depthwise convolution [batch norm] [activation]
+    pointwise convolution [batch norm] [activation] [addition] becomes one SeparableConv2d, each
+    other convolution a PackedConv2d, each linear layer a PackedLinear where the backend is "auto"
+    or "fused", and those of them that feed each other a PackedChain; normalisations are folded.
+    ``example_inputs`` are the model's arguments: the result is compared on them with the original
+    before it is returned, and must agree within BOUNDS. ``dtype`` torch.bfloat16 converts the whole
+    model; inputs are then converted on the way in and outputs on the way out. ``filter`` takes the
+    name of a convolution and says whether it may be replaced. The model itself is left as it was,
+    unless ``inplace`` lets its modules be taken and changed.
+
+    The result has ``dnnsep_report``: what was replaced, what was not, and why.
+
+    Raises ValueError if the model is in training mode, if the backend or dtype is unknown, or if
+    the example does not run.
+    """
+    get_backend(backend)
+    if model.training:
+        raise ValueError("model: is in training mode, call eval() first")
+    if dtype is not None and dtype not in BOUNDS:
+        raise ValueError(f"dtype={dtype}: must be torch.float32 or torch.bfloat16")
+    example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    with torch.no_grad():
+        expected = _run(model, example)
+        ours = model if inplace else copy.deepcopy(model)
+        found, report = _Rewriter(backend, filter or (lambda name: True)).rewrite(
+            ours, example, expected
+        )
+        if dtype is not None:
+            found = Converted(found, dtype)
+        report.bound = BOUNDS[dtype or torch.float32]
+        report.error = _error(found, example, expected)
+        if not report.error <= report.bound:
+            report = Report([], [f"left as it is: outputs differed by {report.error:.1e}"])
+            found = model if inplace else copy.deepcopy(model)
+    found.dnnsep_report = cast("Any", report)
+    return found
+
+
+def report_of(model: nn.Module) -> Report:
+    """What ``optimize`` did to the model that it returned."""
+    return cast("Report", model.dnnsep_report)
+
+
+def what_ran(model: nn.Module) -> list[str]:
+    """By which kernels each packed layer or chain of the optimized model has run."""
+    found: list[str] = []
+    inside: set[nn.Module] = set()
+    for layer in model.modules():
+        if isinstance(layer, PackedLayer) and layer not in inside:
+            found += layer.runs_on.values()
+            inside.update(layer.modules())
+    return found
+
+
+class Converted(nn.Module):
+    """A model in another dtype than its inputs and outputs."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model.to(dtype)
+        self.dtype = dtype
+        self.train(model.training)
+
+    def forward(self, *arguments: Any) -> Any:
+        first = next(a for a in pytree.tree_leaves(arguments) if _is_float(a))
+        return _cast(self.model(*_cast(arguments, self.dtype)), first.dtype)
+
+
+class _Rewriter:
+    def __init__(self, backend: str, wanted: Filter) -> None:
+        self._backend, self._wanted = backend, wanted
+
+    def rewrite(
+        self, model: nn.Module, example: tuple[Any, ...], expected: Any
+    ) -> tuple[nn.Module, Report]:
+        """As a whole where it can be traced, otherwise part by part."""
+        report = Report()
+        try:
+            return self._whole(model, example, expected, "", report), report
+        except UntraceableError as error:
+            report.notes.append(f"taken part by part: {error}")
+        calls = _Calls(model, example)
+        self._parts(model, "", calls, report)
+        return model, report
+
+    def _whole(
+        self, model: nn.Module, example: tuple[Any, ...], expected: Any, name: str, report: Report
+    ) -> nn.Module:
+        """Raises UntraceableError and leaves the model as it is where this cannot be done."""
+        traced = trace(model, example)
+        entries = self._replace(traced, name)
+        error = _error(traced, example, expected)
+        if not error <= BOUNDS[torch.float32]:
+            raise UntraceableError(f"what was traced differs by {error:.1e}")
+        report.entries += entries
+        return traced
+
+    def _parts(self, module: nn.Module, path: str, calls: _Calls, report: Report) -> None:
+        """Each part that the example calls once as a whole, or its parts."""
+        for name, child in module.named_children():
+            full = f"{path}.{name}" if path else name
+            example = calls.only.get(child)
+            if isinstance(child, nn.Conv2d):
+                reason = self._why_left(child, full, example is not None)
+                if not reason:
+                    setattr(module, name, PackedConv2d(child, backend=self._backend))
+                kind = "left" if reason else "convolution"
+                report.entries.append(Entry((full,), kind, 0, reason or "in a part not traced"))
+                continue
+            if example is not None and any(isinstance(m, nn.Conv2d) for m in child.modules()):
+                try:
+                    found = self._whole(child, example, _run(child, example), full, report)
+                except UntraceableError:
+                    pass
+                else:
+                    setattr(module, name, found)
+                    continue
+            self._parts(child, full, calls, report)
+
+    def _why_left(self, layer: nn.Conv2d, name: str, called: bool) -> str:
+        if not self._wanted(name):
+            return "filtered out"
+        return why_not_packed(layer) if called else "the example calls it not once"
+
+    def _replace(self, traced: fx.GraphModule, path: str) -> list[Entry]:
+        prefix = f"{path}." if path else ""
+        order = {node: place for place, node in enumerate(traced.graph.nodes)}
+        found = find(traced)
+        entries: dict[fx.Node, Entry] = {}
+
+        now: dict[fx.Node, fx.Node] = {}  # what stands for the last node of a chain
+
+        def swap(layer: nn.Module, chain: Chain, last: Chain | None = None) -> None:
+            """In the place of a chain, or of two that follow each other."""
+            inputs = (chain.x, (last or chain).residual, chain.scale)
+            nodes = [*chain.nodes, *(last.nodes if last else ())]
+            now[nodes[-1]] = _swap(
+                traced,
+                layer,
+                str(chain.layer_node.target),
+                nodes,
+                tuple(None if node is None else now.get(node, node) for node in inputs),
+            )
+
+        def names(*chains: Chain) -> tuple[str, ...]:
+            return tuple(prefix + name for chain in chains for name in chain.names)
+
+        for node, reason in found.left:
+            layer = traced.get_submodule(str(node.target))
+            assert isinstance(layer, nn.Conv2d)
+            entries[node] = Entry((f"{prefix}{node.target}",), "left", _flops(layer, node), reason)
+        for first, second in found.separable:
+            flops = sum(_flops(chain.layer, chain.nodes[0]) for chain in (first, second))
+            node = first.nodes[0]
+            if not self._wanted(names(first)[0]):
+                entries[node] = Entry(names(first, second), "left", flops, "filtered out")
+                continue
+            layer = SeparableConv2d.from_layers(
+                cast("nn.Conv2d", first.layer),
+                cast("nn.Conv2d", second.layer),
+                (first.norm, second.norm),
+                (first.activation, second.activation),
+                self._backend,
+            )
+            problem = _problem(layer, node)
+            swap(layer, first, second)
+            entries[node] = Entry(names(first, second), "separable", flops, problem=problem)
+        for chain, reason in found.single:
+            node, flops = chain.layer_node, _flops(chain.layer, chain.layer_node)
+            if not self._wanted(f"{prefix}{node.target}"):
+                entries[node] = Entry(names(chain), "left", flops, "filtered out")
+                continue
+            convolution = folded(cast("nn.Conv2d", chain.layer), chain.norm)
+            packed = PackedConv2d(convolution, chain.activation, self._backend, chain.pooled)
+            swap(packed, chain)
+            entries[node] = Entry(names(chain), "convolution", flops, reason)
+        for chain in found.linear if self._backend in FUSED_NAMES else ():
+            node, flops = chain.layer_node, _flops(chain.layer, chain.layer_node)
+            if self._wanted(f"{prefix}{node.target}"):
+                linear = cast("nn.Linear", chain.layer)
+                swap(PackedLinear(linear, chain.activation, chain.pooled), chain)
+                entries[node] = Entry(names(chain), "linear", flops)
+        if self._backend in FUSED_NAMES:
+            link_chains(traced)
+        traced.graph.lint()  # type: ignore[no-untyped-call]
+        traced.delete_all_unused_submodules()
+        traced.recompile()
+        return [entries[node] for node in sorted(entries, key=order.__getitem__)]
+
+
+def _swap(
+    traced: fx.GraphModule,
+    layer: nn.Module,
+    name: str,
+    nodes: list[fx.Node],
+    inputs: tuple[fx.Node | None, ...],
+) -> fx.Node:
+    """Put a layer, on some inputs, in the place of nodes that follow each other."""
+    last = nodes[-1]
+    while inputs[-1] is None:
+        inputs = inputs[:-1]
+    with traced.graph.inserting_after(last):
+        new = traced.graph.call_module(name, inputs)
+    new.meta = dict(last.meta)
+    last.replace_all_uses_with(new)
+    for node in reversed(nodes):
+        traced.graph.erase_node(node)
+    traced.set_submodule(name, layer)
+    return new
+
+
+class _Calls:
+    """The arguments of modules that an example calls just once, with tensors one after another."""
+
+    def __init__(self, model: nn.Module, example: tuple[Any, ...]) -> None:
+        self.only: dict[nn.Module, tuple[Any, ...]] = {}
+        seen: set[nn.Module] = set()
+
+        def note(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+            if module in seen or named or not all(isinstance(a, Tensor) for a in arguments):
+                self.only.pop(module, None)
+            else:
+                self.only[module] = tuple(a.clone() for a in arguments)
+            seen.add(module)
+
+        hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in model.modules()]
+        try:
+            _run(model, example)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _run(model: nn.Module, example: tuple[Any, ...]) -> Any:
+    """The model on a copy of the example, which it may write into."""
+    copied = pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, example)
+    try:
+        return model(*copied)
+    except Exception as error:
+        raise ValueError(f"example_inputs: the model fails on them: {error}") from error
+
+
+def _error(model: nn.Module, example: tuple[Any, ...], expected: Any) -> float:
+    """The difference from what is expected; infinity where the model fails."""
+    try:
+        return difference(_run(model, example), expected)
+    except ValueError:
+        return float("inf")
+
+
+def _problem(layer: SeparableConv2d, node: fx.Node) -> Problem:
+    """What a layer runs on the example."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    meta = source.meta["tensor_meta"]
+    x = torch.empty(meta.shape, dtype=meta.dtype, device="meta")
+    x, geometry = layer.padded(x)
+    return problem_of(x, layer.tensors(), geometry)
+
+
+def _flops(layer: nn.Conv2d | nn.Linear, node: fx.Node) -> int:
+    """2 for each multiply-add."""
+    outputs = prod(node.meta["tensor_meta"].shape)
+    if isinstance(layer, nn.Linear):
+        return int(2 * outputs * layer.in_features)
+    return int(2 * outputs * (layer.in_channels // layer.groups) * prod(layer.kernel_size))
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in (*TORCH_DTYPES.values(), torch.float64)
+
+
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    return pytree.tree_map(lambda v: v.to(dtype) if _is_float(v) else v, values)

@@ -1,0 +1,1 @@
+"""Measuring the machine and calls on it: roofs, controls, statistics, cache states, warnings."""

@@ -1,0 +1,153 @@
+"""Measures a machine's roofs: the most that its multiply-add units and its memories can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dnnsep.host.caches import caches_of
+from dnnsep.measure import loops
+from dnnsep.measure.pinned import PinnedThreads, aligned_bytes
+from dnnsep.measure.roofs import MemoryLevel, Roofs
+
+# A roof is what the machine can do, so the best of many short slices counts: others on the machine
+# can only take from it. Slices are spread over some seconds, all loops in turn, because a shared
+# machine can be slower for a second at a time.
+_PASSES = 12
+_SLICES = 6
+_SLICE_NS = 4e6
+
+# Share of a cache that a loop's buffers fill: enough to be beyond the next smaller one, with room
+# for whatever else is there.
+_FILL = 0.5
+
+
+def measured_roofs(threads: PinnedThreads) -> Roofs:
+    """All roofs of these threads, in about four seconds.
+
+    Raises RuntimeError below AVX2 with FMA.
+    """
+    clock = _Clock(threads)
+    fma = {dtype: _multiply_adds(threads, dtype) for dtype in loops.multiply_add_dtypes()}
+    memory = list(_memory_levels(threads))
+    meters: list[_Clock | _Meter] = [clock, *fma.values()]
+    meters += [meter for _, _, read, copy in memory for meter in (read, copy)]
+    for _ in range(_PASSES):
+        for meter in meters:
+            meter.measure()
+    return Roofs(
+        threads=len(threads),
+        clock_ghz=round(clock.best, 3),
+        fma_gflops={dtype: round(meter.best, 1) for dtype, meter in fma.items()},
+        fma_flops_per_cycle={
+            dtype: round(meter.best / len(threads) / clock.best, 1) for dtype, meter in fma.items()
+        },
+        memory=[
+            MemoryLevel(
+                name=name,
+                capacity_bytes=capacity,
+                read_gbs=round(read.best, 1),
+                copy_gbs=round(copy.best, 1),
+            )
+            for name, capacity, read, copy in memory
+        ],
+    )
+
+
+@dataclass
+class _Meter:
+    """``run(i, n)`` does n steps on thread i, each of which counts as ``amount``. ``best`` is the
+    most that all threads together did in a slice, in amounts a nanosecond."""
+
+    threads: PinnedThreads
+    run: Callable[[int, int], None]
+    amount: float
+    best: float = 0.0
+    _steps: int = field(default=0, init=False)
+
+    def measure(self) -> None:
+        steps = self._steps = self._steps or self._steps_of_a_slice()
+        for _ in range(_SLICES):
+            times = self._slice(steps)
+            self.best = max(self.best, sum(steps * self.amount / time for time in times))
+
+    def _steps_of_a_slice(self) -> int:
+        steps = 1
+        while (took := max(self._slice(steps))) < _SLICE_NS / 4:
+            steps *= 2
+        return max(1, round(steps * _SLICE_NS / took))
+
+    def _slice(self, steps: int) -> list[float]:
+        return self.threads.together(lambda i: self.run(i, steps))
+
+
+class _Clock:
+    """The clock in GHz, from a chain of multiplications of known latency."""
+
+    def __init__(self, threads: PinnedThreads) -> None:
+        self._threads = threads
+        self._chain = loops.multiply_chain()
+        self.best = 0.0
+
+    def measure(self) -> None:
+        steps = 20_000
+        cycles = steps * loops.MULTIPLIES_PER_STEP * loops.MULTIPLY_LATENCY
+        for _ in range(_SLICES):
+            times = self._threads.together(lambda i: self._chain(steps))
+            self.best = max(self.best, cycles / min(times))
+
+
+def operands() -> np.ndarray:
+    """For a multiply-add loop: 1 and 0, and room for the sums. Nothing grows or is denormal."""
+    lanes = loops.vector_lanes()
+    vectors = np.zeros((2 + loops.CHAINS) * lanes, np.float32)
+    vectors[:lanes] = 1
+    return vectors
+
+
+def _multiply_adds(threads: PinnedThreads, dtype: str) -> _Meter:
+    loop, buffers = loops.multiply_add_loop(dtype), [operands() for _ in threads.cpus]
+    return _Meter(
+        threads,
+        lambda i, steps: loop(steps, buffers[i].ctypes.data),
+        loops.operations_per_step(dtype),
+    )
+
+
+def _memory_levels(
+    threads: PinnedThreads,
+) -> list[tuple[str, int | None, _Meter, _Meter]]:
+    """Name, bytes, and the meters of reading and of copying of each level, innermost first."""
+    levels: list[tuple[str, int | None, _Meter, _Meter]] = []
+    inner = 0
+    for level, capacity in caches_of(threads.cpus).items():
+        if level == 1:
+            continue
+        size = int(max(_FILL * capacity, min(1.5 * inner, 0.75 * capacity)))
+        levels.append((f"L{level}", capacity, *_read_and_copy(threads, size, streaming=False)))
+        inner = capacity
+    beyond = 4 * inner or 1 << 28
+    return [*levels, ("DRAM", None, *_read_and_copy(threads, beyond, streaming=True))]
+
+
+def _read_and_copy(threads: PinnedThreads, size: int, streaming: bool) -> tuple[_Meter, _Meter]:
+    """Over buffers of ``size`` bytes in all, split over the threads; in GB/s."""
+    share = size // len(threads)
+    read = _bandwidth(threads, loops.read_loop(), share, 1)
+    return read, _bandwidth(threads, loops.copy_loop(streaming), share // 2, 2)
+
+
+def _bandwidth(
+    threads: PinnedThreads, loop: Callable[..., object], size: int, streams: int
+) -> _Meter:
+    """Of a loop over ``streams`` buffers of ``size`` bytes each a thread."""
+    step_bytes = loops.bytes_per_step()
+    whole = size // step_bytes
+    buffers = [[aligned_bytes(whole * step_bytes) for _ in range(2)] for _ in threads.cpus]
+
+    def run(i: int, steps: int) -> None:
+        loop(steps, whole, *(buffer.ctypes.data for buffer in buffers[i]))
+
+    return _Meter(threads, run, step_bytes * streams)

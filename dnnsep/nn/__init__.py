@@ -1,0 +1,1 @@
+"""What users of PyTorch touch: layers, functions and the operator."""

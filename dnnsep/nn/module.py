@@ -1,0 +1,183 @@
+"""The layer for users of PyTorch: it trains as plain PyTorch and runs on a backend in inference.
+
+Imports torch: import it from inside functions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnnsep.backends import get_backend
+from dnnsep.backends.auto import AutoBackend
+from dnnsep.backends.fused import FusedBackend
+from dnnsep.nn.convolution import folded, padding_of, pair, weight_and_bias
+from dnnsep.nn.layer import Geometry, Parameters, plain, prepare, problem_of, weights_of
+from dnnsep.nn.operator import separable_conv2d
+from dnnsep.nn.packed import PackedLayer, Ready, adds, fused, ready
+from dnnsep.nn.parts import Part
+from dnnsep.problem import ACTIVATIONS
+
+Size = int | tuple[int, int]
+
+
+class SeparableConv2d(PackedLayer):
+    """A depthwise convolution and a pointwise one, (N, C, H, W) to (N, OC, OH, OW).
+
+    Arguments are torch.nn.Conv2d's, and ``channel_multiplier`` (depthwise outputs for each input
+    channel), ``activations`` (after the depthwise and the pointwise stage, each of none, relu,
+    relu6, silu, hardswish, gelu) and ``backend`` (as for ``dnnsep.get_backend``).
+
+    In eval mode without gradients, on a CPU, in f32 or bf16, it runs on the backend: prepared for
+    each input shape when it first comes, and again when the weights change (``train`` and ``eval``
+    forget what was prepared, should another attribute change); the result is channels-last in
+    memory. Otherwise, and while torch traces, it is plain PyTorch.
+    ``runs_on`` says what ran. In eval mode torch.compile and torch.export see one operator,
+    ``dnnsep::separable_conv2d``.
+
+    ``depthwise`` and ``pointwise`` are ordinary torch.nn.Conv2d, and so are the keys of the state.
+
+    Raises ValueError for what torch.nn.Conv2d, the problem or the backend cannot have.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        channel_multiplier: int = 1,
+        activations: tuple[str, str] = ("none", "none"),
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        for activation in activations:
+            if activation not in ACTIVATIONS:
+                known = ", ".join(ACTIVATIONS)
+                raise ValueError(f"activations={activations!r}: must each be one of {known}")
+        get_backend(backend)
+        mid = in_channels * channel_multiplier
+        place = {"device": device, "dtype": dtype}
+        self.depthwise = nn.Conv2d(
+            in_channels,
+            mid,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups=in_channels,
+            bias=bias,
+            padding_mode=padding_mode,
+            **place,
+        )
+        self.pointwise = nn.Conv2d(mid, out_channels, 1, bias=bias, **place)
+        self.activations = activations
+        self.backend = backend
+
+    @classmethod
+    def from_layers(
+        cls,
+        depthwise: nn.Conv2d,
+        pointwise: nn.Conv2d,
+        norms: tuple[nn.BatchNorm2d | None, nn.BatchNorm2d | None] = (None, None),
+        activations: tuple[str, str] = ("none", "none"),
+        backend: str = "auto",
+    ) -> SeparableConv2d:
+        """The layer that does what existing ones do one after the other in eval mode.
+
+        ``norms`` follow the depthwise and the pointwise convolution, before the activations:
+        MobileNet's block. They are folded into weights and biases.
+        """
+        first, second = (
+            folded(convolution, norm)
+            for convolution, norm in zip((depthwise, pointwise), norms, strict=True)
+        )
+        found = cls(1, 1, 1, activations=activations, backend=backend)
+        found.depthwise, found.pointwise = first, second
+        return found.train(depthwise.training)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The layer on x: (N, C, H, W) or (C, H, W); ``residual`` is added to its result."""
+        if x.dim() == 3:
+            whole = None if residual is None else residual.unsqueeze(0)
+            return super().forward(x.unsqueeze(0), whole).squeeze(0)
+        return super().forward(x, residual)
+
+    def plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        x, geometry = self.padded(x)
+        y = plain(x, self.tensors(), geometry)
+        return y if residual is None else y + residual
+
+    def traced(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        if self.training:
+            return self.plain(x, residual)
+        x, geometry = self.padded(x)
+        y = separable_conv2d(x, self.tensors(), geometry, self.backend)
+        return y if residual is None else y + residual
+
+    def tensors(self) -> Parameters:
+        (depthwise, depthwise_bias), (pointwise, pointwise_bias) = (
+            weight_and_bias(layer) for layer in (self.depthwise, self.pointwise)
+        )
+        return Parameters(depthwise, depthwise_bias, pointwise, pointwise_bias)
+
+    def pack(self, x: Tensor, residual: Tensor | None) -> Ready:
+        parts = self.parts(x)
+        in_order = residual is None or self.activations[1] == "none"
+        if parts is not None and in_order and adds(parts, residual):
+            return fused(x.shape, parts, residual is not None)
+        inside, geometry = self.padded(x)
+        made = ready(prepare(inside, self.tensors(), geometry, self.backend))
+        if inside is x:
+            return made
+        return Ready(
+            x.shape, lambda x, residual: made.run(self.padded(x)[0], residual), made.runs_on
+        )
+
+    def parts(self, x: Tensor) -> list[Part] | None:
+        """None too where the input has to be padded first."""
+        inside, geometry = self.padded(x)
+        if inside is not x:
+            return None
+        problem = problem_of(x, self.tensors(), geometry)
+        name = self.backend
+        if name == "auto":
+            name = AutoBackend().choose(problem).name
+        if name != "fused" or not FusedBackend().supports(problem):
+            return None
+        return [Part(problem, weights_of(problem, self.tensors()))]
+
+    def extra_repr(self) -> str:
+        return f"activations={self.activations}, backend={self.backend!r}"
+
+    def padded(self, x: Tensor) -> tuple[Tensor, Geometry]:
+        """The input with what padding the stage itself cannot do, and what is left to it."""
+        layer = self.depthwise
+        # Sizes are no numbers while torch.jit traces.
+        tracing = torch._C._get_tracing_state() is not None
+        if not tracing and (x.dim() != 4 or x.shape[1] != layer.in_channels):
+            raise ValueError(
+                f"x: shape {tuple(x.shape)}, must be (N, {layer.in_channels}, H, W) or "
+                f"({layer.in_channels}, H, W)"
+            )
+        top, bottom, left, right = padding_of(layer)
+        if layer.padding_mode != "zeros":
+            x = F.pad(x, (left, right, top, bottom), mode=layer.padding_mode)
+            top = bottom = left = right = 0
+        kernel, dilation = pair(layer.kernel_size), pair(layer.dilation)
+        high, wide = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        if max(top, bottom) > high or max(left, right) > wide:  # beyond the kernel's reach
+            x = F.pad(x, (left, right, top, bottom))
+            top = bottom = left = right = 0
+        padding = (top, bottom, left, right)
+        return x, Geometry(pair(layer.stride), padding, dilation, self.activations)

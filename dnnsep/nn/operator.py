@@ -1,0 +1,122 @@
+"""The operator ``dnnsep::separable_conv2d``, which torch.compile and torch.export see as one node.
+
+Importing this module registers it: a program that torch.export saved needs that to be loaded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnnsep.backends.executor import Executor
+from dnnsep.nn.layer import Geometry, Parameters, plain, prepare, state_of
+
+_LIBRARY: Any = torch.library.Library("dnnsep", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(
+    "separable_conv2d(Tensor input, Tensor depthwise_weight, Tensor? depthwise_bias, "
+    "Tensor pointwise_weight, Tensor? pointwise_bias, int[] stride, int[] padding, "
+    "int[] dilation, str[] activations, str backend) -> Tensor"
+)
+
+# The operator gets its weights anew with each call, so what is packed is kept here: by them.
+_MOST = 256
+_packed: OrderedDict[Hashable, tuple[Executor, tuple[Tensor | None, ...]]] = OrderedDict()
+_lock = threading.Lock()
+
+
+def separable_conv2d(
+    input: Tensor,
+    parameters: Parameters,
+    geometry: Geometry,
+    backend: str = "auto",
+) -> Tensor:
+    """The operator on a layer; the result is channels-last in memory.
+
+    ``input`` is (N, C, H, W), f32 or bf16. Gradients are those of the plain layer. Raises
+    ValueError if the backend cannot run the layer.
+    """
+    y: Tensor = torch.ops.dnnsep.separable_conv2d(
+        input, *parameters, *(list(values) for values in geometry), backend
+    )
+    return y
+
+
+def _geometry(
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activations: Sequence[str],
+) -> Geometry:
+    top, bottom, left, right = padding
+    return Geometry(
+        (stride[0], stride[1]),
+        (top, bottom, left, right),
+        (dilation[0], dilation[1]),
+        (activations[0], activations[1]),
+    )
+
+
+def _run(x: Tensor, *arguments: Any) -> Tensor:
+    *tensors, stride, padding, dilation, activations, backend = arguments
+    parameters = Parameters(*tensors)
+    geometry = _geometry(stride, padding, dilation, activations)
+    key = (x.shape, x.dtype, geometry, backend, state_of(parameters))
+    with _lock:
+        if key in _packed:
+            _packed.move_to_end(key)
+        else:
+            held = tuple(None if t is None else t.detach() for t in parameters)
+            _packed[key] = prepare(x, parameters, geometry, backend), held
+            if len(_packed) > _MOST:
+                _packed.popitem(last=False)
+        executor, _ = _packed[key]
+    return executor(x.contiguous(memory_format=torch.channels_last))
+
+
+def _fake(x: Tensor, *arguments: Any) -> Tensor:
+    depthwise, _, pointwise, _, stride, padding, dilation, _, _ = arguments
+    sizes = [
+        (x.shape[2 + axis] + sum(padding[2 * axis : 2 * axis + 2]) - reach) // stride[axis] + 1
+        for axis in (0, 1)
+        if (reach := dilation[axis] * (depthwise.shape[2 + axis] - 1) + 1)
+    ]
+    shape = (x.shape[0], pointwise.shape[0], *sizes)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, stride, padding, dilation, activations, _ = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.geometry = _geometry(stride, padding, dilation, activations)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Of the plain layer, run again."""
+    wanted = ctx.needs_input_grad[:5]
+    with torch.enable_grad():  # type: ignore[no-untyped-call]
+        tensors = [
+            None if t is None else t.detach().requires_grad_(wants)
+            for t, wants in zip(ctx.saved_tensors, wanted, strict=True)
+        ]
+        x, *parameters = tensors
+        assert x is not None
+        y = plain(x, Parameters(*parameters), ctx.geometry)  # type: ignore[arg-type]
+        found = iter(
+            torch.autograd.grad(
+                y,
+                [t for t, wants in zip(tensors, wanted, strict=True) if wants and t is not None],
+                gradient,
+            )
+        )
+    gradients = [next(found) if wants else None for wants in wanted]
+    return (*gradients, None, None, None, None, None)
+
+
+_LIBRARY.impl("separable_conv2d", _run, "CPU")
+torch.library.register_fake("dnnsep::separable_conv2d", _fake)
+torch.library.register_autograd("dnnsep::separable_conv2d", _backward, setup_context=_keep)

@@ -1,1 +1,0 @@
-"""Rewrites whole models: packed layers in the place of their convolutions."""

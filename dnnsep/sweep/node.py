@@ -1,0 +1,288 @@
+"""Runs a sweep's cases: every backend checked, then timed in turns, a record for each."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from dnnsep.host.machine import cpus_for
+from dnnsep.measure.calibrate import Calibrator
+from dnnsep.measure.roofs import Roofs
+from dnnsep.measure.stats import Round, Stats
+from dnnsep.measure.warnings import Load, ratio_to_other_cache, warnings_of
+from dnnsep.sweep.client import Allocator, Client, WorkerError
+from dnnsep.sweep.config import Case
+from dnnsep.sweep.modelcase import ModelCase
+from dnnsep.sweep.results import Key, Record
+
+AnyCase = Case | ModelCase
+
+# Turns each backend gets before a visit may end: A B C A B C …, so that drift of the machine hits
+# all alike. Enough for an interval of the median.
+MIN_ROUNDS = 8
+
+# The longest burst, in seconds, and into how many the time for a visit is cut at least.
+_BURST = 0.05
+_BURSTS = 10
+
+# How long a visit waits in all for the machine to be quiet, as a share of its time.
+_WAIT = 1.5
+
+# A backend so slow that its rounds take this many times the budget is stopped after three.
+_PATIENCE = 4
+
+# Calls in the other cache state, to see whether it matters.
+_PROBE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: ``seconds`` for each backend on a visit to a problem at most, less
+    where the 95 % intervals of all its backends' medians are within ``precision`` before; the
+    sweep visits each problem ``visits`` times; ``stages`` are timed apart as well."""
+
+    seconds: float = 1.0
+    precision: float = 0.02
+    visits: int = 1
+    stages: bool = False
+
+
+@dataclass
+class _Entry:
+    """A backend on a visit to a case: either a client ready to be timed, or a record already."""
+
+    backend: str
+    client: Client | None = None
+    answer: dict[str, Any] = field(default_factory=dict)
+    record: Record | None = None
+    rounds: dict[str, list[Round]] = field(default_factory=dict)
+    peak_memory: int | None = None
+    cold_over_hot: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return sum(sum(r.calls_us) for r in self.rounds["all"]) / 1e6
+
+    def precise(self, precision: float) -> bool:
+        stats = Stats.of(self.rounds["all"])
+        return stats.precision is not None and stats.precision <= precision
+
+
+class Runner:
+    """Keeps one worker process for each backend through a sweep. Use as a context manager."""
+
+    def __init__(
+        self, effort: Effort, allocator: Allocator, roofs: Mapping[int, Roofs], probe_cache: bool
+    ) -> None:
+        """``allocator`` is the workers'; ``roofs``, by threads, give the records their share;
+        ``probe_cache`` asks for a few calls in the other cache state on every case."""
+        self._effort = effort
+        self._allocator: Allocator = allocator
+        self._roofs = roofs
+        self._probe_cache = probe_cache
+        self._clients: dict[str, Client] = {}
+        self._calibrators: dict[int, Calibrator] = {}
+        self._unavailable: dict[str, str] = {}
+        self.workers: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients.values():
+            client.close()
+        for calibrator in self._calibrators.values():
+            calibrator.close()
+
+    def run(
+        self,
+        case: AnyCase,
+        earlier: Mapping[Key, Record] | None = None,
+        visit: int = 0,
+        on_step: Callable[[str], None] = lambda text: None,
+    ) -> Iterator[Record]:
+        """One visit to a case: a record for each backend, with the rounds of earlier visits.
+
+        Leaves out backends whose record in ``earlier`` has this visit's figures, or none at all.
+        """
+        earlier = earlier or {}
+        todo = [b for b in case.backends if _is_due(earlier.get(case.key(b)), visit)]
+        if not todo:
+            return
+        problem = str(case.problem)
+        on_step(f"{problem} reference")
+        with tempfile.TemporaryDirectory(prefix="dnnsep-") as folder:
+            data = Path(folder) / "data.npz"
+            try:
+                case.save_data(data)
+            except (MemoryError, OSError) as error:
+                reason = f"no reference: {type(error).__name__}: {error}"
+                for backend in todo:
+                    yield _record(case, backend, status="failed", reason=reason)
+                return
+            entries = []
+            for backend in todo:
+                on_step(f"{problem} prepare {backend}")
+                entries.append(self._prepare(case, backend, data))
+        on_step(f"{problem} measure")
+        load = self._measure(case, entries, visit)
+        for entry in entries:
+            yield entry.record or self._finish(
+                case, entry, earlier.get(case.key(entry.backend)), load
+            )
+
+    def _prepare(self, case: AnyCase, backend: str, data: Path) -> _Entry:
+        entry = _Entry(backend)
+        try:
+            client = self._client(backend, case.worker)
+            if client is None:
+                entry.record = _record(
+                    case, backend, status="refused", reason=self._unavailable[backend]
+                )
+                return entry
+            cpus = cpus_for(case.threads)
+            entry.answer = client.ask(
+                "prepare", problem=str(case.problem), cpus=cpus, data=str(data)
+            )
+        except WorkerError as error:
+            entry.record = _record(case, backend, status="failed", reason=str(error))
+            return entry
+        if "refused" in entry.answer:
+            entry.record = _record(case, backend, status="refused", reason=entry.answer["refused"])
+        elif not entry.answer["correct"]:
+            entry.record = _record(case, backend, status="incorrect", reason=entry.answer["check"])
+        entry.client = client
+        targets = ["all", *(entry.answer.get("stages", []) if self._effort.stages else [])]
+        entry.rounds = {target: [] for target in targets}
+        return entry
+
+    def _client(self, backend: str, worker: str) -> Client | None:
+        """The backend's running worker, started if need be; None if the backend is not there."""
+        if backend in self._unavailable:
+            return None
+        client = self._clients.get(backend)
+        if client is None or not client.alive:
+            client = self._clients[backend] = Client(backend, self._allocator, worker=worker)
+            started = client.ask("start")
+            if "unavailable" in started:
+                self._unavailable[backend] = started["unavailable"]
+                client.close()
+                return None
+            self.workers[backend] = started
+        return client
+
+    def _calibrator(self, threads: int) -> Calibrator:
+        if threads not in self._calibrators:
+            self._calibrators[threads] = Calibrator(cpus_for(threads))
+        return self._calibrators[threads]
+
+    def _measure(self, case: AnyCase, entries: list[_Entry], visit: int) -> Load:
+        """Rounds over the entries until all medians are precise or the time is up."""
+        effort = self._effort
+        load = Load([c.pid for c in self._clients.values() if c.alive])
+        waiting = _WAIT * effort.seconds * len(entries)
+        calibrator = self._calibrator(case.threads)
+        control = calibrator.control()
+        turns = 0
+        while going := [entry for entry in entries if entry.record is None]:
+            if turns >= MIN_ROUNDS and all(entry.precise(effort.precision) for entry in going):
+                break
+            asked = [entry for entry in going if not self._is_over(entry)]
+            if not asked:
+                break
+            for entry in asked:
+                start = monotonic()
+                before = calibrator.quiet_control(control, waiting)
+                waiting -= monotonic() - start
+                calls = self._burst(case, entry)
+                control = calibrator.control()
+                for target, calls_us in calls.items():
+                    entry.rounds[target].append(
+                        Round(visit=visit, before=before, after=control, calls_us=calls_us)
+                    )
+            turns += 1
+        load.stop()
+        if self._probe_cache:
+            for entry in going:
+                self._probe_other_cache(case, entry)
+        return load
+
+    def _is_over(self, entry: _Entry) -> bool:
+        """Whether an entry has had its time."""
+        rounds = len(entry.rounds["all"])
+        limit = 1.0 if rounds >= MIN_ROUNDS else _PATIENCE
+        return rounds >= 3 and entry.seconds >= limit * self._effort.seconds
+
+    def _burst(self, case: AnyCase, entry: _Entry) -> dict[str, list[float]]:
+        """The times of a burst of calls of each of an entry's targets; empty if its worker ends."""
+        assert entry.client is not None
+        seconds = min(_BURST, self._effort.seconds / _BURSTS)
+        calls: dict[str, list[float]] = {}
+        try:
+            for target in entry.rounds:
+                answer = entry.client.ask("time", target=target, seconds=seconds, cache=case.cache)
+                entry.peak_memory = answer["peak_memory_bytes"]
+                calls[target] = answer["calls_us"]
+        except WorkerError as error:
+            entry.record = _record(case, entry.backend, status="failed", reason=str(error))
+            return {}
+        return calls
+
+    def _probe_other_cache(self, case: AnyCase, entry: _Entry) -> None:
+        assert entry.client is not None
+        other = "cold" if case.cache == "hot" else "hot"
+        try:
+            answer = entry.client.ask("time", target="all", seconds=_PROBE_SECONDS, cache=other)
+        except WorkerError as error:
+            entry.record = _record(case, entry.backend, status="failed", reason=str(error))
+            return
+        measured = Stats.of(entry.rounds["all"]).median_us
+        entry.cold_over_hot = ratio_to_other_cache(measured, answer["calls_us"], case.cache)
+
+    def _finish(self, case: AnyCase, entry: _Entry, before: Record | None, load: Load) -> Record:
+        rounds = [*(before.rounds if before else []), *entry.rounds.pop("all")]
+        time = Stats.of(rounds)
+        gflops = case.flops / time.median_us / 1000
+        roofs = self._roofs.get(case.threads)
+        warnings = warnings_of(
+            time, rounds, load, entry.answer["denormals"], entry.cold_over_hot, case.cache
+        )
+        earlier = before.warnings if before else []
+        one_of_a_kind = {text.partition(":")[0]: text for text in [*earlier, *warnings]}
+        return _record(
+            case,
+            entry.backend,
+            status="ok",
+            ran_on=entry.answer["ran_on"],
+            check=entry.answer["check"],
+            impls=entry.answer["impls"],
+            time=time,
+            gflops=round(gflops, 3),
+            roof=case.roof(roofs) if roofs else None,
+            stages={name: Stats.of(stage) for name, stage in entry.rounds.items()},
+            output=entry.answer["output"],
+            peak_memory_bytes=entry.peak_memory,
+            cpus=entry.answer["cpus"],
+            warnings=list(one_of_a_kind.values()),
+            rounds=rounds,
+        )
+
+
+def _is_due(record: Record | None, visit: int) -> bool:
+    return record is None or (record.status == "ok" and record.visits <= visit)
+
+
+def _record(case: AnyCase, backend: str, **fields: Any) -> Record:
+    return Record(
+        problem=str(case.problem),
+        name=case.name,
+        backend=backend,
+        threads=case.threads,
+        cache=case.cache,
+        flops=case.flops,
+        **fields,
+    )
