@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dnnsep.backends.executor import TORCH_DTYPES
 from dnnsep.backends.fused_executor import FusedExecutor, Task
+from dnnsep.codegen import team
 from dnnsep.codegen.chain import chain_function
 from dnnsep.codegen.kernel import compiled
 from dnnsep.codegen.separable import TASK_FIELDS, Extras

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dnnsep.backends.executor import Executor
+from dnnsep.codegen import team
 from dnnsep.codegen.choose import choose, describe
 from dnnsep.codegen.kernel import Kernel, compiled
 from dnnsep.codegen.lang.isa import this_isa

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.backends.reference import error_bound, separable
+from dnnsep.codegen import team
 from dnnsep.codegen.choose import Caches, all_plans
 from dnnsep.codegen.lang.isa import Isa, this_isa
 from dnnsep.codegen.lang.jit import Function, machine_code

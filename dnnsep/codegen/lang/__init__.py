@@ -1,1 +1,1 @@
-"""What generated code is written in: a builder over LLVM's IR, its dtypes, the CPU's instructions."""
+"""What generated code is written in: a builder over LLVM IR, its dtypes, the CPU's vectors."""

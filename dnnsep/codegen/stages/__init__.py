@@ -1,1 +1,1 @@
-"""The steps of a layer, one file each: how a step is emitted, packed, costed and computed naively."""
+"""The steps of a layer, one file each: how it is emitted, packed, costed, computed naively."""
