@@ -9,14 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from dnnsep.problem import DTYPE_BYTES, Problem
+from dnnsep.dtypes import DTYPES
+from dnnsep.problem import Problem
+
+
+# The kinds with a stage that sums within each channel.
+_WITHIN_CHANNELS = ("separable", "depthwise", "mean")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a separable problem and of the ordinary convolution with the same output shape.
+    """Cost of a problem and of the ordinary convolution with the same kernel and output shape.
 
-    Operations count multiply-adds only, neither biases nor activations. Bytes count each tensor
+    ``depthwise_macs`` and ``pointwise_macs`` are those of the stage within each channel and of the
+    one that sums over channels; a mean counts as a depthwise stage, and an ordinary convolution's
+    and a linear layer's are all of the second kind. Operations count multiply-adds only, neither biases nor activations. Bytes count each tensor
     once as it would cross the memory bus with cold caches, in the problem's dtype.
     """
 
@@ -33,7 +40,8 @@ class Cost:
 
     @property
     def flops(self) -> int:
-        """2·bs·oh·ow·ic·m·(kh·kw + oc): the yardstick of every GFLOP/s that dnnsep prints."""
+        """2 for each multiply-add: 2·bs·oh·ow·ic·m·(kh·kw + oc) of a separable problem. The
+        yardstick of every GFLOP/s that dnnsep prints."""
         return 2 * self.macs
 
     @property
@@ -80,23 +88,26 @@ def closed_form_ratio(problem: Problem) -> float:
 
 
 def cost(problem: Problem) -> Cost:
-    """Count a problem's operations, parameters and bytes."""
-    area = prod(problem.kernel)
-    pixels = problem.out_pixels
-    mid, out = problem.mid_channels, problem.out_channels
-    weights = mid * area + mid * out
-    biases = mid + out if problem.bias else 0
+    """Counts a problem's operations, parameters and bytes."""
+    area, pixels = prod(problem.kernel), problem.out_pixels
+    shapes = [s for s in (problem.depthwise_shape, problem.pointwise_shape) if s is not None]
+    weights = sum(map(prod, shapes))
+    biases = sum(shape[0] for shape in shapes) if problem.bias else 0
+    depthwise = problem.mid_channels * area if problem.kind in _WITHIN_CHANNELS else 0
+    pointwise = prod(problem.pointwise_shape) if problem.pointwise_shape else 0
+    ordinary = problem.in_channels * area * problem.out_channels
     ends = prod(problem.input_shape) + prod(problem.output_shape) + weights + biases
-    itemsize = DTYPE_BYTES[problem.dtype]
+    between = prod(problem.mid_shape) if problem.kind == "separable" else 0
+    itemsize = DTYPES[problem.dtype].bytes
     return Cost(
-        macs=pixels * mid * (area + out),
-        depthwise_macs=pixels * mid * area,
-        pointwise_macs=pixels * mid * out,
-        ordinary_macs=pixels * problem.in_channels * area * out,
+        macs=pixels * (depthwise + pointwise),
+        depthwise_macs=pixels * depthwise,
+        pointwise_macs=pixels * pointwise,
+        ordinary_macs=pixels * ordinary,
         weights=weights,
         biases=biases,
-        ordinary_weights=problem.in_channels * area * out,
-        ordinary_biases=out if problem.bias else 0,
-        bytes_staged=itemsize * (ends + 2 * prod(problem.mid_shape)),
+        ordinary_weights=ordinary,
+        ordinary_biases=problem.out_channels if problem.bias else 0,
+        bytes_staged=itemsize * (ends + 2 * between),
         bytes_fused=itemsize * ends,
     )

@@ -1,4 +1,4 @@
-"""Problem: one depthwise-separable convolution layer applied to one input.
+"""Problem: one layer applied to one input. Most are depthwise-separable convolutions.
 
 A problem parses and prints itself in benchdnn's descriptor grammar with what a separable layer
 adds (``mb1ic32oc64ih112kh3sh1ph1``), and ``Problem.parse(str(p)) == p`` holds for every problem.
@@ -8,30 +8,46 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish", "gelu")
-DTYPES = ("f32", "bf16")
-DTYPE_BYTES = {"f32": 4, "bf16": 2}
+from dnnsep.activations import ACTIVATIONS
+from dnnsep.dtypes import DTYPES
 
 Pair = tuple[int, int]
 
-_KEYS = "mb ic oc ih iw kh kw sh sw ph pw pb pr dh dw cm g oh ow"
-_GRAMMAR = f"the grammar is: {_KEYS}, then _nobias _act:A,B _bf16"
+# What a problem can be, and how many of its stages an activation may follow.
+KINDS: dict[str, int] = {"separable": 2, "convolution": 1, "depthwise": 1, "linear": 1, "mean": 0}
+
+_KEYS = "mb ic oc ih iw kh kw sh sw ph pw pb pr dh dw cm g oh ow".split()
+# The kinds that a word at a descriptor's beginning names, with the keys that each of them takes.
+_WORDS: dict[str, tuple[str, ...]] = {
+    "linear": ("mb", "ic", "oc"),
+    "mean": ("mb", "ic", "ih", "iw"),
+}
+_GRAMMAR = f"the grammar is: {' '.join(_KEYS)}, then _nobias _act:A,B _bf16"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A depthwise convolution with ``kernel`` followed by a 1x1 (pointwise) convolution.
+    """A layer with the shape of its input.
 
-    The input is (batch, in_channels, height, width); the depthwise stage gives
-    (batch, in_channels * channel_multiplier, out_height, out_width); the pointwise stage gives
-    (batch, out_channels, out_height, out_width). Sizes are in elements.
+    ``kind`` is one of
+
+    - ``separable``: a depthwise convolution with ``kernel``, then a pointwise (1x1) convolution;
+    - ``convolution``: an ordinary convolution (one group), pointwise ones among them;
+    - ``depthwise``: a depthwise convolution alone, of at least two channels;
+    - ``linear``: a linear layer on ``batch`` rows, height and width being 1;
+    - ``mean``: the mean of each channel over all pixels of an image.
+
+    The input is (batch, in_channels, height, width) and the output (batch, out_channels,
+    out_height, out_width). A depthwise stage gives in_channels * channel_multiplier channels, of
+    which output channel c * channel_multiplier + k reads input channel c. Sizes are in elements.
 
     ``kernel``, ``stride`` and ``dilation`` are (h, w) pairs. ``padding`` is kept as
-    (top, bottom, left, right) and may be given as an (h, w) pair. A single int stands for a pair
-    of equals. ``bias`` says whether both stages have one. ``activations`` follow the depthwise and
-    the pointwise stage.
+    (top, bottom, left, right) and may be given as an (h, w) pair. A single int stands for a pair of
+    equals. Bottom and right may be negative: that many rows or columns of the image are not read.
+    ``bias`` says whether each stage that has weights also has a bias. ``activations`` names one for
+    each stage that an activation may follow, which KINDS counts; empty means "none" for all.
 
     Raises ValueError naming the field, the value and the rule it breaks.
     """
@@ -47,12 +63,12 @@ class Problem:
     dilation: Pair = (1, 1)
     channel_multiplier: int = 1
     bias: bool = True
-    activations: tuple[str, str] = ("none", "none")
+    activations: tuple[str, ...] = ()
     dtype: str = "f32"
-
-    known_activations: ClassVar[tuple[str, ...]] = ACTIVATIONS
+    kind: str = "separable"
 
     def __post_init__(self) -> None:
+        _check_choice("kind", self.kind, KINDS)
         for field in ("batch", "in_channels", "out_channels", "height", "width"):
             _require_int(field, getattr(self, field), 1)
         _require_int("channel_multiplier", self.channel_multiplier, 1)
@@ -62,43 +78,90 @@ class Problem:
         object.__setattr__(self, "padding", _four_sides(self.padding))
         if not isinstance(self.bias, bool):
             raise ValueError(f"bias={self.bias!r}: must be true or false")
-        _check_choices("activations", tuple(self.activations), self.known_activations, 2)
-        object.__setattr__(self, "activations", tuple(self.activations))
-        _check_choices("dtype", (self.dtype,), DTYPES, 1)
+        count = KINDS[self.kind]
+        activations = tuple(self.activations) or ("none",) * count
+        if len(activations) != count:
+            raise ValueError(f"activations={activations!r}: must name {count} for a {self.kind}")
+        for activation in activations:
+            _check_choice("activations", activation, ACTIVATIONS)
+        object.__setattr__(self, "activations", activations)
+        _check_choice("dtype", self.dtype, DTYPES)
         self._check_geometry()
+        self._check_kind()
 
     def _check_geometry(self) -> None:
+        """Checks that a kernel fits the padded image, and gives a negative padding its one form."""
         top, bottom, left, right = self.padding
-        for axis, size, before, after, kernel, dilation in (
-            ("height", self.height, top, bottom, self.kernel[0], self.dilation[0]),
-            ("width", self.width, left, right, self.kernel[1], self.dilation[1]),
+        sides = []
+        for axis, size, before, after, kernel, stride, dilation in (
+            ("height", self.height, top, bottom, self.kernel[0], self.stride[0], self.dilation[0]),
+            ("width", self.width, left, right, self.kernel[1], self.stride[1], self.dilation[1]),
         ):
             reach = dilation * (kernel - 1) + 1
-            if max(before, after) >= reach:
-                raise ValueError(
-                    f"padding={max(before, after)}: must be less than the dilated kernel's "
-                    f"{axis} of {reach}"
-                )
             if size + before + after < reach:
                 raise ValueError(
                     f"{axis}={size}: with padding {before}+{after} it must be at least the "
                     f"dilated kernel's {reach}"
                 )
+            if after < 0:  # several give as many outputs: none, or else the one that oh stands for
+                out = _out_size(size, (before, after), kernel, stride, dilation)
+                whole = _out_size(size, (before, 0), kernel, stride, dilation)
+                after = 0 if out == whole else (out - 1) * stride + reach - size - before
+            sides += [before, after]
+        object.__setattr__(self, "padding", tuple(sides))
+
+    def _check_kind(self) -> None:
+        plain = (self.stride, self.dilation, self.padding) == ((1, 1), (1, 1), (0, 0, 0, 0))
+        if self.kind not in ("separable", "depthwise") and self.channel_multiplier != 1:
+            raise ValueError(f"channel_multiplier={self.channel_multiplier}: a {self.kind} has 1")
+        if self.kind == "depthwise":
+            if self.in_channels == 1:
+                raise ValueError("in_channels=1: depthwise needs 2, with 1 it is an ordinary one")
+            if self.out_channels != self.mid_channels:
+                raise ValueError(
+                    f"out_channels={self.out_channels}: must be in_channels * channel_multiplier, "
+                    f"{self.mid_channels}"
+                )
+        if self.kind == "linear" and not (
+            plain and self.kernel == (self.height, self.width) == (1, 1)
+        ):
+            raise ValueError("kind='linear': has 1x1 images, a 1x1 kernel and no padding")
+        if self.kind == "mean":
+            if not plain or self.kernel != (self.height, self.width) or self.bias:
+                raise ValueError("kind='mean': its kernel is the image, it has no padding or bias")
+            if self.out_channels != self.in_channels:
+                raise ValueError(f"out_channels={self.out_channels}: must be {self.in_channels}")
+
+    @classmethod
+    def mean(
+        cls, batch: int, channels: int, height: int, width: int, dtype: str = "f32"
+    ) -> Problem:
+        """Returns the mean over all pixels of (batch, channels, height, width)."""
+        size = (height, width)
+        return cls(
+            batch, channels, channels, height, width, size, bias=False, dtype=dtype, kind="mean"
+        )
 
     @property
     def mid_channels(self) -> int:
-        """Channels between the stages: in_channels * channel_multiplier."""
+        """Channels that a depthwise stage gives: in_channels * channel_multiplier."""
         return self.in_channels * self.channel_multiplier
 
     @property
-    def depthwise_shape(self) -> tuple[int, int, int, int]:
-        """(C·m, 1, kh, kw): of the depthwise weights."""
+    def depthwise_shape(self) -> tuple[int, int, int, int] | None:
+        """Shape (C·m, 1, kh, kw) of the depthwise stage's weights; None without such a stage."""
+        if self.kind not in ("separable", "depthwise"):
+            return None
         return (self.mid_channels, 1, *self.kernel)
 
     @property
-    def pointwise_shape(self) -> tuple[int, int, int, int]:
-        """(OC, C·m, 1, 1): of the pointwise weights."""
-        return (self.out_channels, self.mid_channels, 1, 1)
+    def pointwise_shape(self) -> tuple[int, int, int, int] | None:
+        """Shape (OC, C, kh, kw) of the weights of the stage that sums over channels, where C is its
+        input's channels and the kernel 1x1 after a depthwise stage; None without such a stage."""
+        if self.kind in ("depthwise", "mean"):
+            return None
+        kernel = (1, 1) if self.kind == "separable" else self.kernel
+        return (self.out_channels, self.mid_channels, *kernel)
 
     @property
     def out_height(self) -> int:
@@ -124,7 +187,7 @@ class Problem:
 
     @property
     def mid_shape(self) -> tuple[int, int, int, int]:
-        """(N, C, OH, OW) between the stages, logical."""
+        """(N, C·m, OH, OW): what a depthwise stage gives, logical."""
         return (self.batch, self.mid_channels, self.out_height, self.out_width)
 
     @property
@@ -138,42 +201,67 @@ class Problem:
         top, bottom, left, right = self.padding
         return (top, left) if (top, left) == (bottom, right) else None
 
+    @property
+    def keeps_integers(self) -> bool:
+        """Whether integers in the input and the weights make integers in the output."""
+        kept = all(ACTIVATIONS[name].keeps_integers for name in self.activations)
+        return kept and self.kind != "mean"
+
     def __str__(self) -> str:
-        top, bottom, left, right = self.padding
-        text = f"mb{self.batch}ic{self.in_channels}oc{self.out_channels}ih{self.height}"
-        text += f"iw{self.width}" if self.width != self.height else ""
+        words = "" if self.bias or self.kind == "mean" else "_nobias"
+        if set(self.activations) - {"none"}:
+            words += f"_act:{','.join(self.activations)}"
+        words += f"_{self.dtype}" if self.dtype != "f32" else ""
+        if self.kind == "linear":
+            return f"linear_mb{self.batch}ic{self.in_channels}oc{self.out_channels}{words}"
+        size = f"ih{self.height}" + (f"iw{self.width}" if self.width != self.height else "")
+        if self.kind == "mean":
+            return f"mean_mb{self.batch}ic{self.in_channels}{size}{words}"
+        groups = {"convolution": "g1", "depthwise": f"g{self.in_channels}"}.get(self.kind, "")
+        text = f"{groups}mb{self.batch}ic{self.in_channels}oc{self.out_channels}{size}"
         text += _pair_text("k", *self.kernel) + _pair_text("s", *self.stride)
+        top, bottom, left, right = self.padding
         text += _pair_text("p", top, left)
-        text += f"pb{bottom}" if bottom != top else ""
-        text += f"pr{right}" if right != left else ""
+        for after, before, side, out in (
+            (bottom, top, "pb", f"oh{self.out_height}"),
+            (right, left, "pr", f"ow{self.out_width}"),
+        ):
+            if after != before:
+                text += out if after < 0 else f"{side}{after}"
         if self.dilation != (1, 1):
             text += _pair_text("d", self.dilation[0] - 1, self.dilation[1] - 1)
         text += f"cm{self.channel_multiplier}" if self.channel_multiplier != 1 else ""
-        text += "" if self.bias else "_nobias"
-        text += f"_act:{','.join(self.activations)}" if self.activations != ("none", "none") else ""
-        text += f"_{self.dtype}" if self.dtype != "f32" else ""
-        return text
+        return text + words
 
     @classmethod
     def parse(cls, text: str) -> Problem:
-        """Read a descriptor. Raises ValueError naming the descriptor, the key and the rule.
+        """Reads a descriptor. Raises ValueError naming the descriptor, the key and the rule.
 
-        As in benchdnn a missing w-key takes the h-key's value, ``dh0`` means not dilated, ``ph``
-        and ``pw`` are the padding above and left, and ``oh``/``ow`` settle the padding below and
-        right where they differ; ``pb`` and ``pr`` give those outright.
+        Without ``g`` it is a separable layer. As in benchdnn ``g1`` is an ordinary convolution and
+        ``g`` equal to ``ic`` a depthwise one; ``linear_`` and ``mean_`` begin those layers'. As in
+        benchdnn a missing w-key takes the h-key's value, without any h-key an image has one row,
+        ``dh0`` means not dilated, ``ph`` and ``pw`` are the padding above and left, and
+        ``oh``/``ow`` settle the padding below and right where they differ; ``pb`` and ``pr`` give
+        those outright.
         """
         try:
-            numbers, words = _tokens(text)
+            kind, numbers, words = _tokens(text)
+            if kind in _WORDS:
+                return cls(**_sizes_of_word(kind, numbers), **words)
             return cls(**_sizes(numbers), **words)
         except ValueError as error:
             raise ValueError(f"descriptor {text!r}: {error}") from None
 
 
-def _tokens(text: str) -> tuple[dict[str, int], dict[str, Any]]:
-    """Split a descriptor into its numbers by key and its words as Problem fields."""
+def _tokens(text: str) -> tuple[str, dict[str, int], dict[str, Any]]:
+    """Splits a descriptor into the word it begins with ("" for none), its numbers by key, and its
+    other words as Problem fields."""
     numbers: dict[str, int] = {}
     words: dict[str, Any] = {}
-    for piece in text.strip().split("_"):
+    kind, *pieces = text.strip().split("_")
+    if kind not in _WORDS:
+        kind, pieces = "", [kind, *pieces]
+    for piece in pieces:
         if piece in DTYPES:
             words["dtype"] = piece
         elif piece in ("bias", "nobias"):
@@ -182,32 +270,54 @@ def _tokens(text: str) -> tuple[dict[str, int], dict[str, Any]]:
             words["activations"] = tuple(piece.removeprefix("act:").split(","))
         elif re.fullmatch(r"([a-z]+\d+)+", piece):
             for key, value in re.findall(r"([a-z]+)(\d+)", piece):
-                if key in numbers:
+                if numbers.get(key, int(value)) != int(value):
                     raise ValueError(f"{key}: given twice")
-                if key not in _KEYS.split():
+                if key not in _KEYS:
                     raise ValueError(f"{key}: unknown key, {_GRAMMAR}")
                 numbers[key] = int(value)
         else:
             raise ValueError(f"{piece!r}: not understood, {_GRAMMAR}")
-    return numbers, words
+    return kind, numbers, words
+
+
+def _sizes_of_word(kind: str, numbers: dict[str, int]) -> dict[str, Any]:
+    """Returns Problem's fields of a linear layer or a mean."""
+    for key in numbers:
+        if key not in _WORDS[kind]:
+            raise ValueError(f"{key}: a {kind} has only {' '.join(_WORDS[kind])}")
+    for key in _WORDS[kind]:
+        if key not in numbers and key not in ("mb", "iw"):
+            raise ValueError(f"{key}: missing")
+    channels = numbers["ic"]
+    size = (numbers.get("ih", 1), numbers.get("iw", numbers.get("ih", 1)))
+    return {
+        "batch": numbers.get("mb", 1),
+        "in_channels": channels,
+        "out_channels": numbers.get("oc", channels),
+        "height": size[0],
+        "width": size[1],
+        "kernel": size,
+        "bias": kind != "mean",
+        "kind": kind,
+    }
 
 
 def _sizes(numbers: dict[str, int]) -> dict[str, Any]:
-    """Problem's sizes from a descriptor's numbers, with benchdnn's defaults."""
+    """Returns Problem's fields from a convolution's numbers, with benchdnn's defaults."""
     for key in ("ic", "oc", "ih", "kh"):
         other = {"ih": "iw", "kh": "kw"}.get(key, key)
         if key not in numbers and other not in numbers:
             raise ValueError(f"{key}: missing")
-    if numbers.get("g", numbers["ic"]) != numbers["ic"]:
-        raise ValueError(f"g={numbers['g']}: must equal ic={numbers['ic']} (depthwise)")
+    one_row = not {"ih", "kh", "sh", "ph", "dh", "oh", "pb"} & set(numbers)
 
     def pair(h: str, w: str, default: int) -> Pair:
+        if one_row:
+            return default, numbers.get(w, default)
         first = numbers.get(h, numbers.get(w, default))
         return first, numbers.get(w, first)
 
-    height, width = pair("ih", "iw", 0)
-    kernel, stride, (dh, dw) = pair("kh", "kw", 0), pair("sh", "sw", 1), pair("dh", "dw", 0)
-    top, left = pair("ph", "pw", 0)
+    (height, width), kernel = pair("ih", "iw", 1), pair("kh", "kw", 1)
+    stride, (dh, dw), (top, left) = pair("sh", "sw", 1), pair("dh", "dw", 0), pair("ph", "pw", 0)
     sides = []
     for axis, size, before, k, s, d, side, out in (
         ("h", height, top, kernel[0], stride[0], dh + 1, "pb", numbers.get("oh")),
@@ -215,9 +325,9 @@ def _sizes(numbers: dict[str, int]) -> dict[str, Any]:
     ):
         after = numbers.get(side, before)
         if out is not None and s > 0 and _out_size(size, (before, after), k, s, d) != out:
-            after = (out - 1) * s + d * (k - 1) + 1 - size - before
-            if not 0 <= after <= d * (k - 1) or side in numbers:
+            if side in numbers or out < 1:
                 raise ValueError(f"o{axis}={out}: does not follow from the other sizes")
+            after = (out - 1) * s + d * (k - 1) + 1 - size - before
         sides += [before, after]
     return {
         "batch": numbers.get("mb", 1),
@@ -229,8 +339,23 @@ def _sizes(numbers: dict[str, int]) -> dict[str, Any]:
         "stride": stride,
         "padding": tuple(sides),
         "dilation": (dh + 1, dw + 1),
-        "channel_multiplier": numbers.get("cm", 1),
+        **_groups(numbers),
     }
+
+
+def _groups(numbers: dict[str, int]) -> dict[str, Any]:
+    """Returns Problem's kind and channel multiplier, as ``g`` and ``cm`` say."""
+    multiplier = numbers.get("cm", 1)
+    groups, ic, oc = numbers.get("g"), numbers["ic"], numbers["oc"]
+    if groups is None:
+        return {"kind": "separable", "channel_multiplier": multiplier}
+    if groups == 1:
+        return {"kind": "convolution", "channel_multiplier": multiplier}
+    if groups != ic:
+        raise ValueError(f"g={groups}: must equal ic={ic} (depthwise), or be 1 (ordinary)")
+    if oc % ic or numbers.get("cm", oc // ic) != oc // ic:
+        raise ValueError(f"oc={oc}: a depthwise convolution gives a multiple of g={groups}")
+    return {"kind": "depthwise", "channel_multiplier": oc // ic}
 
 
 def _out_size(size: int, padding: tuple[int, ...], kernel: int, stride: int, dilation: int) -> int:
@@ -241,12 +366,14 @@ def _pair_text(key: str, h: int, w: int) -> str:
     return f"{key}h{h}" + (f"{key}w{w}" if w != h else "")
 
 
-def _require_int(field: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{field}={value!r}: must be a whole number of at least {least}")
+def _require_int(field: str, value: Any, least: int | None) -> None:
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if not is_int or (least is not None and value < least):
+        rule = "" if least is None else f" of at least {least}"
+        raise ValueError(f"{field}={value!r}: must be a whole number{rule}")
 
 
-def _tuple(field: str, value: Any, lengths: tuple[int, ...], least: int) -> tuple[int, ...]:
+def _tuple(field: str, value: Any, lengths: tuple[int, ...], least: int | None) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(values) not in lengths:
         raise ValueError(f"{field}={value!r}: must have {' or '.join(map(str, lengths))} numbers")
@@ -256,19 +383,16 @@ def _tuple(field: str, value: Any, lengths: tuple[int, ...], least: int) -> tupl
 
 
 def _four_sides(value: Any) -> tuple[int, ...]:
-    sides = _tuple("padding", value, (1, 2, 4), 0)
+    sides = _tuple("padding", value, (1, 2, 4), None)
     if len(sides) == 1:
-        return sides * 4
-    if len(sides) == 2:
-        return (sides[0], sides[0], sides[1], sides[1])
+        sides = sides * 4
+    elif len(sides) == 2:
+        sides = (sides[0], sides[0], sides[1], sides[1])
+    for side in (sides[0], sides[2]):  # above and left
+        _require_int("padding", side, 0)
     return sides
 
 
-def _check_choices(
-    field: str, values: tuple[Any, ...], choices: tuple[str, ...], count: int
-) -> None:
-    if len(values) != count:
-        raise ValueError(f"{field}={values!r}: must name {count}, one a stage")
-    for value in values:
-        if value not in choices:
-            raise ValueError(f"{field}={value!r}: must be one of {', '.join(choices)}")
+def _check_choice(field: str, value: Any, choices: dict[str, Any]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{field}={value!r}: must be one of {', '.join(choices)}")

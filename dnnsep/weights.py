@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dnnsep.dtypes import DTYPES, Array
 from dnnsep.problem import Problem
-
-Array = NDArray[np.float32]
 
 # A depthwise sum of at most 60 products of integers up to 2 x 2, plus a bias up to 4, stays within
 # 256, so it is exact in bf16 (8 significant bits); a pointwise sum of at most 16384 such values
@@ -26,31 +24,46 @@ _MAX_TERMS = 16384
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A problem's parameters.
+    """A problem's parameters; None where the problem has none of them.
 
     ``depthwise`` is (C·m, 1, kh, kw), torch's shape of the 5-D grouped weights (groups=C, m, 1,
-    kh, kw); ``pointwise`` is (OC, C·m, 1, 1); the biases are (C·m,) and (OC,), or None.
+    kh, kw). ``pointwise`` is what sums over channels: (OC, C·m, 1, 1) after a depthwise stage,
+    (OC, C, kh, kw) of an ordinary convolution, (OC, C, 1, 1) of a linear layer. The biases are
+    (C·m,) and (OC,).
     """
 
-    depthwise: Array
-    depthwise_bias: Array | None
-    pointwise: Array
-    pointwise_bias: Array | None
+    depthwise: Array | None = None
+    depthwise_bias: Array | None = None
+    pointwise: Array | None = None
+    pointwise_bias: Array | None = None
 
     def check(self, problem: Problem) -> None:
         """Raises ValueError naming the array that does not fit the problem."""
-        depthwise, pointwise = problem.depthwise_shape, problem.pointwise_shape
-        shapes = {
-            "depthwise": depthwise,
-            "depthwise_bias": depthwise[:1] if problem.bias else None,
-            "pointwise": pointwise,
-            "pointwise_bias": pointwise[:1] if problem.bias else None,
-        }
-        for name, expected in shapes.items():
+        for name, expected in _shapes(problem).items():
             array = getattr(self, name)
-            found = None if array is None else array.shape
-            if found != expected:
-                raise ValueError(f"{name}: shape {found}, the problem has {expected}")
+            shape = None if array is None else array.shape
+            if shape != expected:
+                raise ValueError(f"{name}: shape {shape}, the problem has {expected}")
+
+    def absolute(self) -> Weights:
+        """Returns the absolute value of each."""
+        return Weights(*(None if array is None else np.abs(array) for array in self.arrays()))
+
+    def arrays(self) -> tuple[Array | None, ...]:
+        """Returns depthwise, its bias, pointwise, its bias."""
+        return (self.depthwise, self.depthwise_bias, self.pointwise, self.pointwise_bias)
+
+
+def _shapes(problem: Problem) -> dict[str, tuple[int, ...] | None]:
+    """Returns the shape of each of a problem's arrays, by its name in Weights."""
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    for name, shape in (
+        ("depthwise", problem.depthwise_shape),
+        ("pointwise", problem.pointwise_shape),
+    ):
+        shapes[name] = shape
+        shapes[f"{name}_bias"] = shape[:1] if shape and problem.bias else None
+    return shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,41 +104,33 @@ def _fold(weight: Array, bias: Array | None, norm: BatchNorm | None) -> tuple[Ar
     return folded.astype(np.float32), (norm.shift + (start - norm.mean) * factor).astype(np.float32)
 
 
-def round_to_dtype(values: NDArray[np.floating], dtype: str) -> Array:
-    """Round to the nearest value of ``dtype`` (ties to even), returned as float32."""
-    single = np.ascontiguousarray(values, dtype=np.float32)
-    if dtype == "f32":
-        return single
-    bits = single.view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-    return np.where(np.isfinite(single), rounded.astype(np.uint32).view(np.float32), single)
-
-
 def random_data(problem: Problem, seed: int = 0) -> tuple[Weights, Array]:
-    """Normally distributed weights and input (N, C, H, W), scaled so that outputs are near 1."""
+    """Returns normally distributed weights and input (N, C, H, W), scaled so that outputs are near
+    1."""
     rng = np.random.default_rng(seed)
+    dtype = DTYPES[problem.dtype]
 
-    def normal(shape: tuple[int, ...], fan_in: int) -> Array:
-        values = rng.standard_normal(shape, dtype=np.float32) / np.float32(max(fan_in, 1)) ** 0.5
-        return round_to_dtype(values, problem.dtype)
+    def normal(shape: tuple[int, ...], terms: int, limit: int) -> Array:
+        values = rng.standard_normal(shape, dtype=np.float32) / np.float32(max(terms, 1)) ** 0.5
+        return dtype.rounded(values)
 
-    return _fill(problem, normal), normal(problem.input_shape, 1)
+    return _fill(problem, normal), normal(problem.input_shape, 1, 1)
 
 
 def integer_data(problem: Problem, seed: int = 0) -> tuple[Weights, Array]:
-    """Small integers, for which every partial sum is exact in f32 and the intermediate in bf16.
+    """Returns small integers, for which every partial sum is exact in f32 and what is between two
+    stages in bf16.
 
     With activations none, relu or relu6 a correct backend agrees with the reference to the bit.
     """
     rng = np.random.default_rng(seed)
 
-    def integers(shape: tuple[int, ...], fan_in: int) -> Array:
-        if fan_in == 0:
+    def integers(shape: tuple[int, ...], terms: int, limit: int) -> Array:
+        if terms == 0:
             return rng.integers(-4, 5, shape).astype(np.float32)
         values = rng.integers(-2, 3, shape).astype(np.float32)
-        limit = _MAX_TAPS if shape[-2:] != (1, 1) else _MAX_TERMS
-        if fan_in > limit:
-            keep = rng.permuted(np.arange(fan_in) < limit * np.ones((shape[0], 1)), axis=1)
+        if terms > limit:
+            keep = rng.permuted(np.arange(terms) < limit * np.ones((shape[0], 1)), axis=1)
             values *= keep.reshape(shape)
         return values
 
@@ -133,12 +138,13 @@ def integer_data(problem: Problem, seed: int = 0) -> tuple[Weights, Array]:
     return _fill(problem, integers), x
 
 
-def _fill(problem: Problem, draw: Callable[[tuple[int, ...], int], Array]) -> Weights:
-    """Draw each array as draw(shape, fan_in); a fan_in of 0 asks for a bias."""
-    depthwise, pointwise = problem.depthwise_shape, problem.pointwise_shape
-    return Weights(
-        depthwise=draw(depthwise, prod(problem.kernel)),
-        depthwise_bias=draw(depthwise[:1], 0) if problem.bias else None,
-        pointwise=draw(pointwise, problem.mid_channels),
-        pointwise_bias=draw(pointwise[:1], 0) if problem.bias else None,
-    )
+def _fill(problem: Problem, draw: Callable[[tuple[int, ...], int, int], Array]) -> Weights:
+    """Draws each array as draw(shape, terms, limit): terms are what an output sums up, 0 for a
+    bias; with more than ``limit`` of them integers would not stay exact."""
+    arrays = {}
+    for name, shape in _shapes(problem).items():
+        if shape is None:
+            continue
+        terms = prod(shape[1:]) if len(shape) > 1 else 0
+        arrays[name] = draw(shape, terms, _MAX_TAPS if "depthwise" in name else _MAX_TERMS)
+    return Weights(**arrays)

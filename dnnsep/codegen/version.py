@@ -11,6 +11,6 @@ from pathlib import Path
 @cache
 def generator() -> str:
     """Names this generator: its own sources and LLVM's version."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
     digest = sha256(b"".join(source.read_bytes() for source in sources))
     return f"{digest.hexdigest()} llvmlite {version('llvmlite')}"

@@ -9,10 +9,8 @@ import numpy as np
 
 from dnnsep.backends.reference import Exact, error_bound, separable
 from dnnsep.problem import Problem
-from dnnsep.weights import Array, Weights, integer_data, random_data, round_to_dtype
-
-# Activations that keep integers integers; with the others the answer is held to a bound.
-_EXACT_ACTIVATIONS = {"none", "relu", "relu6"}
+from dnnsep.dtypes import DTYPES, Array
+from dnnsep.weights import Weights, integer_data, random_data
 
 # With a smaller share of nonzero outputs a wrong kernel could pass by writing nothing.
 _MIN_NONZERO = 0.1
@@ -38,9 +36,9 @@ class CheckData:
         where nearly all outputs of the integers are zero.
         """
         weights, x = integer_data(problem, seed)
-        if not _EXACT_ACTIVATIONS.issuperset(problem.activations):
+        if not problem.keeps_integers:
             return cls._bounded(problem, weights, x)
-        expected = round_to_dtype(separable(problem, weights, x), problem.dtype)
+        expected = DTYPES[problem.dtype].rounded(separable(problem, weights, x))
         if np.count_nonzero(expected) < _MIN_NONZERO * expected.size:
             return cls.random(problem, seed)
         return cls(weights, x, expected.astype(np.float64), None)
@@ -64,8 +62,7 @@ class CheckData:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         x, expected, bound = arrays.pop("x"), arrays.pop("expected"), arrays.pop("bound", None)
-        biases = {"depthwise_bias": None, "pointwise_bias": None}
-        return cls(Weights(**{**biases, **arrays}), x, expected, bound)
+        return cls(Weights(**arrays), x, expected, bound)
 
     def verdict(self, y: Array) -> tuple[bool, str]:
         """Whether y (N, OC, OH, OW) is right, and what was found."""
