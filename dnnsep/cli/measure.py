@@ -1,10 +1,8 @@
-"""Measuring cases: options, progress, resuming, and the results at the end."""
+"""What the measuring commands share: their options, the progress bar, what is printed, the exit."""
 
 from __future__ import annotations
 
-import itertools
 import re
-import signal
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dnnsep.cli.common import bad_input, console
-from dnnsep.cli.look import measure_roofs
 from dnnsep.sweep.client import Allocator
 
 if TYPE_CHECKING:
-    from dnnsep.sweep.node import AnyCase, Effort, Runner
+    from rich.progress import Progress
+
+    from dnnsep.measure.roofs import Roofs
+    from dnnsep.sweep.case import AnyCase
+    from dnnsep.sweep.node import Effort
     from dnnsep.sweep.results import Results
 
 Format = Literal["table", "markdown", "csv", "json"]
@@ -53,47 +54,63 @@ def measure(
     with_roofs: bool = True,
 ) -> None:
     """Measure the cases, save as it goes, print, and exit as the commands do."""
-    from dnnsep.host.machine import fingerprint
-    from dnnsep.report.machine import head
-    from dnnsep.sweep.node import Runner
-    from dnnsep.sweep.results import Results
+    from dnnsep.sweep.session import Assignment, Session, SessionError
 
-    caches = sorted({case.cache for case in cases})
-    settings = {
-        **settings,
-        "seconds": effort.seconds,
-        "precision_percent": round(100 * effort.precision, 6),
-        "visits": effort.visits,
-        "stages": effort.stages,
-        "allocator": allocator,
-        "caches": caches,
-    }
-    results = Results(title=title, fingerprint=fingerprint(), settings=settings)
+    assignment = Assignment(title, cases, settings, effort, allocator, with_roofs)
     path = output or Path(_default_name(title))
-    if resume:
-        results = _resume(path if output else None, results)
-    elif path.exists():
-        bad_input(f"{path}: exists; add --resume to go on with it, or choose another name")
-    elif not path.parent.is_dir():
-        bad_input(f"{path}: no such directory")
-    for count in sorted({case.threads for case in cases}) if with_roofs else ():
-        if count not in results.roofs and (measured := measure_roofs(count)):
-            results.roofs[count] = measured
-            typer.echo(head(measured), err=True)
-    runner = Runner(effort, allocator, results.roofs, probe_cache=with_roofs and len(caches) == 1)
-    stopped = _run(cases, effort.visits, results, path, runner)
-    _print(results, shown)
+    try:
+        if resume and output is None:
+            raise SessionError("--resume: name the results to go on with, -o FILE")
+        session = Session(assignment, path, resume)
+    except SessionError as error:
+        bad_input(error)
+    terminal = BarObserver(assignment.total)
+    session.measure_roofs(terminal)
+    with terminal:
+        stopped = session.run(terminal)
+    _print(session.results, shown)
     typer.echo(f"results: {path}" + (" (stopped; --resume goes on)" if stopped else ""), err=True)
     if stopped:
         raise typer.Exit(130)
-    if any(record.status in ("incorrect", "failed") for record in results.records):
+    if any(record.status in ("incorrect", "failed") for record in session.results.records):
         raise typer.Exit(1)
 
 
-def _run(
-    cases: Sequence[AnyCase], visits: int, results: Results, path: Path, runner: Runner
-) -> bool:
-    """Run the cases into results, saving after each. Returns whether Ctrl-C ended it early."""
+class BarObserver:
+    """Shows on stderr how far a session is; as a context manager, with a progress bar."""
+
+    def __init__(self, total: int) -> None:
+        """``total`` is how many times ``advance`` will be called."""
+        self._bar = _progress_bar()
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> BarObserver:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def roofs(self, measured: Roofs) -> None:
+        """Print the roofs in a line."""
+        from dnnsep.report.machine import head
+
+        typer.echo(head(measured), err=True)
+
+    def no_roofs(self, reason: str) -> None:
+        """Print why there are none."""
+        typer.echo(f"no roofs: {reason}", err=True)
+
+    def step(self, text: str) -> None:
+        """Show beside the bar what is being done."""
+        self._bar.update(self._task, description=text)
+
+    def advance(self) -> None:
+        """Move the bar by one."""
+        self._bar.advance(self._task)
+
+
+def _progress_bar() -> Progress:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -102,69 +119,13 @@ def _run(
         TimeRemainingColumn,
     )
 
-    records = {record.key: record for record in results.records}
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    interrupts = _Interrupts()
-    try:
-        with interrupts, runner, Progress(*columns, console=console(True)) as bar:
-            task = bar.add_task("", total=len(cases) * visits)
-            for visit, case in itertools.product(range(visits), cases):
-                step = lambda text: bar.update(task, description=text)  # noqa: E731
-                records |= {r.key: r for r in runner.run(case, records, visit, step)}
-                results.records = list(records.values())
-                results.workers |= runner.workers
-                results.save(path)
-                bar.advance(task)
-                if interrupts.seen:
-                    break
-    except KeyboardInterrupt:
-        results.save(path)
-    return interrupts.seen
-
-
-class _Interrupts:
-    """Whether Ctrl-C came: Python drops the exception where it meets a destructor."""
-
-    def __init__(self) -> None:
-        self.seen = False
-
-    def __enter__(self) -> _Interrupts:
-        self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, *_: object) -> None:
-        self.seen = True
-        raise KeyboardInterrupt
-
-
-def _resume(path: Path | None, fresh: Results) -> Results:
-    """The results to go on with: those in the file, if they were made the same way right here."""
-    from dnnsep.sweep.results import Results
-
-    if path is None:
-        bad_input("--resume: name the results to go on with, -o FILE")
-    if not path.exists():
-        return fresh
-    try:
-        old = Results.load(path)
-    except ValueError as error:
-        bad_input(error)
-    for field in ("title", "fingerprint", "settings"):
-        before, now = getattr(old, field), getattr(fresh, field)
-        if before != now:
-            changed = (
-                [k for k in now if before.get(k) != now[k]] if isinstance(now, dict) else [now]
-            )
-            bad_input(f"{path}: cannot be resumed, its {field} differs ({', '.join(changed)})")
-    return old
+    return Progress(*columns, console=console(True))
 
 
 def _print(results: Results, shown: str) -> None:

@@ -143,7 +143,7 @@ def bench_model(
     """Measure whole models through optimize and on other engines, in turns, as a sweep does."""
     from dnnsep.host.machine import default_threads
     from dnnsep.models.engines import ENGINES
-    from dnnsep.sweep.modelcase import ModelCase
+    from dnnsep.sweep.case import ModelCase
     from dnnsep.sweep.node import Effort
 
     engines = ("dnnsep", *dict.fromkeys(e for e in against.split(",") if e not in ("", "dnnsep")))

@@ -22,12 +22,10 @@ from pydantic import (
 )
 
 from dnnsep.backends import PEERS, get_backend
-from dnnsep.cost import cost
-from dnnsep.measure.roofs import Roof, Roofs
 from dnnsep.problem import Problem
 from dnnsep.sweep.benchdnn import NamedProblem, read_shape_file
-from dnnsep.sweep.check import CheckData
-from dnnsep.sweep.results import Cache, Key
+from dnnsep.sweep.case import Case as Case
+from dnnsep.sweep.results import Cache
 
 DEFAULT_BACKENDS = ("ipex", "onednn", "eager")
 
@@ -38,36 +36,6 @@ AxisValue = bool | int | str
 
 class ConfigError(ValueError):
     """A sweep file, or what was given in place of one, breaks a rule; one line says where."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One problem on one number of threads with hot or cold caches, to be measured on several
-    backends."""
-
-    problem: Problem
-    name: str | None
-    threads: int
-    backends: tuple[str, ...]
-    cache: Cache = "hot"
-
-    worker = "dnnsep.sweep.worker"
-
-    @property
-    def flops(self) -> int:
-        return cost(self.problem).flops
-
-    def save_data(self, path: Path) -> None:
-        """Weights, input and expected result. Raises MemoryError where they are too large."""
-        CheckData.exact(self.problem).save(path)
-
-    def roof(self, roofs: Roofs) -> Roof | None:
-        """What bounds the problem on this machine."""
-        return roofs.of(self.problem, self.cache)
-
-    def key(self, backend: str) -> Key:
-        """The key of a backend's record."""
-        return (str(self.problem), backend, self.threads, self.cache)
 
 
 @dataclass(frozen=True)

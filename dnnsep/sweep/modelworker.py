@@ -10,7 +10,7 @@ from typing import Any
 from dnnsep.host.affinity import keep_on, pin_workers
 from dnnsep.measure.cachestate import Evictor
 from dnnsep.models.engines import ENGINES, verdict
-from dnnsep.sweep.modelcase import parse
+from dnnsep.sweep.case import model_and_shape
 from dnnsep.sweep.worker import Timer, serve
 
 # Engines differ by the order of their sums, through some fifty layers.
@@ -37,7 +37,7 @@ class ModelWorker(Timer):
         from dnnsep.models.zoo import load
 
         self.reset(cpus)
-        model, x = load(*parse(problem))
+        model, x = load(*model_and_shape(problem))
         expected = model(x)
         call, impls = ENGINES[self._engine](model, x)
         error = difference(_as_list(call()), _as_list(expected))

@@ -1,4 +1,8 @@
-"""Runs a sweep's cases: every backend checked, then timed in turns, a record for each."""
+"""This machine as a place where cases are measured: every backend checked, then timed in turns.
+
+A visit to a case goes in, a record for each backend comes out; the sweep's loop (session.py) knows
+nothing else of the machine.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,9 @@ from dnnsep.measure.calibrate import Calibrator
 from dnnsep.measure.roofs import Roofs
 from dnnsep.measure.stats import Round, Stats
 from dnnsep.measure.warnings import Load, ratio_to_other_cache, warnings_of
+from dnnsep.sweep.case import AnyCase
 from dnnsep.sweep.client import Allocator, Client, WorkerError
-from dnnsep.sweep.config import Case
-from dnnsep.sweep.modelcase import ModelCase
 from dnnsep.sweep.results import Key, Record
-
-AnyCase = Case | ModelCase
 
 # Turns each backend gets before a visit may end: A B C A B C …, so that drift of the machine hits
 # all alike. Enough for an interval of the median.
@@ -72,8 +73,14 @@ class _Entry:
         return stats.precision is not None and stats.precision <= precision
 
 
-class Runner:
-    """Keeps one worker process for each backend through a sweep. Use as a context manager."""
+class LocalNode:
+    """This machine, with one worker process for each backend through a sweep.
+
+    Use as a context manager: leaving it ends the workers. This class is the seam where another
+    machine could take a visit: whatever has ``run`` (a case and its earlier records in, records
+    out), ``workers`` (what the workers said of themselves when they started) and the context
+    manager's two methods can stand in its place, since cases and records are plain values.
+    """
 
     def __init__(
         self, effort: Effort, allocator: Allocator, roofs: Mapping[int, Roofs], probe_cache: bool
@@ -89,7 +96,7 @@ class Runner:
         self._unavailable: dict[str, str] = {}
         self.workers: dict[str, dict[str, Any]] = {}
 
-    def __enter__(self) -> Runner:
+    def __enter__(self) -> LocalNode:
         return self
 
     def __exit__(self, *_: object) -> None:

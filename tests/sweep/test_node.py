@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from dnnsep import Problem
+from dnnsep.sweep.case import Case
 from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.client import Client, WorkerError
-from dnnsep.sweep.config import Case
-from dnnsep.sweep.node import MIN_ROUNDS, Effort, Runner
+from dnnsep.sweep.node import MIN_ROUNDS, Effort, LocalNode
 from tests.sweep.samples import small_roofs
 
 
@@ -20,34 +20,34 @@ def _case(size: int) -> Case:
     return Case(Problem.parse(f"ic16oc16ih{size}kh3ph1"), None, 1, ("eager", "onednn"))
 
 
-def _runner(**effort: Any) -> Runner:
+def _node(**effort: Any) -> LocalNode:
     roofs = {1: small_roofs(1)}
-    return Runner(Effort(seconds=0.05, **effort), "keep", roofs, probe_cache=True)
+    return LocalNode(Effort(seconds=0.05, **effort), "keep", roofs, probe_cache=True)
 
 
 def test_a_killed_worker_is_a_row_and_is_started_again() -> None:
-    with _runner() as runner:
+    with _node() as node:
         steps: list[str] = []
 
         def kill_when_measuring(step: str) -> None:
             steps.append(step)
             if step.endswith("measure"):
-                os.kill(runner._clients["eager"].pid, signal.SIGKILL)
+                os.kill(node._clients["eager"].pid, signal.SIGKILL)
 
-        eager, onednn = runner.run(_case(12), on_step=kill_when_measuring)
+        eager, onednn = node.run(_case(12), on_step=kill_when_measuring)
         assert eager.status == "failed"
         assert "worker killed by SIGKILL" in (eager.reason or "")
         assert onednn.status == "ok"
-        eager, onednn = runner.run(_case(14))
+        eager, onednn = node.run(_case(14))
         assert (eager.status, onednn.status) == ("ok", "ok")
 
 
 def test_visits_add_up() -> None:
     case = _case(12)
-    with _runner() as runner:
-        first = {record.key: record for record in runner.run(case)}
-        assert not list(runner.run(case, first, visit=0))
-        second = list(runner.run(case, first, visit=1))
+    with _node() as node:
+        first = {record.key: record for record in node.run(case)}
+        assert not list(node.run(case, first, visit=0))
+        second = list(node.run(case, first, visit=1))
     for record in second:
         before = first[record.key]
         assert before.visits == 1
@@ -66,8 +66,8 @@ def test_visits_add_up() -> None:
 def test_cold_caches_take_longer() -> None:
     problem = Problem.parse("ic1024oc1024ih1kh1")  # hardly more than reading 4 MB of weights
     hot, cold = Case(problem, None, 1, ("onednn",)), Case(problem, None, 1, ("onednn",), "cold")
-    with _runner() as runner:
-        (warm,), (record,) = runner.run(hot), runner.run(cold)
+    with _node() as node:
+        (warm,), (record,) = node.run(hot), node.run(cold)
     assert (warm.cache, record.cache) == ("hot", "cold")
     assert warm.time is not None
     assert record.time is not None
@@ -79,8 +79,8 @@ def test_a_problem_too_large_for_the_reference_is_a_row(monkeypatch: pytest.Monk
         raise MemoryError("Unable to allocate 7 PiB")
 
     monkeypatch.setattr(CheckData, "exact", too_large)
-    with _runner() as runner:
-        records = list(runner.run(_case(12)))
+    with _node() as node:
+        records = list(node.run(_case(12)))
     assert [record.status for record in records] == ["failed", "failed"]
     assert records[0].reason == "no reference: MemoryError: Unable to allocate 7 PiB"
 

@@ -1,0 +1,98 @@
+"""What a sweep measures: a separable problem, or a whole model, under fixed conditions.
+
+Both kinds answer the same questions, so that the loop, the node and the A/B instrument take either:
+which worker module runs it, what its data is, how many operations it takes, and under which key its
+record is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from dnnsep.cost import cost
+from dnnsep.measure.roofs import Roof, Roofs
+from dnnsep.problem import Problem
+from dnnsep.sweep.check import CheckData
+from dnnsep.sweep.results import Cache, Key
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem on one number of threads with hot or cold caches, to be measured on several
+    backends."""
+
+    problem: Problem
+    name: str | None
+    threads: int
+    backends: tuple[str, ...]
+    cache: Cache = "hot"
+
+    worker: ClassVar[str] = "dnnsep.sweep.worker"
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one call: 2 for each multiply-add."""
+        return cost(self.problem).flops
+
+    def save_data(self, path: Path) -> None:
+        """Write weights, input and expected result to ``path`` (.npz).
+
+        Raises MemoryError where they are too large, OSError where they cannot be written.
+        """
+        CheckData.exact(self.problem).save(path)
+
+    def roof(self, roofs: Roofs) -> Roof | None:
+        """What bounds the problem on this machine."""
+        return roofs.of(self.problem, self.cache)
+
+    def key(self, backend: str) -> Key:
+        """The key of a backend's record."""
+        return (str(self.problem), backend, self.threads, self.cache)
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """A model on an input of a shape, to be measured on several engines.
+
+    ``flops`` are 2 for each multiply-add of its convolutions and linear layers.
+    """
+
+    model: str
+    input_shape: tuple[int, ...]
+    flops: int
+    threads: int
+    backends: tuple[str, ...]
+    cache: Cache = "hot"
+    name: str | None = None
+
+    worker: ClassVar[str] = "dnnsep.sweep.modelworker"
+
+    @property
+    def problem(self) -> str:
+        """The model and its input's shape as text, e.g. ``mobilenetv2_100 1x3x224x224``."""
+        return f"{self.model} {'x'.join(map(str, self.input_shape))}"
+
+    def key(self, backend: str) -> Key:
+        """The key of an engine's record."""
+        return (self.problem, backend, self.threads, self.cache)
+
+    def save_data(self, path: Path) -> None:
+        """Write nothing: each worker makes the same weights and input itself."""
+
+    def roof(self, roofs: Roofs) -> Roof | None:
+        """None: a model's layers have different ones."""
+        return None
+
+
+AnyCase = Case | ModelCase
+
+
+def model_and_shape(problem: str) -> tuple[str, tuple[int, ...]]:
+    """The model's name and its input's shape, from the text that ModelCase.problem gives.
+
+    Raises ValueError where there is no shape at the end of the text.
+    """
+    name, _, shape = problem.rpartition(" ")
+    return name, tuple(int(size) for size in shape.split("x"))
