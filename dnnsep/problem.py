@@ -18,7 +18,10 @@ Pair = tuple[int, int]
 # What a problem can be, and how many of its stages an activation may follow.
 KINDS: dict[str, int] = {"separable": 2, "convolution": 1, "depthwise": 1, "linear": 1, "mean": 0}
 
-_KEYS = "mb ic oc ih iw kh kw sh sw ph pw pb pr dh dw cm g oh ow".split()
+_KEYS = (
+    *("mb", "ic", "oc", "ih", "iw", "kh", "kw", "sh", "sw", "ph", "pw", "pb", "pr", "dh", "dw"),
+    *("cm", "g", "oh", "ow"),
+)
 # The kinds that a word at a descriptor's beginning names, with the keys that each of them takes.
 _WORDS: dict[str, tuple[str, ...]] = {
     "linear": ("mb", "ic", "oc"),
@@ -239,16 +242,15 @@ class Problem:
 
         Without ``g`` it is a separable layer. As in benchdnn ``g1`` is an ordinary convolution and
         ``g`` equal to ``ic`` a depthwise one; ``linear_`` and ``mean_`` begin those layers'. As in
-        benchdnn a missing w-key takes the h-key's value, without any h-key an image has one row,
-        ``dh0`` means not dilated, ``ph`` and ``pw`` are the padding above and left, and
-        ``oh``/``ow`` settle the padding below and right where they differ; ``pb`` and ``pr`` give
-        those outright.
+        benchdnn an image without any h-key has one row, ``dh0`` means not dilated, ``ph`` and
+        ``pw`` are the padding above and left, and ``oh``/``ow`` settle the padding below and right
+        where they differ; ``pb`` and ``pr`` give those outright. Each missing w-key takes its
+        h-key's value, where benchdnn takes either all of them or none.
         """
         try:
             kind, numbers, words = _tokens(text)
-            if kind in _WORDS:
-                return cls(**_sizes_of_word(kind, numbers), **words)
-            return cls(**_sizes(numbers), **words)
+            sizes = _sizes_of_word(kind, numbers) if kind else _sizes(numbers)
+            return cls(**(sizes | words))
         except ValueError as error:
             raise ValueError(f"descriptor {text!r}: {error}") from None
 

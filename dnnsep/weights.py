@@ -85,17 +85,25 @@ def fold_batchnorm(
     after_depthwise: BatchNorm | None = None,
     after_pointwise: BatchNorm | None = None,
 ) -> Weights:
-    """Weights of the same layer with the normalisations folded in; both stages then have a bias.
+    """Returns the weights with the normalisations folded in; each stage of them then has a bias.
 
     The activations stay where they were, after the normalisations: MobileNet's depthwise -> BN ->
     ReLU -> pointwise -> BN -> ReLU is a problem with bias and activations (relu, relu).
+
+    Raises ValueError where a normalisation follows a stage that the weights do not have.
     """
     depthwise, depthwise_bias = _fold(weights.depthwise, weights.depthwise_bias, after_depthwise)
     pointwise, pointwise_bias = _fold(weights.pointwise, weights.pointwise_bias, after_pointwise)
     return Weights(depthwise, depthwise_bias, pointwise, pointwise_bias)
 
 
-def _fold(weight: Array, bias: Array | None, norm: BatchNorm | None) -> tuple[Array, Array]:
+def _fold(
+    weight: Array | None, bias: Array | None, norm: BatchNorm | None
+) -> tuple[Array | None, Array | None]:
+    if weight is None:
+        if norm is not None:
+            raise ValueError("a normalisation follows a stage that has no weights")
+        return None, None
     start = np.zeros(len(weight), np.float32) if bias is None else bias
     if norm is None:
         return weight, start
