@@ -12,19 +12,22 @@ from math import prod
 from dnnsep.dtypes import DTYPES
 from dnnsep.problem import Problem
 
-
 # The kinds with a stage that sums within each channel.
 _WITHIN_CHANNELS = ("separable", "depthwise", "mean")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a problem and of the ordinary convolution with the same kernel and output shape.
+    """Cost of a problem and of the ordinary convolution with the same kernel, input and output.
 
     ``depthwise_macs`` and ``pointwise_macs`` are those of the stage within each channel and of the
     one that sums over channels; a mean counts as a depthwise stage, and an ordinary convolution's
-    and a linear layer's are all of the second kind. Operations count multiply-adds only, neither biases nor activations. Bytes count each tensor
-    once as it would cross the memory bus with cold caches, in the problem's dtype.
+    and a linear layer's are all of the second kind. Operations count multiply-adds only, neither
+    biases nor activations.
+
+    Bytes count each tensor once as it would cross the memory bus with cold caches, in the problem's
+    dtype; ``bytes_staged`` counts the one between the two stages of a separable problem twice, out
+    and in, and ``bytes_fused`` not at all. The two are equal for every other kind.
     """
 
     macs: int
@@ -59,12 +62,12 @@ class Cost:
 
     @property
     def parameter_reduction(self) -> float:
-        """Share of the ordinary convolution's parameters that the separable one saves, 0 to 1."""
+        """Share of the ordinary convolution's parameters that the problem saves, 0 to 1."""
         return 1 - self.parameters / self.ordinary_parameters
 
     @property
     def cost_ratio(self) -> float:
-        """Separable MACs over ordinary MACs."""
+        """The problem's MACs over the ordinary convolution's."""
         return self.macs / self.ordinary_macs
 
     @property
@@ -79,9 +82,10 @@ class Cost:
 
 
 def closed_form_ratio(problem: Problem) -> float:
-    """The MobileNet paper's 1/N + 1/D_K², times the channel multiplier: equals Cost.cost_ratio.
+    """The MobileNet paper's 1/N + 1/D_K², times the channel multiplier.
 
-    N is the number of output channels and D_K² the kernel's area (arXiv 1704.04861, section 3.1).
+    For a separable problem it equals Cost.cost_ratio; it says nothing of other kinds. N is the
+    number of output channels and D_K² the kernel's area (arXiv 1704.04861, section 3.1).
     """
     area = prod(problem.kernel)
     return problem.channel_multiplier * (1 / problem.out_channels + 1 / area)

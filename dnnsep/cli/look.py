@@ -71,15 +71,15 @@ def explain(
 def _code(problem: Problem, threads: int, dump: Dump) -> str:
     from dnnsep.codegen.choose import choose
     from dnnsep.codegen.lang.isa import this_isa
+    from dnnsep.codegen.kernel import Specialization
     from dnnsep.codegen.lang.jit import assembly
-    from dnnsep.codegen.separable import emit_separable
 
     try:
         plan = choose(problem, this_isa(), threads)
     except (RuntimeError, ValueError) as error:
         typer.echo(f"fused: {error}", err=True)
         raise typer.Exit(1) from None
-    module = emit_separable(problem, plan)
+    module = Specialization.of(problem, plan).module()
     return str(module) if dump is Dump.ir else assembly(module, plan.isa.target)
 
 
@@ -87,7 +87,8 @@ def cost(
     descriptor: Annotated[list[str], typer.Argument(help="Problems, e.g. mb1ic3oc64ih228kh5sh2.")],
     as_json: AsJson = False,
 ) -> None:
-    """Parameters, operations and bytes of a separable layer, against an ordinary convolution."""
+    """Parameters, operations and bytes of a layer; of a separable or depthwise one against an
+    ordinary convolution."""
     from dnnsep.problem import Problem
     from dnnsep.report.cost import as_dict, as_table
 

@@ -92,9 +92,10 @@ def _interval(record: Record) -> str:
 
 
 def _sizes(record: Record) -> str:
-    """A descriptor without the batch and the dtype, which a group shares, and the activations."""
+    """Returns a descriptor without the batch and the dtype, which a group shares, and without the
+    activations."""
     if record.is_model:
         return record.problem
     problem = Problem.parse(record.problem)
-    plain = replace(problem, batch=1, dtype="f32", activations=("none", "none"))
-    return str(plain).removeprefix("mb1")
+    plain = replace(problem, batch=1, dtype="f32", activations=())
+    return str(plain).replace("mb1ic", "ic", 1)
