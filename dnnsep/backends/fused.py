@@ -1,6 +1,6 @@
-"""Both stages in one pass, by kernels generated for the problem and this CPU (see codegen).
+"""All stages in one pass, by kernels generated for the problem and this CPU (see codegen).
 
-The depthwise stage of a run of output pixels goes into a tile that stays in the inner caches and is
+Of a separable layer the depthwise stage of a run of output pixels goes into a tile that stays in the inner caches and is
 multiplied there by the packed pointwise weights: the tensor between the stages is never in memory.
 """
 
@@ -35,6 +35,8 @@ class FusedBackend:
             openmp()
         except (RuntimeError, ValueError, OSError) as error:
             return Verdict(False, str(error))
+        if problem.kind == "depthwise" and problem.channel_multiplier > 1:
+            return Verdict(False, "no kernel for a depthwise convolution alone with a multiplier")
         return Verdict(True, f"generated for {isa.name}")
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
@@ -44,6 +46,4 @@ class FusedBackend:
         if not verdict:
             raise ValueError(verdict.reason)
         weights.check(problem)
-        executor = FusedExecutor.chosen(problem, weights)
-        executor.kernel  # noqa: B018  (compiled here, and not in the first call)
-        return executor
+        return FusedExecutor.chosen(problem, weights)

@@ -15,30 +15,20 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from dnnsep.codegen.extent import output_rows
 from dnnsep.codegen.lang.isa import Isa
-from dnnsep.codegen.plan import (
-    Plan,
-    blocks,
-    by_rows,
-    cut,
-    depth,
-    element_bytes,
-    panels,
-    row_stride,
-    tile_bytes,
-    tile_element_bytes,
-    tile_rows,
-)
+from dnnsep.codegen.layer import Layer, layer_of
+from dnnsep.codegen.pack import Packing
+from dnnsep.codegen.plan import Plan, cut, tile_bytes, tile_rows, without_product
 from dnnsep.codegen.version import generator
+from dnnsep.dtypes import DTYPES
 from dnnsep.host import cachefiles
 from dnnsep.host.caches import caches_of
 from dnnsep.problem import Problem
-from dnnsep.single import Dense, Depthwise
 
 _LINE = 64
 _LATENCY = 4  # cycles of a multiply-add: so many sums have to be under way in each of two units
 _CALL_CYCLES = 40  # of a multiplication beside its multiply-adds: its sums are set up and stored
-_DEPTHWISE = 1.4  # cycles of the depthwise stage for one of its arithmetic
 _LINE_CYCLES = {"L1": 0.0, "L2": 0.3, "L3": 1.0, "DRAM": 4.0}
 _HELD = 0.75  # share of a cache that stays in it
 _OVERFLOW = 1.5  # L1 sizes: what passes through costs more with its size up to here
@@ -83,8 +73,9 @@ def this_caches() -> Caches:
 
 def choose(problem: Problem, isa: Isa, threads: int) -> Plan:
     """The plan that was found best by ``keep``, or the one that costs least by the model."""
-    if isinstance(problem, Depthwise):
-        return by_rows(problem, isa, threads)
+    layer = layer_of(problem, isa)
+    if layer.product is None:
+        return without_product(problem, layer, threads)
     kept = _kept(problem, isa, threads)
     if kept is None:
         return close_plans(problem, isa, threads)[0][0]
@@ -99,7 +90,7 @@ def describe(problem: Problem, chosen: Plan, threads: int) -> list[dict[str, Any
             "pixels": plan.pixels,
             "channels": plan.vectors * plan.isa.lanes,
             "tile": plan.tile,
-            "tile_bytes": tile_bytes(problem, plan),
+            "tile_bytes": tile_bytes(problem, layer_for(problem, plan), plan),
             "pixel_parts": plan.pixel_parts,
             "channel_parts": plan.channel_parts,
             "streaming": plan.streaming,
@@ -152,25 +143,22 @@ def close_plans(problem: Problem, isa: Isa, threads: int) -> list[tuple[Plan, Co
 
 
 def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
-    isa, size = plan.isa, tile_element_bytes(problem, plan.isa)
+    """Returns what the busiest part of a plan takes, as far as the model knows."""
+    layer = layer_for(problem, plan)
+    isa, dot, product = plan.isa, layer.dot, layer.product
+    assert product is not None
     my_pieces = -(-plan.pieces // plan.pixel_parts)
-    my_panels = -(-panels(problem, isa, plan.vectors) // plan.channel_parts)
+    my_panels = -(-product.panels(isa, plan.vectors) // plan.channel_parts)
     tiles = -(-my_pieces // plan.tile)
     runs = _runs(problem, plan, my_pieces)
     pixels = sum(width * count for width, count in runs.items())
     computed = pixels
     if plan.short_rows:
-        computed = problem.output_shape[3] * sum(tile_rows(problem, plan, plan.pixel_parts - 1))
-    widths = _shared(min(my_panels * plan.vectors, panels(problem, isa, 1)), plan.vectors)
+        computed = output_rows(problem)[1] * sum(tile_rows(problem, plan, plan.pixel_parts - 1))
+    widths = _shared(min(my_panels * plan.vectors, product.panels(isa, 1)), plan.vectors)
 
-    taps = problem.kernel[0] * problem.kernel[1]
-    if isinstance(problem, Dense):  # loads and stores, one of each a cycle
-        copied = -(-problem.kernel[1] * problem.in_channels // (isa.lanes * 4 // size))
-        first_stage = float(copied * problem.kernel[0])
-    else:
-        vectors = blocks(problem, isa) * problem.channel_multiplier * 4 // element_bytes(problem)
-        first_stage = vectors * taps / 2 * _DEPTHWISE
-    steps = depth(problem, isa) * size // 4
+    first_stage = layer.source.cycles(isa, dot) if layer.source is not None else 0.0
+    steps = layer.depth // dot.k
     # Two multiply-adds or two loads start each cycle.
     arithmetic = sum(
         runs[run] * widths[width] * (max(run * width, run + width, 2 * _LATENCY) / 2)
@@ -179,23 +167,31 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     )
     calls = sum(runs.values()) * sum(widths.values())
 
-    panel = depth(problem, isa) * isa.lanes * plan.vectors * size
-    pixel = row_stride(problem, isa) * size
-    tile = tile_bytes(problem, plan)
-    new_input = problem.stride[0] * problem.stride[1] * problem.in_channels * element_bytes(problem)
+    panel = layer.depth * isa.lanes * plan.vectors * dot.bytes
+    pixel = layer.tile_stride * dot.bytes
+    tile = tile_bytes(problem, layer, plan)
+    element = DTYPES[problem.dtype].bytes
+    new_input = problem.stride[0] * problem.stride[1] * problem.in_channels * element
     passing = tile + plan.tile * plan.pixels * new_input
     # The first piece of a tile brings a panel in; for the others it may still be there. The first
     # tile's panels come from memory, where other layers have pushed them, by any plan.
     first = _level(my_panels * panel + passing, caches)
     again = _level(panel + plan.pixels * pixel, caches)
     tile_line = _LINE_CYCLES["L2"] * min(_OVERFLOW, passing / caches.l1)
+    written = _WRITTEN if layer.source is not None else 0
     return Cost(
         depthwise=computed * first_stage,
         pointwise=steps * arithmetic + calls * _CALL_CYCLES,
         weights=panel / _LINE * my_panels * (tiles - 1) * _LINE_CYCLES[first]
         + panel / _LINE * my_panels * (my_pieces - tiles) * _LINE_CYCLES[again],
-        tile=pixels * pixel / _LINE * (my_panels + _WRITTEN) * tile_line,
+        tile=pixels * pixel / _LINE * (my_panels + written) * tile_line,
     )
+
+
+def layer_for(problem: Problem, plan: Plan) -> Layer:
+    """Returns the layer that a plan's kernel runs, with its input gathered where the plan says."""
+    layer = layer_of(problem, plan.isa)
+    return layer.gathered() if plan.gathers else layer
 
 
 def _runs(problem: Problem, plan: Plan, my_pieces: int) -> dict[int, float]:
@@ -221,14 +217,17 @@ def _level(size: int, caches: Caches) -> str:
 
 
 def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Iterator[Plan]:
-    """Every plan that is weighed."""
-    vectors = min(2, panels(problem, isa, 1))
-    most_channel_parts = panels(problem, isa, vectors)
-    element = element_bytes(problem)
+    """Yields every plan that is weighed, of a problem with a product."""
+    layer = layer_of(problem, isa)
+    product = layer.product
+    assert product is not None
+    vectors = min(2, product.panels(isa, 1))
+    most_channel_parts = product.panels(isa, vectors)
+    element = DTYPES[problem.dtype].bytes
     out_bytes = problem.out_pixels * problem.out_channels * element
     in_bytes = problem.batch * problem.height * problem.width * problem.in_channels * element
-    panel_bytes = depth(problem, isa) * isa.lanes * tile_element_bytes(problem, isa)
-    weight_bytes = panel_bytes * panels(problem, isa, 1)
+    one_vector = Packing(layer, 1)
+    weight_bytes = one_vector.panel_bytes * one_vector.panels
     whole_vectors = problem.out_channels % isa.lanes == 0
     for channel_parts in range(1, min(threads, most_channel_parts) + 1):
         if threads % channel_parts:
@@ -249,11 +248,12 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
             prefetch=in_bytes > caches.l2,
             # Weights as large as a core's first cache were pushed out of it by other layers.
             ahead=weight_bytes > caches.l1,
+            gathers=layer.source is None,
         )
         for tile in _tile_sizes(-(-pieces // pixel_parts)):
-            found = replace(plan, tile=tile)
-            if tile == 1 or tile_bytes(problem, found) <= caches.l2:
-                yield found
+            sized = replace(plan, tile=tile)
+            if tile == 1 or tile_bytes(problem, layer_for(problem, sized), sized) <= caches.l2:
+                yield sized
 
 
 def _tile_sizes(most: int) -> Iterator[int]:

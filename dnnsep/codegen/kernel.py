@@ -1,4 +1,4 @@
-"""Compiled kernels of problems: made once for a process, and kept on disk for the next one."""
+"""Compiled kernels: made once for a process, and kept on disk for the next one."""
 
 from __future__ import annotations
 
@@ -6,16 +6,56 @@ import ctypes
 from dataclasses import dataclass
 from functools import lru_cache
 
+from llvmlite import ir
+
+from dnnsep.codegen.extent import Extent
+from dnnsep.codegen.fuse import PLAIN, Extras, emit_kernel
 from dnnsep.codegen.lang.jit import Function, machine_code
-from dnnsep.codegen.plan import Plan
-from dnnsep.codegen.separable import PLAIN, Extras, emit_separable, part_bytes
+from dnnsep.codegen.layer import Layer, layer_of
+from dnnsep.codegen.plan import Plan, tile_bytes
 from dnnsep.codegen.version import generator
 from dnnsep.host import cachefiles
 from dnnsep.problem import Problem
 
+# Between the tiles of two threads: what the hardware fetches ahead of one must not be the other's,
+# which would take its lines away while it writes them. 4 KiB was not enough on a Zen 5.
+_GAP_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Specialization:
+    """All that decides a kernel's code: a layer, the sizes built into it, and a plan."""
+
+    layer: Layer
+    extent: Extent
+    plan: Plan
+    extras: Extras
+    scratch_bytes_a_part: int
+
+    @classmethod
+    def of(cls, problem: Problem, plan: Plan, extras: Extras = PLAIN) -> Specialization:
+        """Returns that of a problem cut up by a plan."""
+        layer = layer_of(problem, plan.isa)
+        used = layer.gathered() if plan.gathers or extras.scale else layer
+        tile = -(-tile_bytes(problem, used, plan) // 4096) * 4096
+        return cls(layer, Extent.of(problem), plan, extras, tile + _GAP_BYTES)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch memory of all parts."""
+        return self.plan.parts * self.scratch_bytes_a_part
+
+    def module(self) -> ir.Module:
+        """Returns the kernel's code."""
+        return emit_kernel(
+            self.layer, self.extent, self.plan, self.scratch_bytes_a_part, self.extras
+        )
+
 
 @dataclass(frozen=True)
 class Kernel:
+    """A compiled kernel and the scratch memory that it needs."""
+
     function: Function
     scratch_bytes: int
 
@@ -26,12 +66,11 @@ class Kernel:
 
 # So many stay for the next executor; one that is in use stays with its executor.
 @lru_cache(256)
-def compiled(problem: Problem, plan: Plan, extras: Extras = PLAIN) -> Kernel:
-    """Of a problem cut up by a plan, from the disk where it is there."""
-    key = f"{generator()} {plan} {problem} {extras}"
+def compiled(special: Specialization) -> Kernel:
+    """Returns the kernel, from the disk where it is there."""
+    key = f"{generator()} {special}"
     code = cachefiles.load("kernels", key)
     if code is None:
-        code = machine_code(emit_separable(problem, plan, extras), plan.isa.target)
+        code = machine_code(special.module(), special.plan.isa.target)
         cachefiles.save("kernels", key, code)
-    function = Function(code, "run", [ctypes.c_void_p])
-    return Kernel(function, plan.parts * part_bytes(problem, plan))
+    return Kernel(Function(code, "run", [ctypes.c_void_p]), special.scratch_bytes)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
 from dnnsep.codegen.lang.emit import BYTE, I64, Code
-from dnnsep.codegen.plan import Plan
-from dnnsep.problem import Problem
+from dnnsep.dtypes import DTYPES
+
+if TYPE_CHECKING:
+    from dnnsep.codegen.extent import Extent
+    from dnnsep.codegen.layer import Layer
+    from dnnsep.codegen.plan import Plan
 
 _LINE = 64
 
@@ -26,7 +31,7 @@ class Prefetch:
     def emit(
         self, code: Code, start: ir.Value, at: ir.Value, steps: int, steps_at_once: int
     ) -> None:
-        """Fetch what falls to the steps from ``at`` on, of all ``steps``."""
+        """Emits fetching what falls to the steps from ``at`` on, of all ``steps``."""
         per_step = -(-self.share // steps)
         moved = code.at(start, code.builder.mul(at, I64(per_step)), BYTE)
         for run in range(self.runs):
@@ -44,7 +49,7 @@ class Ahead:
     def emit(
         self, code: Code, start: ir.Value, at: ir.Value, steps: int, steps_at_once: int
     ) -> None:
-        """Fetch what falls to the steps from ``at`` on, of all ``steps``."""
+        """Emits fetching what falls to the steps from ``at`` on, of all ``steps``."""
         lines = -(-self.share * steps_at_once // (steps * _LINE))
         moved = code.at(start, code.builder.mul(at, I64(lines * _LINE // steps_at_once)), BYTE)
         for line in range(lines):
@@ -52,23 +57,25 @@ class Ahead:
 
 
 def ahead_for(plan: Plan, panel_bytes: int) -> Ahead | None:
+    """Returns what each piece of a tile fetches of a panel of so many bytes, if the plan has it."""
     if not plan.ahead:
         return None
     return Ahead(-(-panel_bytes // (plan.tile * _LINE)) * _LINE)
 
 
-def prefetch_for(problem: Problem, plan: Plan, panels: int) -> Prefetch | None:
-    """What each of the multiplications by so many panels fetches, if the plan has it."""
+def prefetch_for(layer: Layer, extent: Extent, plan: Plan, panels: int) -> Prefetch | None:
+    """Returns what each of the multiplications by so many panels fetches, if the plan has it."""
     if not plan.prefetch:
         return None
-    element = 2 if problem.dtype == "bf16" else 4
-    pixel = problem.in_channels * element
-    pitch = problem.width * pixel
+    window = layer.window
+    pixel = layer.channels * DTYPES[layer.dtype].bytes
+    pitch = extent.width * pixel
     # Those that the output row above did not have.
-    new_rows = min(problem.stride[0], (problem.kernel[0] - 1) * problem.dilation[0] + 1)
+    new_rows = min(window.stride[0], (window.kernel[0] - 1) * window.dilation[0] + 1)
     if plan.short_rows:  # whole rows, which follow each other in memory
-        runs, run = 1, -(-plan.pixels * new_rows * pitch // problem.output_shape[3])
+        out_width = extent.out_size(window)[1]
+        runs, run = 1, -(-plan.pixels * new_rows * pitch // out_width)
     else:
-        runs, run = new_rows, plan.rows[0].width * problem.stride[1] * pixel
+        runs, run = new_rows, plan.rows[0].width * window.stride[1] * pixel
     share = -(-run // panels)
     return Prefetch(new_rows, runs, pitch, -(-share // _LINE) * _LINE)

@@ -7,10 +7,14 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
+# Beside this folder, the sources that decide what is generated of a problem and how weights lie.
+_NOUNS = ("problem.py", "weights.py", "activations.py", "dtypes.py")
+
 
 @cache
 def generator() -> str:
-    """Names this generator: its own sources and LLVM's version."""
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    """Names this generator: the text of every source that decides its code, and LLVM's version."""
+    here = Path(__file__).parent
+    sources = [*sorted(here.rglob("*.py")), *(here.parent / name for name in _NOUNS)]
     digest = sha256(b"".join(source.read_bytes() for source in sources))
     return f"{digest.hexdigest()} llvmlite {version('llvmlite')}"

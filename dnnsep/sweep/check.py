@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dnnsep.backends.reference import Exact, error_bound, separable
+from dnnsep.activations import Exact
+from dnnsep.backends.reference import error_bound, naive
 from dnnsep.problem import Problem
 from dnnsep.dtypes import DTYPES, Array
 from dnnsep.weights import Weights, integer_data, random_data
@@ -38,7 +39,7 @@ class CheckData:
         weights, x = integer_data(problem, seed)
         if not problem.keeps_integers:
             return cls._bounded(problem, weights, x)
-        expected = DTYPES[problem.dtype].rounded(separable(problem, weights, x))
+        expected = DTYPES[problem.dtype].rounded(naive(problem, weights, x))
         if np.count_nonzero(expected) < _MIN_NONZERO * expected.size:
             return cls.random(problem, seed)
         return cls(weights, x, expected.astype(np.float64), None)
@@ -50,7 +51,7 @@ class CheckData:
 
     @classmethod
     def _bounded(cls, problem: Problem, weights: Weights, x: Array) -> CheckData:
-        expected = separable(problem, weights, x)
+        expected = naive(problem, weights, x)
         return cls(weights, x, expected, error_bound(problem, weights, x))
 
     def save(self, path: Path) -> None:

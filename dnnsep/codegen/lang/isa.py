@@ -13,18 +13,21 @@ CAP_VARIABLE = "DNNSEP_MAX_ISA"
 
 @dataclass(frozen=True)
 class Isa:
-    """``lanes`` f32 a vector, ``registers`` of them; ``dot_bf16`` says whether pairs of bf16 are
-    multiplied and added in one instruction (vdpbf16ps)."""
+    """Vectors of ``lanes`` f32, ``registers`` of them. ``features`` are the instructions beyond the
+    plain ones of such vectors, by LLVM's names, that kernels may use."""
 
     name: str
     lanes: int
     registers: int
-    dot_bf16: bool
+    features: tuple[str, ...]
     target: Target
+
+    def has(self, feature: str) -> bool:
+        return feature in self.features
 
 
 def this_isa() -> Isa:
-    """The best that this CPU has and the cap allows.
+    """Returns the best that this CPU has and the cap allows.
 
     Raises RuntimeError below AVX2 with FMA, ValueError for a cap that is not known.
     """
@@ -35,10 +38,11 @@ def this_isa() -> Isa:
     has = cpu_features()
     allowed = order[: order.index(cap) + 1]
     if "avx512" in allowed and all(has.get(f"avx512{part}") for part in ("f", "bw", "dq", "vl")):
-        dot = "avx512_bf16" in allowed and bool(has.get("avx512bf16"))
+        bf16 = "avx512_bf16" in allowed and bool(has.get("avx512bf16"))
         # Some CPUs' settings in LLVM split 512-bit vectors in two.
         target = Target(this_cpu().cpu, this_cpu().features + ",-prefer-256-bit")
-        return Isa("avx512_bf16" if dot else "avx512", 16, 32, dot, target)
+        name, features = ("avx512_bf16", ("avx512bf16",)) if bf16 else ("avx512", ())
+        return Isa(name, 16, 32, features, target)
     if has.get("avx2") and has.get("fma"):
-        return Isa("avx2", 8, 16, False, Target("x86-64-v3", ""))
+        return Isa("avx2", 8, 16, (), Target("x86-64-v3", ""))
     raise RuntimeError("this CPU has neither AVX-512 nor AVX2 with FMA")

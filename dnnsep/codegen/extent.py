@@ -1,0 +1,47 @@
+"""The sizes of a layer's input: what one kernel has built in and another could read at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dnnsep.codegen.stages.base import Window
+from dnnsep.problem import Problem
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Images of a batch, and their height and width in pixels."""
+
+    batch: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, problem: Problem) -> Extent:
+        """Returns the sizes of a problem's input; a linear layer's rows are pixels of one row."""
+        if problem.kind == "linear":
+            return cls(1, 1, problem.batch)
+        return cls(problem.batch, problem.height, problem.width)
+
+    def out_size(self, window: Window) -> tuple[int, int]:
+        """Returns the height and width of what a window gives of an image."""
+        top, bottom, left, right = window.padding
+        high, wide = (
+            (size - d * (k - 1) - 1) // s + 1
+            for size, k, s, d in zip(
+                (self.height + top + bottom, self.width + left + right),
+                window.kernel,
+                window.stride,
+                window.dilation,
+                strict=True,
+            )
+        )
+        return high, wide
+
+
+def output_rows(problem: Problem) -> tuple[int, int]:
+    """Returns how many rows of pixels a problem's output has in all images, and how long they
+    are; of a linear layer it is a single one."""
+    if problem.kind == "linear":
+        return 1, problem.batch
+    return problem.batch * problem.out_height, problem.out_width

@@ -1,0 +1,166 @@
+"""How generated code reads and writes a dtype: always as vectors of f32 in registers.
+
+A *block* is what the depthwise stage takes of a pixel at a time: the channels of one full load. Of
+bf16 a register holds twice as many of them as of f32, so a block of bf16 is two vectors: its even
+channels, which are a shift away from f32, and its odd ones, which are a mask away.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from dnnsep.codegen.lang.emit import F32, I16, I32, Code
+from dnnsep.codegen.lang.isa import Isa
+
+
+class Element(Protocol):
+    """A dtype in generated code. ``lanes`` below is how many elements there are to read or write,
+    None for a whole vector or block; the others are not touched, and read as zero."""
+
+    @property
+    def type(self) -> ir.Type:
+        """LLVM's type of an element in memory."""
+
+    @property
+    def block_vectors(self) -> int:
+        """How many vectors of f32 a block is."""
+
+    def load(self, code: Code, place: ir.Value, count: int, lanes: int | None) -> ir.Value:
+        """Returns ``count`` neighbouring elements as a vector of f32."""
+
+    def store(
+        self,
+        code: Code,
+        isa: Isa,
+        value: ir.Value,
+        place: ir.Value,
+        lanes: int | None = None,
+        streaming: bool = False,
+    ) -> None:
+        """Writes a vector of f32 as neighbouring elements, rounded to nearest."""
+
+    def rounded(self, code: Code, isa: Isa, value: ir.Value) -> ir.Value:
+        """Returns a vector of f32 as the vector of elements that ``store`` writes."""
+
+    def widened(self, code: Code, value: ir.Value) -> ir.Value:
+        """Returns a vector of elements as f32."""
+
+    def load_block(
+        self, code: Code, isa: Isa, place: ir.Value, lanes: int | None
+    ) -> list[ir.Value]:
+        """Returns a block as vectors of f32, in the order of ``block_order``."""
+
+    def store_block(
+        self, code: Code, isa: Isa, values: list[ir.Value], place: ir.Value, lanes: int | None
+    ) -> None:
+        """Writes what ``load_block`` returns, in memory's order again."""
+
+    def block_order(self, isa: Isa) -> NDArray[np.int64]:
+        """Returns the channel, counted from the block's first, in each lane of a block's vectors
+        one after the other."""
+
+
+class F32Element:
+    type: ir.Type = F32
+    block_vectors = 1
+
+    def load(self, code: Code, place: ir.Value, count: int, lanes: int | None) -> ir.Value:
+        return code.load(place, ir.VectorType(F32, count), lanes)
+
+    def store(
+        self,
+        code: Code,
+        isa: Isa,
+        value: ir.Value,
+        place: ir.Value,
+        lanes: int | None = None,
+        streaming: bool = False,
+    ) -> None:
+        code.store(value, place, lanes, streaming)
+
+    def rounded(self, code: Code, isa: Isa, value: ir.Value) -> ir.Value:
+        return value
+
+    def widened(self, code: Code, value: ir.Value) -> ir.Value:
+        return value
+
+    def load_block(
+        self, code: Code, isa: Isa, place: ir.Value, lanes: int | None
+    ) -> list[ir.Value]:
+        return [self.load(code, place, isa.lanes, lanes)]
+
+    def store_block(
+        self, code: Code, isa: Isa, values: list[ir.Value], place: ir.Value, lanes: int | None
+    ) -> None:
+        (value,) = values
+        code.store(value, place, lanes)
+
+    def block_order(self, isa: Isa) -> NDArray[np.int64]:
+        return np.arange(isa.lanes)
+
+
+class Bf16Element:
+    type: ir.Type = I16
+    block_vectors = 2
+
+    def load(self, code: Code, place: ir.Value, count: int, lanes: int | None) -> ir.Value:
+        return self.widened(code, code.load(place, ir.VectorType(I16, count), lanes))
+
+    def store(
+        self,
+        code: Code,
+        isa: Isa,
+        value: ir.Value,
+        place: ir.Value,
+        lanes: int | None = None,
+        streaming: bool = False,
+    ) -> None:
+        code.store(self.rounded(code, isa, value), place, lanes, streaming)
+
+    def rounded(self, code: Code, isa: Isa, value: ir.Value) -> ir.Value:
+        """To nearest, ties to even; NaN stays NaN."""
+        b, lanes = code.builder, value.type.count
+        halves, words = ir.VectorType(I16, lanes), ir.VectorType(I32, lanes)
+        if isa.has("avx512bf16") and lanes == isa.lanes:
+            return code.instruction("vcvtneps2bf16 $1, $0", halves, value)
+        bits = b.bitcast(value, words)
+        odd = b.and_(b.lshr(bits, code.splat(16, words)), code.splat(1, words))
+        nearest = b.add(b.add(bits, odd), code.splat(0x7FFF, words))
+        quiet = b.or_(bits, code.splat(0x400000, words))
+        chosen = b.select(b.fcmp_unordered("uno", value, value), quiet, nearest)
+        return b.trunc(b.lshr(chosen, code.splat(16, words)), halves)
+
+    def widened(self, code: Code, value: ir.Value) -> ir.Value:
+        lanes = value.type.count
+        words = ir.VectorType(I32, lanes)
+        bits = code.builder.shl(code.builder.zext(value, words), code.splat(16, words))
+        return code.builder.bitcast(bits, ir.VectorType(F32, lanes))
+
+    def load_block(
+        self, code: Code, isa: Isa, place: ir.Value, lanes: int | None
+    ) -> list[ir.Value]:
+        b, vector = code.builder, ir.VectorType(F32, isa.lanes)
+        words = ir.VectorType(I32, isa.lanes)
+        halves = code.load(place, ir.VectorType(I16, 2 * isa.lanes), lanes)
+        pairs = b.bitcast(halves, words)
+        even, odd = b.shl(pairs, code.splat(16, words)), b.and_(pairs, code.splat(-65536, words))
+        return [b.bitcast(even, vector), b.bitcast(odd, vector)]
+
+    def store_block(
+        self, code: Code, isa: Isa, values: list[ir.Value], place: ir.Value, lanes: int | None
+    ) -> None:
+        low, high = (self.rounded(code, isa, value) for value in values)
+        # Lane i of a result is lane i // 2 of the even ones or of the odd ones.
+        order = [half * isa.lanes + at for at in range(isa.lanes) for half in range(2)]
+        mask = ir.Constant(ir.VectorType(I32, 2 * isa.lanes), [I32(index) for index in order])
+        code.store(code.builder.shuffle_vector(low, high, mask), place, lanes)
+
+    def block_order(self, isa: Isa) -> NDArray[np.int64]:
+        return np.arange(2 * isa.lanes).reshape(isa.lanes, 2).T.reshape(-1)
+
+
+ELEMENTS: dict[str, Element] = {"f32": F32Element(), "bf16": Bf16Element()}

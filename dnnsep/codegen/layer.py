@@ -1,0 +1,172 @@
+"""A layer as a tuple of stages: what of a problem does not depend on its input's size.
+
+Everything static about a layer is here and nothing else is: it keys packed weights (with a panel's
+width), and with an extent (the problem's sizes, a plan) the compiled kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from dnnsep.codegen.dots import Dot, dot_for
+from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.emit import Code
+from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.stages.base import Sink, Source, Stage, Window
+from dnnsep.codegen.stages.depthwise import Depthwise
+from dnnsep.codegen.stages.gather import Gather
+from dnnsep.codegen.stages.matmul import Matmul, padded_depth
+from dnnsep.codegen.stages.mean import Mean
+from dnnsep.problem import Problem
+
+
+def stages_of(problem: Problem) -> tuple[Stage, ...]:
+    """Returns the stages that a problem is, in order."""
+    window = Window(problem.kernel, problem.stride, problem.padding, problem.dilation)
+    ic, oc, dtype, multiplier = (
+        problem.in_channels,
+        problem.out_channels,
+        problem.dtype,
+        problem.channel_multiplier,
+    )
+    if problem.kind == "mean":
+        return (Mean(ic, dtype),)
+    if problem.kind == "depthwise":
+        return (Depthwise(ic, multiplier, window, problem.activations[0], dtype),)
+    if problem.kind == "separable":
+        first, second = problem.activations
+        depthwise = Depthwise(ic, multiplier, window, first, dtype)
+        return (depthwise, Matmul(problem.mid_channels, oc, second, dtype))
+    product = Matmul(ic * window.taps, oc, problem.activations[0], dtype)
+    return (product,) if window.trivial else (Gather(ic, window, dtype), product)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Stages for a way of multiplying on a CPU's vectors."""
+
+    stages: tuple[Stage, ...]
+    isa: Isa
+    dot: Dot
+
+    @property
+    def source(self) -> Source | None:
+        """The stage that fills a tile, or the output where no product follows it."""
+        first = self.stages[0]
+        return first if isinstance(first, Source) else None
+
+    @property
+    def product(self) -> Matmul | None:
+        """The stage that multiplies a tile, or the input itself where no stage fills one."""
+        last = self.stages[-1]
+        return last if isinstance(last, Matmul) else None
+
+    @property
+    def window(self) -> Window:
+        """Where the layer reads its input."""
+        return self.source.window if self.source is not None else Window((1, 1))
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input."""
+        first = self.source or self.product
+        assert first is not None
+        return first.channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.product.out_channels if self.product is not None else self.channels
+
+    @property
+    def dtype(self) -> str:
+        return self.dot.dtype
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether the product can read the input itself, with no copy in a tile."""
+        if self.source is not None or self.product is None:
+            return False
+        return self.dot.reads_input and self.product.channels % self.dot.k == 0
+
+    def gathered(self, scaled: bool = False) -> Layer:
+        """Returns the layer with its input copied into a tile first, maybe multiplied by a scale,
+        where no stage fills a tile; its weights are packed alike."""
+        if self.source is not None or self.product is None:
+            return self
+        gather = Gather(self.product.channels, self.window, self.dtype, scaled)
+        return replace(self, stages=(gather, *self.stages))
+
+    @property
+    def depth(self) -> int:
+        """Channels of a tile's row, and rows of the packed matrix."""
+        if self.source is not None:
+            return self.source.depth(self.isa, self.dot)
+        return padded_depth(self.product.channels, self.dot) if self.product else 0
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """Which of the product's channels is at each place of a tile's row; -1 for none."""
+        if self.source is not None:
+            return self.source.order(self.isa, self.dot)
+        assert self.product is not None
+        places = np.arange(self.depth)
+        return np.where(places < self.product.channels, places, -1)
+
+    @property
+    def tile_stride(self) -> int:
+        """Elements from one pixel of a tile to the next.
+
+        A vector more than the depth where rows would all start at the same place of a cache's way.
+        """
+        crowded = self.depth * self.dot.bytes % 1024 == 0
+        return self.depth + (self.isa.lanes * 4 // self.dot.bytes if crowded else 0)
+
+    @property
+    def sink(self) -> Sink:
+        """Where the source writes."""
+        if self.product is not None:
+            return TileSink(self.isa, self.dot, self.tile_stride)
+        return OutputSink(self.isa, self.dtype, self.channels)
+
+
+@lru_cache(4096)
+def layer_of(problem: Problem, isa: Isa) -> Layer:
+    """Returns a problem's layer, multiplied as its dtype is on this CPU."""
+    return Layer(stages_of(problem), isa, dot_for(problem.dtype, isa))
+
+
+@dataclass(frozen=True)
+class TileSink:
+    """A tile of a product: whole blocks, of which what is beyond the channels is never read."""
+
+    isa: Isa
+    dot: Dot
+    stride: int
+
+    @property
+    def element(self) -> ir.Type:
+        return self.dot.element
+
+    def store(self, code: Code, values: list[ir.Value], place: ir.Value, lanes: int | None) -> None:
+        self.dot.store_block(code, self.isa, values, place)
+
+
+@dataclass(frozen=True)
+class OutputSink:
+    """The output of a layer of one stage: just the channels that there are."""
+
+    isa: Isa
+    dtype: str
+    stride: int
+
+    @property
+    def element(self) -> ir.Type:
+        return ELEMENTS[self.dtype].type
+
+    def store(self, code: Code, values: list[ir.Value], place: ir.Value, lanes: int | None) -> None:
+        ELEMENTS[self.dtype].store_block(code, self.isa, values, place, lanes)

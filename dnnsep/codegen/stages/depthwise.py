@@ -1,0 +1,319 @@
+"""The depthwise stage: each channel convolved with filters of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from dnnsep.activations import ACTIVATIONS, Exact
+from dnnsep.codegen.dots import Dot
+from dnnsep.codegen.lang.activate import LONG, activate
+from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
+from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.stages.base import Sink, Source, Taps, Window, bound_of_sum
+from dnnsep.weights import Weights
+
+# Up to so many columns the kernel's rows are written out, with their weights in registers.
+_SHORT_KERNEL = 8
+
+# Cycles of the stage for one of its multiply-adds, which start two a cycle: each needs a load.
+_CYCLES = 1.4
+
+
+@dataclass(frozen=True)
+class Depthwise(Source):
+    """Output channel c * multiplier + k is input channel c convolved with a filter of its own.
+
+    In a tile each of the multiplier's copies of the channels comes as a whole, so that the input is
+    read in order; within a block channels stay as ``Element.load_block`` gives them.
+    """
+
+    channels: int
+    multiplier: int
+    window: Window
+    activation: str
+    dtype: str
+
+    def naive(self, x: Exact, weights: Weights) -> Exact:
+        assert weights.depthwise is not None
+        filters = weights.depthwise.astype(np.float64)
+        y: Exact | None = None
+        for i, j, met in self.window.naive(x):
+            product = np.repeat(met, self.multiplier, axis=1) * filters[:, 0, i, j, None, None]
+            y = product if y is None else y + product
+        assert y is not None
+        if weights.depthwise_bias is not None:
+            y = y + weights.depthwise_bias.astype(np.float64)[:, None, None]
+        return ACTIVATIONS[self.activation].naive(y)
+
+    def bound(self, scale: Exact, error: Exact, weights: Weights) -> tuple[Exact, Exact]:
+        sums = Depthwise(self.channels, self.multiplier, self.window, "none", self.dtype)
+        carried = sums.naive(error, Weights(depthwise=weights.depthwise))
+        terms = self.window.taps
+        return bound_of_sum(sums.naive(scale, weights), carried, terms, self.activation, self.dtype)
+
+    def width(self, isa: Isa) -> int:
+        """Returns the channels of a block."""
+        return ELEMENTS[self.dtype].block_vectors * isa.lanes
+
+    def blocks(self, isa: Isa) -> int:
+        """Returns the blocks of channels in each of the multiplier's copies."""
+        return -(-self.channels // self.width(isa))
+
+    def depth(self, isa: Isa, dot: Dot) -> int:
+        return self.multiplier * self.blocks(isa) * self.width(isa)
+
+    def order(self, isa: Isa, dot: Dot) -> NDArray[np.int64]:
+        starts = np.arange(self.blocks(isa)) * self.width(isa)
+        inputs = (starts[:, None] + ELEMENTS[self.dtype].block_order(isa)).reshape(-1)
+        copies = [
+            np.where(inputs < self.channels, inputs * self.multiplier + copy, -1)
+            for copy in range(self.multiplier)
+        ]
+        return np.concatenate(copies)
+
+    def pack(self, isa: Isa, dot: Dot, weights: Weights) -> NDArray[Any]:
+        """Blocks of (taps + 1, channels of a block) in f32: the taps, then the bias."""
+        assert weights.depthwise is not None
+        order, taps = self.order(isa, dot), self.window.taps
+        rows = np.zeros((taps + 1, len(order)), np.float32)
+        there = order >= 0
+        rows[:taps, there] = weights.depthwise.reshape(-1, taps).T[:, order[there]]
+        if weights.depthwise_bias is not None:
+            rows[taps, there] = weights.depthwise_bias[order[there]]
+        blocks = rows.reshape(taps + 1, -1, self.width(isa)).transpose(1, 0, 2)
+        return np.ascontiguousarray(blocks).reshape(-1)
+
+    def packed_bytes(self, isa: Isa, dot: Dot) -> int:
+        return 4 * self.depth(isa, dot) * (self.window.taps + 1)
+
+    def cycles(self, isa: Isa, dot: Dot) -> float:
+        vectors = self.blocks(isa) * self.multiplier * ELEMENTS[self.dtype].block_vectors
+        return vectors * self.window.taps / 2 * _CYCLES
+
+    def emit(
+        self,
+        module: ir.Module,
+        name: str,
+        isa: Isa,
+        dot: Dot,
+        image_width: int,
+        taps: Taps,
+        sink: Sink,
+    ) -> ir.Function:
+        """As Source.emit; weights are as ``pack`` has them. Sums run over the kernel's rows, then
+        its columns, from the bias on."""
+        code = Code(module, name, [POINTER, POINTER, POINTER, I64, I64]).internal()
+        return _Emitter(code, self, isa, image_width, taps, sink).emit()
+
+
+@dataclass(frozen=True)
+class _KernelRow:
+    """A row of the kernel for some pixels and blocks of channels: ``line`` is the input under its
+    first tap at the piece's first pixel, ``first_tap`` its number among all taps; ``lanes`` are as
+    for ``_blocks``."""
+
+    line: ir.Value
+    weights: ir.Value
+    first_tap: ir.Value
+    pixels: range
+    lanes: int | None
+
+
+class _Emitter:
+    def __init__(
+        self, code: Code, stage: Depthwise, isa: Isa, image_width: int, taps: Taps, sink: Sink
+    ) -> None:
+        self.code, self.stage, self.isa, self.taps, self.sink = code, stage, isa, taps, sink
+        self.window, self.channels = stage.window, stage.channels
+        self.image_width = image_width
+        self.element = ELEMENTS[stage.dtype]
+        self.vector = ir.VectorType(F32, isa.lanes)
+        self.width = stage.width(isa)
+        self.block_vectors = self.element.block_vectors
+        self.short = self.window.kernel[1] <= _SHORT_KERNEL
+
+    def emit(self) -> ir.Function:
+        code = self.code
+        x, weights, target, self.first, self.last = code.arguments
+        count = self.stage.blocks(self.isa)
+        full = self.channels // self.width
+        together = self._blocks_together(full)
+        many = full // together * together
+        block_floats = (self.window.taps + 1) * self.width
+
+        def copy(q: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            first_block = code.builder.mul(q, I64(count))
+
+            def take(at: ir.Value, together: int, lanes: int | None = None) -> None:
+                number = code.builder.add(first_block, at)
+                self._blocks(
+                    code.at(x, code.builder.mul(at, I64(self.width)), self.element.type),
+                    code.at(weights, code.builder.mul(number, I64(block_floats)), F32),
+                    code.at(target, code.builder.mul(number, I64(self.width)), self.sink.element),
+                    together,
+                    lanes,
+                )
+
+            code.for_each(0, many, lambda at: take(at, together), step=together)
+            code.for_each(many, full, lambda at: take(at, 1))
+            if full < count:
+                take(I64(full), 1, self.channels - full * self.width)
+            return []
+
+        code.for_range(I64(0), I64(self.stage.multiplier), copy)
+        return code.end()
+
+    def _blocks_together(self, full: int) -> int:
+        """Returns how many blocks of channels are taken at once.
+
+        Several: where pixels are a large power of two apart their lines share a few places of the
+        L1 cache, so neighbouring lines have to be used while they are there.
+        """
+        most = self.isa.registers // (8 * self.block_vectors)
+        if self.window.kernel[1] > 3:
+            most //= 2
+        if not self.short:
+            most = 1
+        most = max(1, min(most, full))
+        even = [n for n in range(most, 0, -1) if full % n == 0]
+        return even[0] if even and 2 * even[0] >= most else most
+
+    def _blocks(
+        self,
+        x: ir.Value,
+        weights: ir.Value,
+        target: ir.Value,
+        together: int,
+        lanes: int | None,
+    ) -> None:
+        """Computes some blocks of channels of all pixels; of a single block maybe just the first
+        ``lanes`` channels."""
+        vectors = together * self.block_vectors
+        biases = [self._weight(weights, I64(self.window.taps), v) for v in range(vectors)]
+        in_registers = vectors * (self.window.kernel[1] if self.short else 1)
+        at_once = max(1, (self.isa.registers - in_registers - 2) // vectors)
+        count = -(-self.taps.width // at_once)
+        bounds = [self.taps.width * i // count for i in range(count + 1)]
+        add_row = self._short_row if self.short else self._long_row
+        for start, stop in pairwise(bounds):
+            pixels = range(start, stop)
+
+            def row(
+                i: ir.Value, sums: list[ir.Value], pixels: range = pixels
+            ) -> list[list[ir.Value]]:
+                elements = self.window.dilation[0] * self.image_width * self.channels
+                line = self.code.at(x, self.code.builder.mul(i, I64(elements)), self.element.type)
+                first_tap = self.code.builder.mul(i, I64(self.window.kernel[1]))
+                return add_row(_KernelRow(line, weights, first_tap, pixels, lanes), sums)
+
+            sums = self.code.for_range(
+                self.first, self.last, row, [bias for _ in pixels for bias in biases]
+            )
+            rows = [sums[i : i + vectors] for i in range(0, len(sums), vectors)]
+            place = self._row(target, I64(start))
+            store = partial(self._store, place, lanes)
+            if self.stage.activation in LONG:
+                self.code.for_rows(rows, store)
+            else:
+                for index, values in enumerate(rows):
+                    store(I64(index), values)
+
+    def _short_row(self, row: _KernelRow, sums: list[ir.Value]) -> list[ir.Value]:
+        """Adds one row of the kernel, written out; every input is loaded once."""
+        vectors = len(sums) // len(row.pixels)
+        uses: dict[int, list[tuple[int, int]]] = {}
+        for pixel in row.pixels:
+            for tap in self.taps.columns[pixel]:
+                column = pixel * self.window.stride[1] + tap * self.window.dilation[1]
+                uses.setdefault(column, []).append((pixel, tap))
+        factors: dict[int, list[ir.Value]] = {}
+        for column in sorted(uses):
+            inputs = self._load(row, I64(column), vectors)
+            for pixel, tap in uses[column]:
+                if tap not in factors:
+                    at = self.code.builder.add(row.first_tap, I64(tap))
+                    factors[tap] = [self._weight(row.weights, at, v) for v in range(vectors)]
+                for v in range(vectors):
+                    index = (pixel - row.pixels.start) * vectors + v
+                    sums[index] = self.code.fma(inputs[v], factors[tap][v], sums[index])
+        return sums
+
+    def _long_row(self, row: _KernelRow, sums: list[ir.Value]) -> list[ir.Value]:
+        """Adds one row of the kernel by a loop over the columns that meet the image for all pixels,
+        between loops over those that only do for single ones."""
+        code, b = self.code, self.code.builder
+        pixels = row.pixels
+        vectors = len(sums) // len(pixels)
+        stride, step = self.window.stride[1], self.window.dilation[1]
+
+        def add(taps: range, some: range) -> None:
+            def tap(at: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                number = b.add(row.first_tap, at)
+                factors = [self._weight(row.weights, number, v) for v in range(vectors)]
+                moved = b.mul(at, I64(step))
+                for index, pixel in enumerate(some):
+                    column = b.add(moved, I64(pixel * stride))
+                    inputs = self._load(row, column, vectors)
+                    for v in range(vectors):
+                        place = index * vectors + v
+                        sums[place] = code.fma(inputs[v], factors[v], sums[place])
+                return sums
+
+            if taps:
+                span = slice(
+                    (some.start - pixels.start) * vectors, (some.stop - pixels.start) * vectors
+                )
+                sums[span] = code.for_range(I64(taps.start), I64(taps.stop), tap, sums[span])
+
+        ranges = [self.taps.columns[pixel] for pixel in pixels]
+        start, stop = max(r.start for r in ranges), min(r.stop for r in ranges)
+        if start >= stop:  # none meets it for all
+            start = stop = self.window.kernel[1]
+        for pixel, r in zip(pixels, ranges, strict=True):
+            add(range(r.start, min(start, r.stop)), range(pixel, pixel + 1))
+        add(range(start, stop), pixels)
+        for pixel, r in zip(pixels, ranges, strict=True):
+            add(range(stop, r.stop), range(pixel, pixel + 1))
+        return sums
+
+    def _weight(self, weights: ir.Value, tap: ir.Value, v: int) -> ir.Value:
+        """Loads a vector of a tap's weights, or of the biases, which follow the last tap."""
+        b = self.code.builder
+        block, vector = divmod(v, self.block_vectors)
+        start = block * (self.window.taps + 1) * self.block_vectors + vector
+        place = b.add(b.mul(tap, I64(self.block_vectors)), I64(start))
+        return self.code.load(self.code.at(weights, place, self.vector), self.vector)
+
+    def _load(self, row: _KernelRow, column: ir.Value, vectors: int) -> list[ir.Value]:
+        """Loads blocks of channels of a pixel, as vectors of f32."""
+        code, b = self.code, self.code.builder
+        pixel = code.at(row.line, b.mul(column, I64(self.channels)), self.element.type)
+        loaded: list[ir.Value] = []
+        for block in range(vectors // self.block_vectors):
+            place = code.at(pixel, block * self.width, self.element.type)
+            loaded += self.element.load_block(code, self.isa, place, row.lanes)
+        return loaded
+
+    def _row(self, target: ir.Value, pixel: ir.Value) -> ir.Value:
+        elements = self.code.builder.mul(pixel, I64(self.sink.stride))
+        return self.code.at(target, elements, self.sink.element)
+
+    def _store(
+        self, target: ir.Value, lanes: int | None, pixel: ir.Value, sums: list[ir.Value]
+    ) -> None:
+        code, place = self.code, self._row(target, pixel)
+        values = [activate(code, self.stage.activation, total) for total in sums]
+        block = ir.VectorType(self.sink.element, self.width)
+        for index in range(0, len(values), self.block_vectors):
+            of_block = values[index : index + self.block_vectors]
+            self.sink.store(
+                code, of_block, code.at(place, index // self.block_vectors, block), lanes
+            )

@@ -1,0 +1,175 @@
+"""The first stage of an ordinary convolution: the inputs under the kernel, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from dnnsep.activations import Exact
+from dnnsep.codegen.dots import Dot
+from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.emit import I64, POINTER, Code
+from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.stages.base import Sink, Source, Taps, Window
+from dnnsep.codegen.stages.matmul import padded_depth
+from dnnsep.weights import Weights
+
+# Longer runs are copied by a loop.
+_WRITTEN_OUT = 4
+
+
+@dataclass(frozen=True)
+class Gather(Source):
+    """Copies what the kernel meets, in the order of its rows, its columns, the channels.
+
+    With ``scaled``, which takes a trivial window, each channel of the input is multiplied by a
+    number of its image's on the way.
+    """
+
+    channels: int
+    window: Window
+    dtype: str
+    scaled: bool = False
+
+    def naive(self, x: Exact, weights: Weights) -> Exact:
+        return np.concatenate([met for _, _, met in self.window.naive(x)], axis=1)
+
+    def bound(self, scale: Exact, error: Exact, weights: Weights) -> tuple[Exact, Exact]:
+        return self.naive(scale, weights), self.naive(error, weights)
+
+    def depth(self, isa: Isa, dot: Dot) -> int:
+        return padded_depth(self.channels * self.window.taps, dot)
+
+    def order(self, isa: Isa, dot: Dot) -> NDArray[np.int64]:
+        places = np.arange(self.depth(isa, dot))
+        return np.where(places < self.channels * self.window.taps, places, -1)
+
+    def pack(self, isa: Isa, dot: Dot, weights: Weights) -> NDArray[Any]:
+        return np.empty(0, np.float32)
+
+    def packed_bytes(self, isa: Isa, dot: Dot) -> int:
+        return 0
+
+    def cycles(self, isa: Isa, dot: Dot) -> float:
+        """A load and a store each cycle."""
+        copied = -(-self.window.kernel[1] * self.channels // (isa.lanes * 4 // dot.bytes))
+        return float(copied * self.window.kernel[0])
+
+    def emit(
+        self,
+        module: ir.Module,
+        name: str,
+        isa: Isa,
+        dot: Dot,
+        image_width: int,
+        taps: Taps,
+        sink: Sink,
+    ) -> ir.Function:
+        """As Source.emit, but in the weights' place is the scale of the image's channels."""
+        code = Code(module, name, [POINTER, POINTER, POINTER, I64, I64]).internal()
+        return _Emitter(code, self, isa, dot, image_width, taps, sink).emit()
+
+
+class _Emitter:
+    def __init__(
+        self,
+        code: Code,
+        stage: Gather,
+        isa: Isa,
+        dot: Dot,
+        image_width: int,
+        taps: Taps,
+        sink: Sink,
+    ) -> None:
+        self.code, self.stage, self.isa, self.dot = code, stage, isa, dot
+        self.taps, self.sink, self.window = taps, sink, stage.window
+        self.image_width, self.channels = image_width, stage.channels
+        self.row = self.window.kernel[1] * self.channels  # elements of a kernel's row
+        self.gathered = self.row * self.window.kernel[0]
+        self.filled = stage.depth(isa, dot) - self.gathered  # with zeros at the end
+        self.element = ELEMENTS[stage.dtype]
+        self.lanes = isa.lanes * 4 // dot.bytes
+
+    def emit(self) -> ir.Function:
+        code, b = self.code, self.code.builder
+        x, _, tile, first, last = code.arguments
+
+        def row(i: ir.Value) -> None:
+            pitch = self.window.dilation[0] * self.image_width * self.channels
+            line = code.at(x, b.mul(i, I64(pitch)), self.element.type)
+            place = code.at(tile, b.mul(i, I64(self.row)), self.sink.element)
+            meets = b.and_(b.icmp_signed(">=", i, first), b.icmp_signed("<", i, last))
+            with b.if_else(meets) as (yes, no):
+                with yes:
+                    for pixel in range(self.taps.width):
+                        self._pixel(line, self._at(place, pixel * self.sink.stride), pixel)
+                with no:
+                    for pixel in range(self.taps.width):
+                        self._zeros(self._at(place, pixel * self.sink.stride), 0, self.row)
+
+        code.for_each(0, self.window.kernel[0], row)
+        if self.filled:
+            for pixel in range(self.taps.width):
+                end = pixel * self.sink.stride + self.gathered
+                self._zeros(tile, end, end + self.filled)
+        return code.end()
+
+    def _pixel(self, line: ir.Value, place: ir.Value, pixel: int) -> None:
+        """Copies one row of the kernel at one pixel; zeros where its columns are outside the
+        image."""
+        taps, step = self.taps.columns[pixel], self.window.dilation[1]
+        start = pixel * self.window.stride[1]
+        runs = [taps] if step == 1 else [range(tap, tap + 1) for tap in taps]
+        self._zeros(place, 0, taps.start * self.channels)
+        for run in runs:
+            column = start + run.start * step
+            source = self.code.at(line, column * self.channels, self.element.type)
+            self._copy(source, self._at(place, run.start * self.channels), len(run) * self.channels)
+        self._zeros(place, taps.stop * self.channels, self.row)
+
+    def _copy(self, source: ir.Value, target: ir.Value, count: int) -> None:
+        code = self.code
+        whole, rest = divmod(count, self.lanes)
+
+        def one(at: ir.Value | int, lanes: int | None = None) -> None:
+            elements = (
+                code.builder.mul(at, I64(self.lanes))
+                if isinstance(at, ir.Value)
+                else I64(at * self.lanes)
+            )
+            value = self._load(code.at(source, elements, self.element.type), lanes)
+            if self.stage.scaled:  # a run is all channels of a pixel
+                scales = code.at(code.arguments[1], elements, self.element.type)
+                value = self._product(value, self._load(scales, lanes))
+            value = self.dot.of_input(code, self.element, value)
+            code.store(value, code.at(target, elements, self.sink.element), lanes)
+
+        if whole > _WRITTEN_OUT:
+            code.for_each(0, whole, one)
+        else:
+            for at in range(whole):
+                one(at)
+        if rest:
+            one(whole, rest)
+
+    def _load(self, place: ir.Value, lanes: int | None) -> ir.Value:
+        return self.code.load(place, ir.VectorType(self.element.type, self.lanes), lanes)
+
+    def _product(self, value: ir.Value, scale: ir.Value) -> ir.Value:
+        """Multiplies vectors of the input's dtype, and rounds to it."""
+        code, element = self.code, self.element
+        product = code.builder.fmul(element.widened(code, value), element.widened(code, scale))
+        return element.rounded(code, self.isa, product)
+
+    def _zeros(self, place: ir.Value, start: int, stop: int) -> None:
+        kind = ir.VectorType(self.sink.element, self.lanes)
+        for at in range(start, stop, self.lanes):
+            lanes = min(self.lanes, stop - at)
+            self.code.store(ir.Constant(kind, None), self._at(place, at), lanes)
+
+    def _at(self, place: ir.Value, elements: int) -> ir.Value:
+        return self.code.at(place, elements, self.sink.element)

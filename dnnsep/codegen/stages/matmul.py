@@ -1,0 +1,208 @@
+"""The product of pixels by a matrix: the pointwise stage, and the second of an ordinary
+convolution; alone it is a pointwise convolution or a linear layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from dnnsep.activations import ACTIVATIONS, Exact
+from dnnsep.codegen.dots import Dot
+from dnnsep.codegen.lang.activate import LONG, activate
+from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
+from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.prefetch import Ahead, Prefetch
+from dnnsep.codegen.stages.base import Stage, bound_of_sum
+from dnnsep.weights import Weights
+
+# Steps of a product that its loop has written out; a step takes as many channels as the dot's k.
+STEPS_AT_ONCE = 4
+
+
+def padded_depth(channels: int, dot: Dot) -> int:
+    """Returns the channels with those that fill them up to whole rounds of a product's loop."""
+    a_round = STEPS_AT_ONCE * dot.k
+    return -(-channels // a_round) * a_round
+
+
+@dataclass(frozen=True)
+class Matmul(Stage):
+    """Each output channel is a weighted sum of all ``channels`` of the same pixel, and a bias."""
+
+    channels: int
+    out_channels: int
+    activation: str
+    dtype: str
+
+    def naive(self, x: Exact, weights: Weights) -> Exact:
+        batch, channels, height, width = x.shape
+        pixels = x.reshape(batch, channels, height * width)
+        y = (self.matrix(weights).astype(np.float64) @ pixels).reshape(batch, -1, height, width)
+        if weights.pointwise_bias is not None:
+            y = y + weights.pointwise_bias.astype(np.float64)[:, None, None]
+        return ACTIVATIONS[self.activation].naive(y)
+
+    def bound(self, scale: Exact, error: Exact, weights: Weights) -> tuple[Exact, Exact]:
+        sums = Matmul(self.channels, self.out_channels, "none", self.dtype)
+        carried = sums.naive(error, Weights(pointwise=weights.pointwise))
+        terms = self.channels
+        return bound_of_sum(sums.naive(scale, weights), carried, terms, self.activation, self.dtype)
+
+    def matrix(self, weights: Weights) -> NDArray[np.float32]:
+        """Returns the weights as (output channels, channels), an ordinary convolution's in the
+        order that Gather puts its taps in."""
+        assert weights.pointwise is not None
+        return weights.pointwise.transpose(0, 2, 3, 1).reshape(self.out_channels, -1)
+
+    def panels(self, isa: Isa, vectors: int) -> int:
+        """Returns how many panels of so many vectors the output channels are, the last one maybe
+        with fewer."""
+        return -(-self.out_channels // (isa.lanes * vectors))
+
+    def pack(
+        self, isa: Isa, dot: Dot, vectors: int, order: NDArray[np.int64], weights: Weights
+    ) -> NDArray[Any]:
+        """Returns the panels one after the other, flat, of a matrix whose rows are in the tile's
+        ``order``; the last panel is only as wide as whole vectors hold its channels."""
+        width = vectors * isa.lanes
+        there = order >= 0
+        matrix = np.zeros((len(order), self.panels(isa, vectors) * width), np.float32)
+        matrix[there, : self.out_channels] = self.matrix(weights).T[order[there]]
+        packed: list[NDArray[Any]] = []
+        for first in range(0, self.out_channels, width):
+            channels = min(width, self.out_channels - first)
+            columns = -(-channels // isa.lanes) * isa.lanes
+            packed.append(dot.pack(np.ascontiguousarray(matrix[:, first : first + columns])))
+        return np.concatenate(packed)
+
+    def pack_bias(self, isa: Isa, vectors: int, weights: Weights) -> NDArray[np.float32]:
+        """Returns the biases in f32, zeros where there are none, as many as all panels have."""
+        bias = np.zeros(self.panels(isa, vectors) * vectors * isa.lanes, np.float32)
+        if weights.pointwise_bias is not None:
+            bias[: self.out_channels] = weights.pointwise_bias
+        return bias
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of ``pixels`` rows by ``columns`` of a panel, all kept in registers.
+
+    The rows are ``stride`` elements apart and have ``depth`` channels. What it fetches meanwhile:
+    ``prefetch`` of the input, ``ahead`` of the weights. ``residual`` says whether values like the
+    output's are added to the sums before the activation.
+    """
+
+    stage: Matmul
+    isa: Isa
+    dot: Dot
+    stride: int
+    depth: int
+    pixels: int
+    columns: int
+    prefetch: Prefetch | None
+    ahead: Ahead | None
+    residual: bool
+    streaming: bool
+
+    def emit(self, module: ir.Module) -> ir.Function:
+        """Returns f(rows, weights, bias, y, next, ahead, residual), which prefetches from ``next``
+        and ``ahead``.
+
+        Weights are as ``Matmul.pack`` has them. Sums run over the channels in order.
+        """
+        name = f"matmul_{self.pixels}x{self.columns}"
+        return _Emitter(Code(module, name, [POINTER] * 7).internal(), self).emit()
+
+
+class _Emitter:
+    def __init__(self, code: Code, of: Product) -> None:
+        self.code, self.of, self.isa, self.dot = code, of, of.isa, of.dot
+        self.vectors = -(-of.columns // self.isa.lanes)
+        self.vector = ir.VectorType(F32, self.isa.lanes)
+        self.element = ELEMENTS[of.stage.dtype]
+        self.steps = of.depth // self.dot.k
+
+    def emit(self) -> ir.Function:
+        code = self.code
+        _, _, bias, y, _, _, residual = code.arguments
+        biases = [code.load(code.at(bias, v, self.vector), self.vector) for v in self._columns()]
+        whole = self.steps // STEPS_AT_ONCE * STEPS_AT_ONCE
+        sums = code.for_range(
+            I64(0),
+            I64(whole),
+            self._round,
+            [biases[v] for _ in range(self.of.pixels) for v in self._columns()],
+            step=STEPS_AT_ONCE,
+        )
+        if whole < self.steps:
+            sums = self._multiply(I64(whole), self.steps - whole, list(sums))
+        rows = [sums[i : i + self.vectors] for i in range(0, len(sums), self.vectors)]
+
+        def store(pixel: ir.Value, values: list[ir.Value]) -> None:
+            elements = code.builder.mul(pixel, I64(self.of.stage.out_channels))
+            row = code.at(y, elements, self.element.type)
+            added = code.at(residual, elements, self.element.type)
+            for v, value in enumerate(values):
+                if self.of.residual:
+                    value = code.builder.fadd(value, self._load(added, v))
+                self._store(value, row, v)
+
+        if self.of.stage.activation in LONG:
+            code.for_rows(rows, store)
+        else:
+            for pixel, values in enumerate(rows):
+                store(I64(pixel), values)
+        return code.end()
+
+    def _columns(self) -> range:
+        return range(self.vectors)
+
+    def _round(self, at: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        """One round of the loop: fetches what falls to it, and multiplies some steps."""
+        _, _, _, _, following, panel_ahead, _ = self.code.arguments
+        if self.of.prefetch:
+            self.of.prefetch.emit(self.code, following, at, self.steps, STEPS_AT_ONCE)
+        if self.of.ahead:
+            self.of.ahead.emit(self.code, panel_ahead, at, self.steps, STEPS_AT_ONCE)
+        return self._multiply(at, STEPS_AT_ONCE, sums)
+
+    def _multiply(self, at: ir.Value, count: int, sums: list[ir.Value]) -> list[ir.Value]:
+        """Adds the products of so many steps from the step ``at`` on."""
+        code, b, word = self.code, self.code.builder, self.dot.word
+        tile, weights, *_ = code.arguments
+        words = ir.VectorType(word, self.isa.lanes)
+        stride = self.of.stride // self.dot.k
+        panel = code.at(weights, b.mul(at, I64(self.vectors)), words)
+        column = code.at(tile, at, word)
+        for step in range(count):
+            factors = [
+                code.load(code.at(panel, step * self.vectors + v, words), words)
+                for v in self._columns()
+            ]
+            for pixel in range(self.of.pixels):
+                value = code.load(code.at(column, pixel * stride + step, word), word)
+                pixel_value = code.broadcast(value, self.isa.lanes)
+                for v in self._columns():
+                    index = pixel * self.vectors + v
+                    sums[index] = self.dot.step(code, sums[index], pixel_value, factors[v])
+        return sums
+
+    def _there(self, v: int) -> int:
+        """Returns how many of a vector's lanes have channels."""
+        return min(self.isa.lanes, self.of.columns - v * self.isa.lanes)
+
+    def _load(self, row: ir.Value, v: int) -> ir.Value:
+        """Loads a vector of a row of the residual, in f32."""
+        place = self.code.at(row, v * self.isa.lanes, self.element.type)
+        return self.element.load(self.code, place, self.isa.lanes, self._there(v))
+
+    def _store(self, total: ir.Value, row: ir.Value, v: int) -> None:
+        value = activate(self.code, self.of.stage.activation, total)
+        place = self.code.at(row, v * self.isa.lanes, self.element.type)
+        lanes, streaming = self._there(v), self.of.streaming
+        self.element.store(self.code, self.isa, value, place, lanes, streaming)
