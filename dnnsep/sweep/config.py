@@ -23,7 +23,7 @@ from pydantic import (
 
 from dnnsep.backends import PEERS, get_backend
 from dnnsep.problem import Problem
-from dnnsep.sweep.benchdnn import NamedProblem, read_shape_file
+from dnnsep.sweep.benchdnn import LeftOut, NamedProblem, ShapeFile, read_shape_file
 from dnnsep.sweep.case import Case as Case
 from dnnsep.sweep.results import Cache
 
@@ -51,11 +51,11 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The cases of one or more sweep files."""
+    """The cases of one or more sweep files, and the lines of shape files that are no problems."""
 
     title: str
     cases: list[Case]
-    left_out: int
+    left_out: list[LeftOut]
 
     @property
     def backends(self) -> list[str]:
@@ -88,7 +88,8 @@ class _Shape(_Model):
 
 
 class _Axes(_Model):
-    """Descriptor keys with the values they take, expanded as a product or in step (zip)."""
+    """Descriptor keys with the values they take, expanded as a product or in step (zip); ``kind``
+    names the kinds that begin with a word, and ``g`` tells convolutions apart."""
 
     axes: dict[str, AxisValue | list[AxisValue]]
     combine: Literal["product", "zip"] = "product"
@@ -167,17 +168,17 @@ def load_sweep(sources: Sequence[str], overrides: Overrides, default_threads: in
 
     Raises ConfigError.
     """
-    titles, cases, left_out = [], dict[tuple[Any, ...], Case](), 0
+    titles, cases, left_out = [], dict[tuple[Any, ...], Case](), list[LeftOut]()
     for source in sources:
-        file, problems, skipped = _read_source(source)
-        left_out += skipped
+        file, read = _read_source(source)
+        left_out += read.left_out
         titles.append(file.title)
         own = [name for names in file.backends for name in names]
         backends = tuple(overrides.backends or own or DEFAULT_BACKENDS)
         threads = overrides.threads or file.threads or [default_threads]
         caches = overrides.caches or file.cache or ["hot"]
         for named in _vary(
-            problems, overrides.dtypes or file.dtypes, overrides.batch or file.batch
+            read.problems, overrides.dtypes or file.dtypes, overrides.batch or file.batch
         ):
             for count, cache in itertools.product(threads, caches):
                 case = Case(named.problem, named.name, count, backends, cache)
@@ -185,6 +186,8 @@ def load_sweep(sources: Sequence[str], overrides: Overrides, default_threads: in
                 known = cases.setdefault(place, case)
                 merged = tuple(dict.fromkeys(known.backends + backends))
                 cases[place] = replace(known, backends=merged)
+    if not cases and not left_out:
+        raise ConfigError(f"{', '.join(sources)}: no problem in it")
     return Sweep(" + ".join(titles), list(cases.values()), left_out)
 
 
@@ -199,7 +202,7 @@ def _vary(
         )
 
 
-def _read_source(source: str) -> tuple[_File, list[NamedProblem], int]:
+def _read_source(source: str) -> tuple[_File, ShapeFile]:
     """A command-line CONFIG: a file, or else a descriptor."""
     path = Path(source)
     if path.exists():
@@ -211,15 +214,15 @@ def _read_source(source: str) -> tuple[_File, list[NamedProblem], int]:
     except ValueError as error:
         raise ConfigError(f"{source}: no such file, and as a descriptor: {error}") from None
     file = _File(title=source, problems=[source])  # type: ignore[list-item]
-    return file, [NamedProblem(problem, None)], 0
+    return file, ShapeFile([NamedProblem(problem, None)], [])
 
 
-def _read_file(path: Path, including: tuple[Path, ...]) -> tuple[_File, list[NamedProblem], int]:
+def _read_file(path: Path, including: tuple[Path, ...]) -> tuple[_File, ShapeFile]:
     if path.suffix not in (".yaml", ".yml"):
         return _read_benchdnn(path)
     file, lines = _parse_yaml(path)
     problems: list[NamedProblem] = []
-    left_out = 0
+    left_out: list[LeftOut] = []
     for index, entry in enumerate(file.problems):
         if isinstance(entry, _Shape):
             problems.append(NamedProblem(Problem.parse(entry.shape), entry.name))
@@ -232,26 +235,19 @@ def _read_file(path: Path, including: tuple[Path, ...]) -> tuple[_File, list[Nam
                 raise ConfigError(f"{where}: {entry.include} includes itself")
             if not target.is_file():
                 raise ConfigError(f"{where}: no such file: {target}")
-            _, found, skipped = _read_file(target, (*including, path.resolve()))
-            problems += found
-            left_out += skipped
-    return file, problems, left_out
+            _, found = _read_file(target, (*including, path.resolve()))
+            problems += found.problems
+            left_out += found.left_out
+    return file, ShapeFile(problems, left_out)
 
 
-def _read_benchdnn(path: Path) -> tuple[_File, list[NamedProblem], int]:
+def _read_benchdnn(path: Path) -> tuple[_File, ShapeFile]:
     try:
         shapes = read_shape_file(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    if not shapes.problems:
-        raise ConfigError(
-            f"{path}: no depthwise convolution (g = ic) in it, {shapes.left_out} lines left out"
-        )
-    entries = [str(named.problem) for named in shapes.problems]
-    file = _File(title=path.name, problems=entries)  # type: ignore[arg-type]
-    return file, shapes.problems, shapes.left_out
+    # Not validated: other files of a sweep may have the problems that this one lacks.
+    return _File.model_construct(title=path.name), shapes
 
 
 Location = tuple[str | int, ...]
@@ -317,7 +313,9 @@ def _locate(location: Location, lines: dict[Location, int]) -> tuple[int, str]:
 def _problem_of_axes(values: dict[str, AxisValue]) -> Problem:
     """A problem from descriptor keys; ``ph: same`` pads by half the dilated kernel on each side."""
     values = dict(values)
-    act, dtype, bias = (values.pop(k, None) for k in ("act", "dtype", "bias"))
+    kind, act, dtype, bias = (values.pop(k, None) for k in ("kind", "act", "dtype", "bias"))
+    if kind not in (None, "linear", "mean"):
+        raise ValueError(f"kind: must be linear or mean, g tells the others (given: {kind!r})")
     for pad, size, spread in (("ph", "kh", "dh"), ("pw", "kw", "dw")):
         if values.get(pad) == "same":
             kernel, dilation = values.get(size, values.get("kh")), values.get(spread, 0)
@@ -327,7 +325,8 @@ def _problem_of_axes(values: dict[str, AxisValue]) -> Problem:
     for key, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"{key}: must be a whole number (given: {value!r})")
-    text = "".join(f"{key}{value}" for key, value in values.items())
+    text = f"{kind}_" if kind is not None else ""
+    text += "".join(f"{key}{value}" for key, value in values.items())
     text += f"_act:{act}" if act is not None else ""
     text += f"_{dtype}" if dtype is not None else ""
     text += "_nobias" if bias is False else ""

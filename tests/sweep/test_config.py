@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dnnsep.problem import KINDS
 from dnnsep.sweep.config import ConfigError, Overrides, Sweep, load_sweep
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -25,7 +27,7 @@ def _shapes(sweep: Sweep) -> list[str]:
 def test_shipped_configs_load(path: Path) -> None:
     sweep = load_sweep([str(path)], Overrides(), 2)
     assert sweep.cases
-    assert sweep.left_out == 0
+    assert sweep.left_out == []
 
 
 @pytest.mark.parametrize(
@@ -66,9 +68,63 @@ problems:
     ]
 
 
+def test_layers_of_every_kind_are_shipped() -> None:
+    sweep = load_sweep([str(CONFIGS / "kinds.yaml")], Overrides(), 2)
+    assert {case.problem.kind for case in sweep.cases} == set(KINDS)
+    assert all(case.name for case in sweep.cases)
+
+
+def test_axes_of_every_kind(tmp_path: Path) -> None:
+    sweep = _load(
+        tmp_path,
+        """
+title: axes
+problems:
+  - axes: {kind: linear, mb: [1, 64], ic: 768, oc: 3072, act: gelu, bias: false}
+  - axes: {kind: mean, ic: [8, 16], ih: 7, dtype: [f32, bf16]}
+  - axes: {g: 1, ic: 3, oc: 32, ih: 14, kh: 3, ph: same, sh: 2, act: [relu, none]}
+  - axes: {g: [8, 16], ic: [8, 16], oc: 16, ih: 14, kh: 5, ph: same}
+    combine: zip
+""",
+    )
+    assert _shapes(sweep) == [
+        "linear_mb1ic768oc3072_nobias_act:gelu",
+        "linear_mb64ic768oc3072_nobias_act:gelu",
+        "mean_mb1ic8ih7",
+        "mean_mb1ic8ih7_bf16",
+        "mean_mb1ic16ih7",
+        "mean_mb1ic16ih7_bf16",
+        "g1mb1ic3oc32ih14kh3sh2ph1_act:relu",
+        "g1mb1ic3oc32ih14kh3sh2ph1",
+        "g8mb1ic8oc16ih14kh5sh1ph2cm2",
+        "g16mb1ic16oc16ih14kh5sh1ph2",
+    ]
+
+
+def test_batch_and_dtype_of_every_kind_are_replaced() -> None:
+    overrides = Overrides(dtypes=["bf16"], batch=[3])
+    before = load_sweep([str(CONFIGS / "kinds.yaml")], Overrides(), 2).cases
+    after = load_sweep([str(CONFIGS / "kinds.yaml")], overrides, 2).cases
+    assert [(c.problem.batch, c.problem.dtype) for c in after] == [(3, "bf16")] * len(before)
+    for old, new in zip(before, after, strict=True):
+        assert replace(new.problem, batch=old.problem.batch, dtype="f32") == old.problem
+
+
+def test_a_shape_file_of_other_things_does_not_end_a_sweep(tmp_path: Path) -> None:
+    """Its lines are left out and named; only where there is nothing at all is it an error."""
+    three_dimensional, empty = tmp_path / "shapes_3d", tmp_path / "shapes_none"
+    three_dimensional.write_text('mb1ic4oc4id5kd3n"a"\nmb1ic4oc4id6kd3n"b"\n')
+    empty.write_text("# nothing\n")
+    sweep = load_sweep([str(three_dimensional), str(empty)], Overrides(), 2)
+    assert sweep.cases == []
+    assert [line.line for line in sweep.left_out] == [1, 2]
+    with pytest.raises(ConfigError, match="shapes_none: no problem in it"):
+        load_sweep([str(empty)], Overrides(), 2)
+
+
 def test_lists_multiply_and_includes_nest(tmp_path: Path) -> None:
     (tmp_path / "inner.yaml").write_text("title: inner\nproblems: [ic4oc4ih8kh3, ic8oc4ih8kh3]\n")
-    (tmp_path / "shapes").write_text("g4ic4ih9oc4kh3ph1\nic3oc3ih9kh3ph1\n")
+    (tmp_path / "shapes").write_text("g4ic4ih9oc4kh3ph1\ng2ic4oc4ih9kh3ph1\n")
     sweep = _load(
         tmp_path,
         """
@@ -83,7 +139,8 @@ batch: [1, 16]
 """,
     )
     assert len(sweep.cases) == 3 * 2 * 2 * 2
-    assert sweep.left_out == 1
+    (left_out,) = sweep.left_out
+    assert str(left_out).startswith(f"{tmp_path / 'shapes'}:2: g2ic4oc4ih9kh3ph1: g=2: neither")
     assert {case.backends for case in sweep.cases} == {("onednn", "ipex:pointwise=conv1x1")}
     assert len({(case.problem, case.threads) for case in sweep.cases}) == len(sweep.cases)
 
@@ -134,6 +191,19 @@ def test_descriptors_stand_for_files_and_doubles_are_measured_once() -> None:
         (
             "title: t\nproblems:\n  - axes: {ic: many, oc: 4, ih: 4, kh: 1}\n",
             "sweep.yaml:3: problems[0]: ic: must be a whole number (given: 'many')",
+        ),
+        (
+            "title: t\nproblems:\n  - axes: {kind: conv, ic: 4, oc: 4, ih: 4, kh: 1}\n",
+            "sweep.yaml:3: problems[0]: kind: must be linear or mean, g tells the others "
+            "(given: 'conv')",
+        ),
+        (
+            "title: t\nproblems:\n  - axes: {kind: linear, ic: 4, oc: 4, kh: 3}\n",
+            "sweep.yaml:3: problems[0]: descriptor 'linear_ic4oc4kh3': kh: a linear has only",
+        ),
+        (
+            "title: t\nproblems:\n  - axes: {g: 1, ic: 4, oc: 4, ih: 4, kh: 1, act: 'relu,relu'}\n",
+            "activations=('relu', 'relu'): must name 1 for a convolution",
         ),
         (
             "title: t\nproblems:\n  - include: nowhere.yaml\n",
