@@ -70,8 +70,8 @@ def explain(
 
 def _code(problem: Problem, threads: int, dump: Dump) -> str:
     from dnnsep.codegen.choose import choose
-    from dnnsep.codegen.lang.isa import this_isa
     from dnnsep.codegen.kernel import Specialization
+    from dnnsep.codegen.lang.isa import this_isa
     from dnnsep.codegen.lang.jit import assembly
 
     try:
