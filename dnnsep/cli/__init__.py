@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dnnsep.cli.ab import ab
 from dnnsep.cli.look import backends, cost, explain, machine
 from dnnsep.cli.model import bench_model, extract, model
 from dnnsep.cli.read import compare, export, report
@@ -23,6 +24,7 @@ app = typer.Typer(
 _EXAMPLES: dict[Callable[..., None], str] = {
     sweep: "dnnsep sweep configs/quickstart.yaml --backend ipex -o r.json",
     compare: "dnnsep compare base.json new.json --threshold 5 --fail-on slower",
+    ab: "dnnsep ab configs/models/mobilenet_v1.yaml --base ../dnnsep-main --new .",
     report: "dnnsep report r.json -o report.html",
     export: "dnnsep export r.json --to csv --samples",
     explain: "dnnsep explain mb1ic64oc128ih112kh3sh1ph1 --backend ipex",

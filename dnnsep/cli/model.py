@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from dnnsep.graph.report import Report
     from dnnsep.models.layers import LayerCost
+    from dnnsep.sweep.case import ModelCase
 
 Name = Annotated[
     str, typer.Argument(help="timm's or torchvision's name, or path.py:factory.", metavar="NAME")
@@ -121,6 +123,30 @@ def _optimized(network: nn.Module, x: Tensor) -> Report:
         bad_input(error)
 
 
+def model_cases(
+    names: Sequence[str],
+    input_shape: str | None,
+    threads: Sequence[int],
+    engines: tuple[str, ...],
+    batches: Sequence[int] = (),
+) -> list[ModelCase]:
+    """Each model on each number of threads and each batch, by default the input's own.
+
+    Exits as for bad input where a model does not load or does not run on such an input.
+    """
+    from dnnsep.sweep.case import ModelCase
+
+    cases = []
+    for name in names:
+        network, x = _load(name, input_shape)
+        for batch in batches or [len(x)]:
+            images = x[:1].expand(batch, *x.shape[1:])
+            flops = sum(layer.flops for layer in _layers(name, network, images))
+            shape = tuple(images.shape)
+            cases += [ModelCase(name, shape, flops, count, engines) for count in threads]
+    return cases
+
+
 def bench_model(
     names: Annotated[
         list[str], typer.Argument(help="As for dnnsep model; several.", metavar="NAME…")
@@ -143,19 +169,13 @@ def bench_model(
     """Measure whole models through optimize and on other engines, in turns, as a sweep does."""
     from dnnsep.host.machine import default_threads
     from dnnsep.models.engines import ENGINES
-    from dnnsep.sweep.case import ModelCase
     from dnnsep.sweep.node import Effort
 
     engines = ("dnnsep", *dict.fromkeys(e for e in against.split(",") if e not in ("", "dnnsep")))
     for engine in engines:
         if engine not in ENGINES:
             bad_input(f"--against {engine!r}: must be one of {', '.join(ENGINES)}")
-    cases = []
-    for name in names:
-        network, x = _load(name, input_shape)
-        flops = sum(layer.flops for layer in _layers(name, network, x))
-        for count in threads or [default_threads()]:
-            cases.append(ModelCase(name, tuple(x.shape), flops, count, engines))
+    cases = model_cases(names, input_shape, threads or [default_threads()], engines)
     settings = {"models": names, "engines": list(engines)}
     effort = Effort(seconds, precision / 100, visits)
     measure(cases, "models", settings, effort, allocator, output, resume, shown, with_roofs=False)

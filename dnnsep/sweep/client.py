@@ -4,18 +4,90 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Allocator = Literal["keep", "system"]
 
+# Prints where an interpreter has dnnsep, without importing it (which takes seconds).
+_FIND = "import importlib.util as u; s = u.find_spec('dnnsep'); print(s.origin if s else '')"
+_FIND_SECONDS = 60
+
 
 class WorkerError(RuntimeError):
     """The worker crashed, hung or could not do what it was asked; the message says which."""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """Another Python to run workers on, and the dnnsep that it has.
+
+    ``executable`` is the absolute path of the Python, ``folder`` the one its processes start in,
+    ``search_path`` what they get as PYTHONPATH (None: as it is here), and ``package`` the path of
+    the dnnsep that they import, which is what tells two versions apart.
+    """
+
+    executable: str
+    folder: str
+    search_path: str | None
+    package: str
+
+    @classmethod
+    def parse(cls, text: str) -> Interpreter:
+        """Of the path or name of an environment's Python, or of the folder of a checkout.
+
+        A checkout runs on this process's own Python, with the folder first among its modules.
+        Raises ValueError in one line where there is no such thing, or no dnnsep in it.
+        """
+        if Path(text).is_dir():
+            folder = os.path.realpath(text)
+            inherited = os.environ.get("PYTHONPATH")
+            search_path = os.pathsep.join(filter(None, (folder, inherited)))
+            found = cls(sys.executable, folder, search_path, "")
+        else:
+            executable = shutil.which(text)
+            if executable is None:
+                raise ValueError(f"{text}: neither a Python to run nor a checkout's folder")
+            # Not started here: a dnnsep in the current folder would hide the environment's own.
+            found = cls(os.path.abspath(executable), os.path.abspath(os.sep), None, "")
+        package = found._find(text)
+        if found.search_path is not None and not package.startswith(found.folder + os.sep):
+            raise ValueError(f"{text}: no dnnsep in this folder")
+        return cls(found.executable, found.folder, found.search_path, package)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment variables of its processes."""
+        if self.search_path is None:
+            return dict(os.environ)
+        return {**os.environ, "PYTHONPATH": self.search_path}
+
+    def _find(self, text: str) -> str:
+        """The path of the dnnsep that it imports."""
+        try:
+            done = subprocess.run(
+                [self.executable, "-c", _FIND],
+                cwd=self.folder,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=_FIND_SECONDS,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            raise ValueError(f"{text}: does not run as a Python") from None
+        package = done.stdout.strip()
+        if not package:
+            raise ValueError(f"{text}: dnnsep is not installed there")
+        return package
 
 
 class Client:
@@ -24,7 +96,8 @@ class Client:
     Close it, or use it as a context manager.
 
     ``allocator`` is ``keep`` (freed memory stays in the process, see dnnsep.host.allocator) or
-    ``system`` (the C library's own way); ``worker`` the module that is run.
+    ``system`` (the C library's own way); ``timeout`` the seconds to wait for an answer; ``worker``
+    the module that is run; ``interpreter`` the Python it is run on, by default this process's own.
     """
 
     def __init__(
@@ -33,12 +106,16 @@ class Client:
         allocator: Allocator = "keep",
         timeout: float = 300,
         worker: str = "dnnsep.sweep.worker",
+        interpreter: Interpreter | None = None,
     ) -> None:
         self._timeout = timeout
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
+        executable = interpreter.executable if interpreter else sys.executable
         # A session of its own: Ctrl-C is for the sweep, which then closes its workers.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", worker, backend, allocator],
+            [executable, "-m", worker, backend, allocator],
+            cwd=interpreter.folder if interpreter else None,
+            env=interpreter.environment if interpreter else None,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
