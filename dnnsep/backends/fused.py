@@ -1,7 +1,8 @@
 """All stages in one pass, by kernels generated for the problem and this CPU (see codegen).
 
-Of a separable layer the depthwise stage of a run of output pixels goes into a tile that stays in the inner caches and is
-multiplied there by the packed pointwise weights: the tensor between the stages is never in memory.
+Of a separable layer the depthwise stage of a run of output pixels goes into a tile that stays in
+the inner caches and is multiplied there by the packed pointwise weights: the tensor between the
+stages is never in memory.
 """
 
 from __future__ import annotations
@@ -40,10 +41,14 @@ class FusedBackend:
         return Verdict(True, f"generated for {isa.name}")
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
+        import torch
+
         from dnnsep.backends.fused_executor import FusedExecutor
+        from dnnsep.codegen.program import chosen_step
 
         verdict = self.supports(problem)
         if not verdict:
             raise ValueError(verdict.reason)
         weights.check(problem)
-        return FusedExecutor.chosen(problem, weights)
+        threads = torch.get_num_threads()
+        return FusedExecutor(chosen_step(problem, lambda by: by.pack(weights), threads))

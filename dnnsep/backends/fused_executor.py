@@ -1,4 +1,7 @@
-"""Programs of the fused kernel on torch's tensors. Imports torch: import it from inside functions."""
+"""Programs of the fused kernel on torch's tensors.
+
+Imports torch: import it from inside functions.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,7 @@ import torch
 from torch import Tensor
 
 from dnnsep.backends.executor import TORCH_DTYPES, Executor
-from dnnsep.codegen.choose import choose, describe
-from dnnsep.codegen.lang.isa import this_isa
+from dnnsep.codegen.choose import describe
 from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan
@@ -55,20 +57,18 @@ class FusedExecutor(Executor):
 
     output = "bound beforehand"
 
-    def __init__(self, backend: str, problem: Problem, weights: Weights, plan: Plan) -> None:
-        super().__init__(backend, problem, ())
-        self.plan = plan
+    def __init__(self, step: Step) -> None:
+        super().__init__("fused", step.problem, ())
+        self.plan = step.plan
         self._threads = torch.get_num_threads()
-        packed = Packing(layer_of(problem, plan.isa), plan.vectors).pack(weights)
-        self._program = FusedProgram([Step(problem, plan, packed)])
+        self._program = FusedProgram([step])
         self.impls = (self._program.impl,)
 
     @classmethod
-    def chosen(cls, problem: Problem, weights: Weights) -> FusedExecutor:
-        """Returns the executor by the plan for this CPU and torch's threads; the backend must
-        support the problem."""
-        plan = choose(problem, this_isa(), torch.get_num_threads())
-        return cls("fused", problem, weights, plan)
+    def of(cls, problem: Problem, weights: Weights, plan: Plan) -> FusedExecutor:
+        """Returns the executor of a problem by this plan."""
+        packing = Packing(layer_of(problem, plan.isa), plan.vectors)
+        return cls(Step(problem, plan, packing.pack(weights)))
 
     def plans(self) -> list[dict[str, Any]]:
         return describe(self.problem, self.plan, self._threads)

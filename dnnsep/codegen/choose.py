@@ -106,12 +106,12 @@ def describe(problem: Problem, chosen: Plan, threads: int) -> list[dict[str, Any
 def keep(problem: Problem, threads: int, plan: Plan) -> None:
     """Choose this plan from now on, in this user's other processes too."""
     content = json.dumps(_choices(plan)).encode()
-    cachefiles.save("plans", _key(problem, plan.isa, threads), content)
+    cachefiles.save("plans", plan_key(problem, plan.isa, threads), content)
 
 
 def _kept(problem: Problem, isa: Isa, threads: int) -> Plan | None:
     """Only ever one of those that the model knows, whatever the file says."""
-    content = cachefiles.load("plans", _key(problem, isa, threads))
+    content = cachefiles.load("plans", plan_key(problem, isa, threads))
     if content is None:
         return None
     try:
@@ -127,7 +127,8 @@ def _choices(plan: Plan) -> dict[str, int]:
     return {"tile": plan.tile, "channel_parts": plan.channel_parts}
 
 
-def _key(problem: Problem, isa: Isa, threads: int) -> str:
+def plan_key(problem: Problem, isa: Isa, threads: int) -> str:
+    """Returns what a kept plan is filed under."""
     return f"{generator()} {isa} {threads} {problem}"
 
 

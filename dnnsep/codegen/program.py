@@ -12,10 +12,14 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from dnnsep.codegen import team
+from dnnsep.codegen.choose import choose
 from dnnsep.codegen.fuse import Extras
 from dnnsep.codegen.kernel import Kernel, Specialization, compiled
 from dnnsep.codegen.lang.emit import I64, POINTER, VOID, Code
+from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.lang.jit import Function, machine_code
+from dnnsep.codegen.layer import layer_of
+from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.sources import Sources
 from dnnsep.codegen.task import Task, load_field
@@ -27,6 +31,7 @@ _ALIGN = 64
 # What a step may read beside the results of earlier ones: the program's input, and what is given
 # with it.
 INPUT, GIVEN = -1, -2
+FROM_INPUT = Sources(INPUT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +42,29 @@ class Step:
     problem: Problem
     plan: Plan
     packed: NDArray[np.uint8]
-    sources: Sources[int] = Sources(INPUT)
+    sources: Sources[int] = FROM_INPUT
 
     @property
     def special(self) -> Specialization:
         """What decides its kernel."""
         extras = Extras(self.sources.residual is not None, self.sources.scale is not None)
         return Specialization.of(self.problem, self.plan, extras)
+
+
+def chosen_step(
+    problem: Problem,
+    packed: Callable[[Packing], NDArray[np.uint8]],
+    threads: int,
+    sources: Sources[int] = FROM_INPUT,
+) -> Step:
+    """Returns a problem as a step, by the plan chosen for this CPU and so many threads.
+
+    ``packed`` returns its weights laid out; who asks for several sizes of a layer's input keeps
+    them by the Packing. Raises RuntimeError or ValueError where this CPU has no kernels.
+    """
+    isa = this_isa()
+    plan = choose(problem, isa, threads)
+    return Step(problem, plan, packed(Packing(layer_of(problem, isa), plan.vectors)), sources)
 
 
 class Program:

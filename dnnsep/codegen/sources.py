@@ -12,8 +12,11 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Sources(Generic[T]):
-    """What a layer's input ``x`` is, and, where there are any, the ``residual`` that is added to its
-    sums and the ``scale`` that its input is multiplied by: nodes of a graph, or numbers of steps."""
+    """What a layer reads: nodes of a graph, or numbers of steps.
+
+    ``x`` is its input; where there are any, the ``residual`` is added to its sums and the ``scale``
+    multiplies its input.
+    """
 
     x: T
     residual: T | None = None

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dnnsep.backends.fused_chain import INPUT, FusedChain, Step
+from dnnsep.backends.fused_executor import FusedProgram
+from dnnsep.codegen.program import INPUT, Step
+from dnnsep.codegen.sources import Sources
 from dnnsep.nn.convolution import is_depthwise
+from dnnsep.nn.memo import Tensors
 from dnnsep.nn.module import SeparableConv2d
-from dnnsep.nn.packed import PackedConv2d, PackedLayer, PackedLinear, Ready, Tensors, rows_of
-from dnnsep.nn.parts import chained
-
-
-class Sources(NamedTuple):
-    """Where a layer's input, its residual and its scale come from: the number of an earlier layer,
-    INPUT for the chain's; None for none."""
-
-    x: int
-    residual: int | None = None
-    scale: int | None = None
-
-    def named(self) -> dict[str, int]:
-        """Those that there are."""
-        names = ("x", "residual", "scale")
-        return {name: n for name, n in zip(names, self, strict=True) if n is not None}
+from dnnsep.nn.packed import PackedConv2d, PackedLayer, PackedLinear, Ready, rows_of
 
 
 def can_be_linked(layer: nn.Module, with_residual: bool) -> bool:
@@ -51,7 +38,7 @@ def gives_rows(layer: nn.Module) -> bool:
     return isinstance(layer, PackedLinear)
 
 
-def _fit(sources: Sources, likes: dict[int, Tensor], shape: torch.Size) -> bool:
+def _fit(sources: Sources[int], likes: dict[int, Tensor], shape: torch.Size) -> bool:
     """Whether the residual is of the result's shape and the scale a number for each channel. They
     were for the example, but other images may come out in other sizes."""
     if sources.residual is not None and likes[sources.residual].shape != shape:
@@ -68,7 +55,7 @@ class PackedChain(PackedLayer):
     ``train`` or ``eval``.
     """
 
-    def __init__(self, layers: Sequence[PackedLayer], sources: Sequence[Sources]) -> None:
+    def __init__(self, layers: Sequence[PackedLayer], sources: Sequence[Sources[int]]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.sources = tuple(sources)
@@ -79,17 +66,16 @@ class PackedChain(PackedLayer):
         assert residual is None
         results = {INPUT: x}
         for number, (layer, sources) in enumerate(zip(self.layers, self.sources, strict=True)):
-            named = {k: results[v] for k, v in sources.named().items()}
-            results[number] = layer(**named)
+            results[number] = layer(**{name: results[n] for name, n in sources.items()})
         return results[number]
 
     def tensors(self) -> Tensors:
         # Looked up through the modules only once: a call would spend 2 % of its time on that.
         if not self._parameters_of:
             self._parameters_of = [
-                (part._parameters, name)
+                (child._parameters, name)
                 for layer in self._links()
-                for part in layer.children()
+                for child in layer.children()
                 for name in ("weight", "bias")
             ]
         return tuple([parameters[name] for parameters, name in self._parameters_of])
@@ -103,25 +89,25 @@ class PackedChain(PackedLayer):
         likes = {INPUT: torch.empty(x.shape, dtype=x.dtype, device="meta")}
         ends = {INPUT: INPUT}  # the last step of each layer
         for number, (layer, sources) in enumerate(zip(self._links(), self.sources, strict=True)):
-            parts = layer.parts(likes[sources.x])
-            if parts is None:
+            like = likes[sources.x]
+            problems = layer.problems(like)
+            if problems is None:
                 return Ready(x.shape, self.plain, "layer by layer")
-            named = {k: ends[v] for k, v in sources.named().items()}
-            steps += chained(parts, len(steps), **named)
+            steps += layer.steps(problems, sources.map(ends.__getitem__), len(steps))
             ends[number] = len(steps) - 1
-            shape = torch.Size(parts[-1].problem.output_shape)
+            shape = torch.Size(problems[-1].output_shape)
             if isinstance(layer, PackedLinear):
-                shape = layer.result_shape(likes[sources.x])
+                shape = layer.result_shape(like)
             likes[number] = torch.empty(shape, dtype=x.dtype, device="meta")
             if not _fit(sources, likes, shape):
                 return Ready(x.shape, self.plain, "layer by layer")
-        run = FusedChain(steps).run
+        program = FusedProgram(steps)
 
         def chain(x: Tensor, _: Tensor | None) -> Tensor:
-            return run(x.contiguous(memory_format=torch.channels_last))
+            return program.run(x.contiguous(memory_format=torch.channels_last))
 
         links = self._links()
-        made = Ready(x.shape, chain, f"{len(links)} layers by {steps[0].executor.impls[0]}")
+        made = Ready(x.shape, chain, f"{len(links)} layers by {program.impl}")
         if not gives_rows(links[-1]):
             return made
         return rows_of(made, likes[number].shape, takes_rows(links[0]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dnnsep.backends import get_backend
@@ -62,10 +61,6 @@ def separable_conv2d(
         channels * multiplier, 1, kernel_height, kernel_width
     )
     parameters = Parameters(depthwise, None, pointwise_filter.permute(3, 2, 0, 1), None)
-    if max(sides[:2]) >= reach[0] or max(sides[2:]) >= reach[1]:
-        top, bottom, left, right = sides
-        x = torch.nn.functional.pad(x, (left, right, top, bottom))
-        sides = (0, 0, 0, 0)
     geometry = Geometry(stride, sides, dilation, ("none", "none"))
     on_backend = x.dtype in TORCH_DTYPES.values() and x.device.type in ("cpu", "meta")
     y = run(x, parameters, geometry, backend) if on_backend else plain(x, parameters, geometry)

@@ -5,30 +5,27 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Hashable
-from operator import attrgetter
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dnnsep.backends import get_backend
+from dnnsep.backends.auto import AutoBackend
+from dnnsep.backends.base import Backend
 from dnnsep.backends.executor import TORCH_DTYPES, Executor
+from dnnsep.backends.fused import FusedBackend
+from dnnsep.backends.fused_executor import FusedExecutor
+from dnnsep.backends.tensors import TORCH_ACTIVATIONS
+from dnnsep.codegen.pack import Packing
+from dnnsep.codegen.program import chosen_step
+from dnnsep.dtypes import Array
+from dnnsep.nn.memo import Memo, state_of
 from dnnsep.problem import Pair, Problem
-from dnnsep.weights import Array, Weights
-
-ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda y: y,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
-    "gelu": F.gelu,
-    "sigmoid": torch.sigmoid,
-    "hardsigmoid": F.hardsigmoid,
-}
+from dnnsep.weights import Weights
 
 DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -48,16 +45,18 @@ class Geometry(NamedTuple):
     stride: Pair
     padding: tuple[int, int, int, int]
     dilation: Pair
-    activations: tuple[str, str]
+    activations: tuple[str, ...]
 
 
 def plain(x: Tensor, parameters: Parameters, geometry: Geometry) -> Tensor:
-    """The layer by torch's own operators: any dtype and device, with gradients."""
+    """Returns the layer's result by torch's own operators: any dtype and device, with gradients."""
     top, bottom, left, right = geometry.padding
     padding = (top, left)
     if padding != (bottom, right):
         x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-    after_depthwise, after_pointwise = (ACTIVATE[name] for name in geometry.activations)
+    after_depthwise, after_pointwise = (
+        TORCH_ACTIVATIONS[name].function for name in geometry.activations
+    )
     weight, bias = parameters.depthwise, parameters.depthwise_bias
     stride, dilation = geometry.stride, geometry.dilation
     y = after_depthwise(F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1]))
@@ -65,7 +64,10 @@ def plain(x: Tensor, parameters: Parameters, geometry: Geometry) -> Tensor:
 
 
 def problem_of(x: Tensor, parameters: Parameters, geometry: Geometry) -> Problem:
-    """The layer on x: (N, C, H, W). Raises ValueError naming what a problem cannot have."""
+    """Returns the layer on x, (N, C, H, W), as a problem.
+
+    Raises ValueError naming what a problem cannot have.
+    """
     if x.dtype not in DTYPES:
         raise ValueError(f"dtype={x.dtype}: must be torch.float32 or torch.bfloat16")
     batch, channels, height, width = x.shape
@@ -87,15 +89,42 @@ def problem_of(x: Tensor, parameters: Parameters, geometry: Geometry) -> Problem
     )
 
 
-def prepare(x: Tensor, parameters: Parameters, geometry: Geometry, backend: str) -> Executor:
-    """An executor for inputs like x. Raises ValueError if the backend cannot run the layer."""
+def prepare(
+    x: Tensor,
+    parameters: Parameters,
+    geometry: Geometry,
+    backend: str,
+    packings: Memo[NDArray[np.uint8]],
+) -> Executor:
+    """Returns an executor for inputs like x.
+
+    The fused kernel's weights are packed once for inputs of all sizes and kept in ``packings``.
+    Raises ValueError if the backend cannot run the layer.
+    """
     problem = problem_of(x, parameters, geometry)
+    engine = backend_for(backend, problem)
     with torch.no_grad():
-        return get_backend(backend).prepare(problem, weights_of(problem, parameters))
+        if engine != FusedBackend() or not engine.supports(problem):
+            return engine.prepare(problem, weights_of(problem, parameters))
+
+        def packed(packing: Packing) -> NDArray[np.uint8]:
+            return packings.get(
+                (packing, state_of(parameters)),
+                parameters,
+                lambda: packing.pack(weights_of(problem, parameters)),
+            )
+
+        return FusedExecutor(chosen_step(problem, packed, torch.get_num_threads()))
+
+
+def backend_for(name: str, problem: Problem) -> Backend:
+    """Returns the backend that a name stands for with this problem, the one that auto picks among
+    them. Raises ValueError if none can run it."""
+    return AutoBackend().choose(problem) if name == "auto" else get_backend(name)
 
 
 def weights_of(problem: Problem, parameters: Parameters) -> Weights:
-    """A problem's weights; a stage without a bias gets zeros where the other one has one."""
+    """Returns a problem's weights; where just one stage has a bias, the other one gets zeros."""
     return Weights(
         array(parameters.depthwise),
         _bias(parameters.depthwise_bias, problem.mid_channels) if problem.bias else None,
@@ -105,76 +134,10 @@ def weights_of(problem: Problem, parameters: Parameters) -> Weights:
 
 
 def array(tensor: Tensor) -> Array:
-    """In f32."""
+    """Returns a tensor's values as a contiguous f32 array."""
     # A copy: backends may keep what they are given, and the tensor may change.
     return tensor.detach().to(torch.float32, memory_format=torch.contiguous_format).numpy().copy()
 
 
 def _bias(bias: Tensor | None, channels: int) -> Array:
     return array(torch.zeros(channels) if bias is None else bias)
-
-
-_VERSION_AND_DTYPE = attrgetter("_version", "dtype")
-_DTYPE = attrgetter("dtype")
-
-
-def state_of(tensors: tuple[Tensor | None, ...]) -> tuple[Hashable, ...]:
-    """Differs when tensors were replaced or written to, as long as the earlier ones are kept.
-
-    Writing through ``.data`` into the same memory is what torch itself does not count.
-    """
-    # Mapped and not looped over: a model's call does this for a hundred tensors or more.
-    there = [t for t in tensors if t is not None]
-    places = (*map(Tensor.data_ptr, there), *map(Tensor.stride, there))
-    try:
-        return (*places, *map(_VERSION_AND_DTYPE, there))
-    except RuntimeError:  # tensors made in inference mode count no versions
-        return (*places, *map(_DTYPE, there))
-
-
-Made = TypeVar("Made")
-
-
-class Packed(Generic[Made]):
-    """What was made of a layer's tensors, by a key such as the input's shape.
-
-    Made when first asked for, and again after the tensors changed. May be asked from several
-    threads at once. A copy, or what is unpickled, starts empty.
-    """
-
-    MOST = 32  # of a layer; a model that sees more shapes makes some of them again
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self._lock = threading.Lock()
-        self._state: tuple[Hashable, ...] = ()
-        self._held: tuple[Tensor | None, ...] = ()
-        self._made: dict[Hashable, Made] = {}
-
-    def get(
-        self, key: Hashable, tensors: tuple[Tensor | None, ...], make: Callable[[], Made]
-    ) -> Made:
-        state = state_of(tensors)
-        made = self._made
-        if state == self._state and key in made:
-            return made[key]
-        with self._lock:
-            if state != self._state:
-                # Kept, so that their addresses cannot become another tensor's.
-                self._held = tuple(None if t is None else t.detach() for t in tensors)
-                self._made, self._state = {}, state
-            if key not in self._made:
-                self._made = {**dict(list(self._made.items())[1 - self.MOST :]), key: make()}
-            return self._made[key]
-
-    @property
-    def made(self) -> dict[Hashable, Made]:
-        return dict(self._made)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.clear()

@@ -11,15 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnnsep.activations import ACTIVATIONS
 from dnnsep.backends import get_backend
-from dnnsep.backends.auto import AutoBackend
 from dnnsep.backends.fused import FusedBackend
 from dnnsep.nn.convolution import folded, padding_of, pair, weight_and_bias
-from dnnsep.nn.layer import Geometry, Parameters, plain, prepare, problem_of, weights_of
+from dnnsep.nn.layer import (
+    Geometry,
+    Parameters,
+    backend_for,
+    plain,
+    prepare,
+    problem_of,
+    weights_of,
+)
 from dnnsep.nn.operator import separable_conv2d
 from dnnsep.nn.packed import PackedLayer, Ready, adds, fused, ready
-from dnnsep.nn.parts import Part
-from dnnsep.problem import ACTIVATIONS
+from dnnsep.problem import Problem
+from dnnsep.weights import Weights
 
 Size = int | tuple[int, int]
 
@@ -29,7 +37,8 @@ class SeparableConv2d(PackedLayer):
 
     Arguments are torch.nn.Conv2d's, and ``channel_multiplier`` (depthwise outputs for each input
     channel), ``activations`` (after the depthwise and the pointwise stage, each of none, relu,
-    relu6, silu, hardswish, gelu) and ``backend`` (as for ``dnnsep.get_backend``).
+    relu6, silu, hardswish, gelu, sigmoid, hardsigmoid) and ``backend`` (as for
+    ``dnnsep.get_backend``).
 
     In eval mode without gradients, on a CPU, in f32 or bf16, it runs on the backend: prepared for
     each input shape when it first comes, and again when the weights change (``train`` and ``eval``
@@ -132,30 +141,29 @@ class SeparableConv2d(PackedLayer):
         return Parameters(depthwise, depthwise_bias, pointwise, pointwise_bias)
 
     def pack(self, x: Tensor, residual: Tensor | None) -> Ready:
-        parts = self.parts(x)
+        problems = self.problems(x)
         in_order = residual is None or self.activations[1] == "none"
-        if parts is not None and in_order and adds(parts, residual):
-            return fused(x.shape, parts, residual is not None)
+        if problems is not None and in_order and adds(problems[-1], residual):
+            return fused(self, x.shape, problems, residual is not None)
         inside, geometry = self.padded(x)
-        made = ready(prepare(inside, self.tensors(), geometry, self.backend))
+        made = ready(prepare(inside, self.tensors(), geometry, self.backend, self._packings))
         if inside is x:
             return made
         return Ready(
             x.shape, lambda x, residual: made.run(self.padded(x)[0], residual), made.runs_on
         )
 
-    def parts(self, x: Tensor) -> list[Part] | None:
+    def problems(self, x: Tensor) -> list[Problem] | None:
         """None too where the input has to be padded first."""
         inside, geometry = self.padded(x)
         if inside is not x:
             return None
         problem = problem_of(x, self.tensors(), geometry)
-        name = self.backend
-        if name == "auto":
-            name = AutoBackend().choose(problem).name
-        if name != "fused" or not FusedBackend().supports(problem):
-            return None
-        return [Part(problem, weights_of(problem, self.tensors()))]
+        engine = backend_for(self.backend, problem)
+        return [problem] if engine == FusedBackend() and engine.supports(problem) else None
+
+    def weights(self, problem: Problem) -> Weights:
+        return weights_of(problem, self.tensors())
 
     def extra_repr(self) -> str:
         return f"activations={self.activations}, backend={self.backend!r}"
@@ -174,10 +182,6 @@ class SeparableConv2d(PackedLayer):
         if layer.padding_mode != "zeros":
             x = F.pad(x, (left, right, top, bottom), mode=layer.padding_mode)
             top = bottom = left = right = 0
-        kernel, dilation = pair(layer.kernel_size), pair(layer.dilation)
-        high, wide = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
-        if max(top, bottom) > high or max(left, right) > wide:  # beyond the kernel's reach
-            x = F.pad(x, (left, right, top, bottom))
-            top = bottom = left = right = 0
         padding = (top, bottom, left, right)
+        dilation = pair(layer.dilation)
         return x, Geometry(pair(layer.stride), padding, dilation, self.activations)

@@ -5,16 +5,17 @@ Importing this module registers it: a program that torch.export saved needs that
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dnnsep.backends.executor import Executor
-from dnnsep.nn.layer import Geometry, Parameters, plain, prepare, state_of
+from dnnsep.nn.layer import Geometry, Parameters, plain, prepare
+from dnnsep.nn.memo import Memo, state_of
 
 _LIBRARY: Any = torch.library.Library("dnnsep", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
@@ -23,10 +24,10 @@ _LIBRARY.define(
     "int[] dilation, str[] activations, str backend) -> Tensor"
 )
 
-# The operator gets its weights anew with each call, so what is packed is kept here: by them.
+# The operator gets its weights anew with each call, so what is made of them is kept here: by them.
 _MOST = 256
-_packed: OrderedDict[Hashable, tuple[Executor, tuple[Tensor | None, ...]]] = OrderedDict()
-_lock = threading.Lock()
+_executors: Memo[Executor] = Memo(_MOST, shared=True)
+_packings: Memo[NDArray[np.uint8]] = Memo(_MOST, shared=True)
 
 
 def separable_conv2d(
@@ -66,15 +67,9 @@ def _run(x: Tensor, *arguments: Any) -> Tensor:
     parameters = Parameters(*tensors)
     geometry = _geometry(stride, padding, dilation, activations)
     key = (x.shape, x.dtype, geometry, backend, state_of(parameters))
-    with _lock:
-        if key in _packed:
-            _packed.move_to_end(key)
-        else:
-            held = tuple(None if t is None else t.detach() for t in parameters)
-            _packed[key] = prepare(x, parameters, geometry, backend), held
-            if len(_packed) > _MOST:
-                _packed.popitem(last=False)
-        executor, _ = _packed[key]
+    executor = _executors.get(
+        key, parameters, lambda: prepare(x, parameters, geometry, backend, _packings)
+    )
     return executor(x.contiguous(memory_format=torch.channels_last))
 
 
@@ -96,7 +91,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Of the plain layer, run again."""
+    """Returns the gradients of the plain layer, which is run again."""
     wanted = ctx.needs_input_grad[:5]
     with torch.enable_grad():  # type: ignore[no-untyped-call]
         tensors = [

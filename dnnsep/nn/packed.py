@@ -8,28 +8,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dnnsep.backends.executor import TORCH_DTYPES, Executor
-from dnnsep.backends.fused_chain import GIVEN, INPUT, FusedChain
-from dnnsep.codegen.separable import takes_residual
+from dnnsep.backends.fused import FusedBackend
+from dnnsep.backends.fused_executor import FusedProgram
+from dnnsep.backends.tensors import TORCH_ACTIVATIONS
+from dnnsep.codegen.pack import Packing
+from dnnsep.codegen.program import GIVEN, INPUT, Step, chosen_step
+from dnnsep.codegen.sources import Sources
 from dnnsep.nn.convolution import (
+    convolution_problem,
     is_depthwise,
     onednn_convolution,
     onednn_verdict,
-    padding_of,
-    pair,
     weight_and_bias,
 )
-from dnnsep.nn.layer import ACTIVATE, DTYPES, Geometry, Packed
-from dnnsep.nn.parts import Part, chained, dense_parts, depthwise_parts
+from dnnsep.nn.layer import DTYPES, array
+from dnnsep.nn.memo import Memo, Tensors
+from dnnsep.problem import Problem
+from dnnsep.weights import Weights
 
 # The backends that stand for the fused kernel where a layer is not a separable one.
 FUSED_NAMES = ("auto", "fused")
 
 Self = TypeVar("Self", bound="PackedLayer")
-Tensors = tuple[Tensor | None, ...]
 
 
 class Ready(NamedTuple):
@@ -43,54 +49,84 @@ class Ready(NamedTuple):
 
 class PackedLayer(nn.Module):
     """Packs itself for each input shape when that first comes, in eval mode without gradients, on
-    a CPU, in f32 or bf16, and again when its weights change. Otherwise it is plain PyTorch."""
+    a CPU, in f32 or bf16, and again when its weights change. Otherwise it is plain PyTorch.
+
+    The fused kernel's weights are packed once for all shapes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._packed: Packed[Ready] = Packed()
+        self._ready: Memo[Ready] = Memo()
+        self._packings: Memo[NDArray[np.uint8]] = Memo()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The layer on x; ``residual``, of the result's shape, is added to its sums."""
+        """Returns the layer's result on x; ``residual``, of the result's shape, is added to its
+        sums."""
         if torch.compiler.is_compiling():
             return self.traced(x, residual)
         if self.training or torch.is_grad_enabled() or not _is_data(x):
             return self.plain(x, residual)
         added = None if residual is None else (residual.shape, residual.dtype)
         key = (x.shape, x.dtype, added)
-        ready = self._packed.get(key, self.tensors(), lambda: self.pack(x, residual))
+        ready = self._ready.get(key, self.tensors(), lambda: self.pack(x, residual))
         return ready.run(x, residual)
 
     def plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """In PyTorch's own operators."""
+        """Returns the result by PyTorch's own operators."""
         raise NotImplementedError
 
     def traced(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """As torch.compile and torch.export shall see it."""
+        """Returns the result as torch.compile and torch.export shall see it."""
         return self.plain(x, residual)
 
     def tensors(self) -> Tensors:
-        """What is packed."""
+        """Returns the tensors that are packed."""
         raise NotImplementedError
 
     def pack(self, x: Tensor, residual: Tensor | None) -> Ready:
-        """For inputs and residuals like these. What torch refuses, or broadcasts, is left to it."""
+        """Returns what runs the layer on inputs and residuals like these. What torch refuses, or
+        broadcasts, is left to it."""
         raise NotImplementedError
 
-    def parts(self, x: Tensor) -> list[Part] | None:
-        """What the fused kernel runs, one after the other, for inputs like x, whose values do not
-        matter; None where it does not."""
+    def problems(self, x: Tensor) -> list[Problem] | None:
+        """Returns what the fused kernel runs, one after the other, on inputs like x, whose values
+        do not matter; None where it does not."""
         raise NotImplementedError
+
+    def weights(self, problem: Problem) -> Weights:
+        """Returns the weights of one of the layer's problems."""
+        raise NotImplementedError
+
+    def steps(self, problems: list[Problem], sources: Sources[int], first: int) -> list[Step]:
+        """Returns the layer's problems as steps of a program, numbered from ``first``: the first
+        reads x and the scale, the last the residual."""
+        last, threads = len(problems) - 1, torch.get_num_threads()
+        steps = []
+        for number, problem in enumerate(problems):
+            links = Sources(
+                first + number - 1 if number else sources.x,
+                sources.residual if number == last else None,
+                None if number else sources.scale,
+            )
+            steps.append(chosen_step(problem, self._packed(problem), threads, links))
+        return steps
+
+    def _packed(self, problem: Problem) -> Callable[[Packing], NDArray[np.uint8]]:
+        return lambda packing: self._packings.get(
+            packing, self.tensors(), lambda: packing.pack(self.weights(problem))
+        )
 
     def train(self: Self, mode: bool = True) -> Self:
         """As torch.nn.Module's; also forgets what was packed."""
-        self._packed.clear()
+        self._ready.clear()
+        self._packings.clear()
         super().train(mode)
         return self
 
     @property
     def runs_on(self) -> dict[tuple[int, ...], str]:
-        """What ran, by the input's shape: the backend and its kernels."""
-        return {tuple(ready.shape): ready.runs_on for ready in self._packed.made.values()}
+        """Returns what ran, the backend and its kernels, by the input's shape."""
+        return {tuple(ready.shape): ready.runs_on for ready in self._ready.made.values()}
 
 
 class PackedConv2d(PackedLayer):
@@ -118,12 +154,12 @@ class PackedConv2d(PackedLayer):
     def forward(
         self, x: Tensor, residual: Tensor | None = None, scale: Tensor | None = None
     ) -> Tensor:
-        """The layer on x, multiplied by ``scale`` where that is given: (N, C, 1, 1)."""
+        """Returns the result on x, multiplied by ``scale``, (N, C, 1, 1), where that is given."""
         return super().forward(x if scale is None else x * scale, residual)
 
     def plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
         y = self.convolution(self._pooled(x))
-        return ACTIVATE[self.activation](y if residual is None else y + residual)
+        return TORCH_ACTIVATIONS[self.activation].function(y if residual is None else y + residual)
 
     def tensors(self) -> Tensors:
         return weight_and_bias(self.convolution)
@@ -132,9 +168,9 @@ class PackedConv2d(PackedLayer):
         layer = self.convolution
         if x.dim() != 4 or x.shape[1] != layer.in_channels:
             return Ready(x.shape, self.plain, "torch")
-        parts = self.parts(x)
-        if parts is not None and adds(parts, residual):
-            return fused(x.shape, parts, residual is not None)
+        problems = self.problems(x)
+        if problems is not None and adds(problems[-1], residual):
+            return fused(self, x.shape, problems, residual is not None)
         image = self._pooled(x)
         if residual is not None and not is_like(residual, layer(image)):
             return Ready(x.shape, self.plain, "torch: a residual of another shape or dtype")
@@ -151,18 +187,25 @@ class PackedConv2d(PackedLayer):
     def _pooled(self, x: Tensor) -> Tensor:
         return x.mean((2, 3), keepdim=True) if self.pooled else x
 
-    def parts(self, x: Tensor) -> list[Part] | None:
+    def problems(self, x: Tensor) -> list[Problem] | None:
         layer = self.convolution
-        if self.backend not in FUSED_NAMES:
+        ordinary = layer.groups == 1
+        if self.backend not in FUSED_NAMES or x.shape[1] != layer.in_channels:
             return None
-        placed = pair(layer.stride), padding_of(layer), pair(layer.dilation)
-        weight, bias = weight_and_bias(layer)
-        if is_depthwise(layer):
-            return depthwise_parts(x, weight, bias, Geometry(*placed, (self.activation, "none")))
-        if layer.groups != 1:
+        if not (ordinary or is_depthwise(layer)):
             return None
-        geometry = Geometry(*placed, ("none", self.activation))
-        return dense_parts(x, weight, bias, geometry, self.pooled)
+        means = []
+        if self.pooled and ordinary and x.shape[2:] != (1, 1):
+            means, x = [mean_of(x)], x[:, :, :1, :1]
+        problem = convolution_problem(layer, x, self.activation)
+        return [*means, problem] if problem and FusedBackend().supports(problem) else None
+
+    def weights(self, problem: Problem) -> Weights:
+        if problem.kind == "mean":
+            return Weights()
+        weight, bias = weight_and_bias(self.convolution)
+        arrays = array(weight), None if bias is None else array(bias)
+        return Weights(*arrays) if problem.kind == "depthwise" else Weights(None, None, *arrays)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, backend={self.backend!r}, pooled={self.pooled}"
@@ -183,27 +226,48 @@ class PackedLinear(PackedLayer):
 
     def plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
         y = self.linear(x.mean((2, 3)) if self.pooled else x)
-        return ACTIVATE[self.activation](y if residual is None else y + residual)
+        return TORCH_ACTIVATIONS[self.activation].function(y if residual is None else y + residual)
 
     def tensors(self) -> Tensors:
         return weight_and_bias(self.linear)
 
     def pack(self, x: Tensor, residual: Tensor | None) -> Ready:
-        parts = self.parts(x)
-        if parts is None or residual is not None:
+        problems = self.problems(x)
+        if problems is None or residual is not None:
             return Ready(x.shape, self.plain, "torch")
-        images = fused(x.shape, parts, with_residual=False)
+        images = fused(self, x.shape, problems, with_residual=False)
         return rows_of(images, self.result_shape(x), takes_rows=not self.pooled)
 
-    def parts(self, x: Tensor) -> list[Part] | None:
+    def problems(self, x: Tensor) -> list[Problem] | None:
         if x.dim() < 2 or (self.pooled and x.dim() != 4):
             return None
+        channels = x.shape[1] if self.pooled else x.shape[-1]
+        if channels != self.linear.in_features:
+            return None
+        means = [mean_of(x)] if self.pooled and x.shape[2:] != (1, 1) else []
+        problem = Problem(
+            batch=x.shape[0] if self.pooled else x.numel() // channels,
+            in_channels=channels,
+            out_channels=self.linear.out_features,
+            height=1,
+            width=1,
+            kernel=(1, 1),
+            bias=self.linear.bias is not None,
+            activations=(self.activation,),
+            dtype=DTYPES[x.dtype],
+            kind="linear",
+        )
+        return [*means, problem] if FusedBackend().supports(problem) else None
+
+    def weights(self, problem: Problem) -> Weights:
+        if problem.kind == "mean":
+            return Weights()
         weight, bias = weight_and_bias(self.linear)
-        geometry = Geometry((1, 1), (0, 0, 0, 0), (1, 1), ("none", self.activation))
-        images = x if self.pooled else as_pixels(x)
-        return dense_parts(images, weight[:, :, None, None], bias, geometry, self.pooled)
+        biases = None if bias is None else array(bias)
+        return Weights(pointwise=array(weight)[:, :, None, None], pointwise_bias=biases)
 
     def result_shape(self, x: Tensor) -> torch.Size:
+        """Returns the shape of the result on x."""
         rows = x.shape[:1] if self.pooled else x.shape[:-1]
         return torch.Size((*rows, self.linear.out_features))
 
@@ -211,34 +275,43 @@ class PackedLinear(PackedLayer):
         return f"activation={self.activation!r}, pooled={self.pooled}"
 
 
-def adds(parts: list[Part], residual: Tensor | None) -> bool:
-    """Whether the fused kernel can add a residual, if there is one."""
+def mean_of(x: Tensor) -> Problem:
+    """Returns the mean over all pixels of images like x: (N, C, H, W)."""
+    batch, channels, height, width = x.shape
+    return Problem.mean(batch, channels, height, width, DTYPES[x.dtype])
+
+
+def adds(problem: Problem, residual: Tensor | None) -> bool:
+    """Returns whether the fused kernel can add a residual to a problem's sums, if there is one."""
     if residual is None:
         return True
-    problem = parts[-1].problem
     alike = tuple(residual.shape) == problem.output_shape
-    return alike and residual.dtype == TORCH_DTYPES[problem.dtype] and takes_residual(problem)
+    same_dtype = residual.dtype == TORCH_DTYPES[problem.dtype]
+    return alike and same_dtype and problem.sums_over_channels
 
 
 def is_like(residual: Tensor, result: Tensor) -> bool:
+    """Returns whether a residual has the shape and the dtype of a result."""
     return (residual.shape, residual.dtype) == (result.shape, result.dtype)
 
 
-def fused(shape: torch.Size, parts: list[Part], with_residual: bool) -> Ready:
-    """To run parts one after the other."""
-    steps = chained(parts, 0, INPUT, GIVEN if with_residual else None)
-    chain = FusedChain(steps)
+def fused(
+    layer: PackedLayer, shape: torch.Size, problems: list[Problem], with_residual: bool
+) -> Ready:
+    """Returns what runs a layer's problems one after the other on inputs of a shape."""
+    sources = Sources(INPUT, GIVEN if with_residual else None)
+    program = FusedProgram(layer.steps(problems, sources, 0))
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
         if residual is not None:
             residual = residual.contiguous(memory_format=torch.channels_last)
-        return chain.run(x.contiguous(memory_format=torch.channels_last), residual)
+        return program.run(x.contiguous(memory_format=torch.channels_last), residual)
 
-    return Ready(shape, run, name_of(steps[-1].executor))
+    return Ready(shape, run, f"fused {program.impl}")
 
 
 def rows_of(images: Ready, shape: torch.Size, takes_rows: bool) -> Ready:
-    """With a result (..., OC) of a shape, and maybe an input (..., C)."""
+    """Returns what gives a result (..., OC) of a shape, and maybe takes an input (..., C)."""
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
         y = images.run(as_pixels(x) if takes_rows else x, residual)
@@ -248,12 +321,12 @@ def rows_of(images: Ready, shape: torch.Size, takes_rows: bool) -> Ready:
 
 
 def as_pixels(x: Tensor) -> Tensor:
-    """(..., C) as the channels-last (1, C, 1, rows) that it is in memory."""
+    """Returns (..., C) as the channels-last (1, C, 1, rows) that it is in memory."""
     return x.contiguous().view(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def ready(executor: Executor) -> Ready:
-    """To run an executor; a residual is added to its result."""
+    """Returns what runs an executor; a residual is added to its result."""
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
         y = executor.run(x.contiguous(memory_format=torch.channels_last))
@@ -261,15 +334,12 @@ def ready(executor: Executor) -> Ready:
             return y
         return y.add_(residual) if is_like(residual, y) else y + residual
 
-    return Ready(torch.Size(executor.problem.input_shape), run, name_of(executor))
-
-
-def name_of(executor: Executor) -> str:
-    return " ".join((executor.backend, *executor.impls))
+    name = " ".join((executor.backend, *executor.impls))
+    return Ready(torch.Size(executor.problem.input_shape), run, name)
 
 
 def _is_data(x: Tensor) -> bool:
-    """Whether x holds numbers that a backend can work on, rather than standing for some."""
+    """Returns whether x holds numbers that a backend can work on, rather than standing for some."""
     return (
         type(x) is Tensor
         and x.is_cpu

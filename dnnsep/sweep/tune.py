@@ -52,7 +52,7 @@ def tune(problem: Problem, cpus: list[int]) -> Tuned:
     plans = [plan for plan, _ in close_plans(problem, this_isa(), threads)]
     calls = {}
     for plan in plans:
-        call = FusedExecutor("fused", problem, data.weights, plan).bind(x)
+        call = FusedExecutor.of(problem, data.weights, plan).bind(x)
         verdict = Verdict(*data.verdict(call().float().numpy()))
         if not verdict:
             raise ValueError(f"{problem}: {plan}: {verdict.reason}")

@@ -56,7 +56,7 @@ def test_streaming_stores_into_any_memory(dtype: str) -> None:
     data = CheckData.exact(problem)
     plan = next(all_plans(problem, this_isa(), 2, Caches(1 << 10, 1 << 12, 1 << 12)))
     assert plan.streaming
-    executor = FusedExecutor("fused", problem, data.weights, plan)
+    executor = FusedExecutor.of(problem, data.weights, plan)
     x = to_channels_last(data.x, dtype)
     n, c, h, w = problem.output_shape
     room = torch.empty(n * c * h * w + 1, dtype=x.dtype)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from dnnsep.backends.reference import error_bound, separable
+from dnnsep.backends.reference import error_bound, naive
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights, random_data
 from tests.strategies import problems
@@ -43,7 +43,7 @@ def _loop_nest(problem: Problem, weights: Weights, x: np.ndarray) -> np.ndarray:
 def test_reference_is_the_loop_nest(problem: Problem) -> None:
     weights, x = random_data(problem)
     np.testing.assert_allclose(
-        separable(problem, weights, x), _loop_nest(problem, weights, x), rtol=1e-9, atol=1e-9
+        naive(problem, weights, x), _loop_nest(problem, weights, x), rtol=1e-9, atol=1e-9
     )
 
 
@@ -80,7 +80,7 @@ def test_reference_agrees_with_tensorflow(case: int) -> None:
         None,
     )
     x = x.transpose(0, 3, 1, 2)
-    error = np.abs(separable(problem, weights, x) - y.transpose(0, 3, 1, 2))
+    error = np.abs(naive(problem, weights, x) - y.transpose(0, 3, 1, 2))
     assert (error <= error_bound(problem, weights, x)).all()
 
 
@@ -97,7 +97,7 @@ def test_activations_are_torchs(activation: str) -> None:
     values = np.linspace(-12, 12, 401, dtype=np.float32).reshape(1, 1, 1, -1)
     problem = Problem(1, 1, 1, 1, 401, (1, 1), bias=False, activations=("none", activation))
     one = np.ones((1, 1, 1, 1), dtype=np.float32)
-    y = separable(problem, Weights(one, None, one, None), values)
+    y = naive(problem, Weights(one, None, one, None), values)
     expected = functions[activation](torch.from_numpy(values).double()).numpy()
     np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)
 
@@ -108,5 +108,5 @@ def test_the_bound_is_tight_enough_to_catch_a_lost_tap() -> None:
     lost = weights.depthwise.copy()
     lost[3, 0, 1, 1] = 0
     damaged = Weights(lost, weights.depthwise_bias, weights.pointwise, weights.pointwise_bias)
-    error = np.abs(separable(problem, damaged, x) - separable(problem, weights, x))
+    error = np.abs(naive(problem, damaged, x) - naive(problem, weights, x))
     assert (error > error_bound(problem, weights, x)).any()

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from dnnsep.codegen.choose import Caches, _key, all_plans, choose, close_plans, cost, keep
+from dnnsep.codegen.choose import (
+    Caches,
+    all_plans,
+    choose,
+    close_plans,
+    cost,
+    keep,
+    layer_for,
+    plan_key,
+)
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, Isa, this_isa
 from dnnsep.codegen.plan import tile_bytes
 from dnnsep.host import cachefiles
@@ -54,7 +63,7 @@ def test_large_outputs_are_streamed_and_large_inputs_fetched_ahead(isa: Isa) -> 
 def test_tiles_fit_the_cores_own_cache(isa: Isa) -> None:
     problem = Problem.parse("mb4ic512oc512ih28kh3ph1")
     for plan in all_plans(problem, isa, 2, CACHES):
-        assert plan.tile == 1 or tile_bytes(problem, plan) <= CACHES.l2
+        assert plan.tile == 1 or tile_bytes(problem, layer_for(problem, plan), plan) <= CACHES.l2
         assert plan.tile <= plan.pieces
 
 
@@ -78,7 +87,7 @@ def test_a_kept_plan_is_chosen_for_its_problem_and_threads_only(isa: Isa) -> Non
 @pytest.mark.parametrize("content", [b'{"tile": 100000, "channel_parts": 1}', b"[]", b"{"])
 def test_a_kept_plan_that_is_none_is_not_chosen(isa: Isa, content: bytes) -> None:
     problem = Problem.parse("ic64oc128ih56kh3ph1")
-    cachefiles.save("plans", _key(problem, isa, 2), content)
+    cachefiles.save("plans", plan_key(problem, isa, 2), content)
     assert choose(problem, isa, 2) == close_plans(problem, isa, 2)[0][0]
 
 

@@ -77,9 +77,9 @@ class Window:
     def naive(self, x: Exact) -> Iterator[tuple[int, int, Exact]]:
         """Yields each tap (i, j) with what it meets at every output pixel: (N, C, OH, OW)."""
         (top, bottom, left, right), (sh, sw), (dh, dw) = self.padding, self.stride, self.dilation
-        height, width = x.shape[2:]
-        x = x[:, :, : height + min(bottom, 0), : width + min(right, 0)]
+        height, width = x.shape[2] + top + bottom, x.shape[3] + left + right
         padded = np.pad(x, ((0, 0), (0, 0), (top, max(bottom, 0)), (left, max(right, 0))))
+        padded = padded[:, :, :height, :width]  # negative padding crops
         oh, ow = (
             (size - d * (k - 1) - 1) // s + 1
             for size, k, s, d in zip(
