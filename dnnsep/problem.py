@@ -167,6 +167,11 @@ class Problem:
         return (self.out_channels, self.mid_channels, *kernel)
 
     @property
+    def sums_over_channels(self) -> bool:
+        """Whether the last stage multiplies by a matrix."""
+        return self.pointwise_shape is not None
+
+    @property
     def out_height(self) -> int:
         return _out_size(
             self.height, self.padding[:2], self.kernel[0], self.stride[0], self.dilation[0]

@@ -6,10 +6,12 @@ Imports torch: import it from inside functions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnnsep.backends.executor import TORCH_DTYPES, Stage
 from dnnsep.problem import Problem
@@ -17,6 +19,45 @@ from dnnsep.weights import Array, Weights
 
 # A view of a tensor, its shape and strides worked out beforehand.
 View = Callable[[Tensor], Tensor]
+
+# An activation as torch's oneDNN operators name it: attribute, scalars, algorithm.
+PostOp = tuple[str, list[Any], str]
+
+
+@dataclass(frozen=True)
+class TorchActivation:
+    """What torch calls an activation.
+
+    ``function`` returns a new tensor, ``in_place`` writes into its argument, ``module`` makes a
+    module. ``post_op`` is oneDNN's, None where torch's fused operators have none.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    in_place: Callable[[Tensor], Tensor]
+    module: Callable[[], nn.Module]
+    post_op: PostOp | None
+
+
+# An entry for each of dnnsep.activations.ACTIVATIONS.
+TORCH_ACTIVATIONS: dict[str, TorchActivation] = {
+    "none": TorchActivation(lambda y: y, lambda y: y, nn.Identity, ("none", [], "")),
+    "relu": TorchActivation(F.relu, torch.relu_, nn.ReLU, ("relu", [], "")),
+    "relu6": TorchActivation(
+        F.relu6,
+        lambda y: F.hardtanh(y, 0.0, 6.0, inplace=True),
+        nn.ReLU6,
+        ("hardtanh", [0.0, 6.0], ""),
+    ),
+    "silu": TorchActivation(F.silu, lambda y: F.silu(y, inplace=True), nn.SiLU, ("swish", [], "")),
+    "hardswish": TorchActivation(
+        F.hardswish, lambda y: F.hardswish(y, inplace=True), nn.Hardswish, ("hardswish", [], "")
+    ),
+    "gelu": TorchActivation(F.gelu, torch.ops.aten.gelu_, nn.GELU, ("gelu", [], "none")),
+    "sigmoid": TorchActivation(torch.sigmoid, torch.sigmoid_, nn.Sigmoid, ("sigmoid", [], "")),
+    "hardsigmoid": TorchActivation(
+        F.hardsigmoid, lambda y: F.hardsigmoid(y, inplace=True), nn.Hardsigmoid, None
+    ),
+}
 
 ACTIVATE_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,

@@ -29,4 +29,4 @@ class Sources(Generic[T]):
 
     def map(self, to: Callable[[T], U]) -> Sources[U]:
         """Returns the same links to what ``to`` makes of each source."""
-        return Sources(**{name: to(value) for name, value in self.items()})  # type: ignore[arg-type]
+        return Sources(**{name: to(value) for name, value in self.items()})

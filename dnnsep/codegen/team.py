@@ -30,9 +30,10 @@ def address_of(name: str) -> int:
     return ctypes.cast(getattr(openmp(), name), ctypes.c_void_p).value or 0
 
 
-def parallel() -> Callable[[int, ctypes.Array[ctypes.c_void_p], int, int], None]:
-    """``parallel(function, task, threads, 0)``: a team of threads each calls function(task)."""
+def parallel() -> Callable[[int, int, int, int], None]:
+    """Returns ``parallel(function, argument, threads, 0)``, by addresses: each thread of a team
+    calls function(argument)."""
     found = openmp().GOMP_parallel
     found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     found.restype = None
-    return cast("Callable[[int, ctypes.Array[ctypes.c_void_p], int, int], None]", found)
+    return cast("Callable[[int, int, int, int], None]", found)

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from dnnsep.backends.fused_chain import INPUT
-from dnnsep.nn.chain import PackedChain, Sources, can_be_linked, gives_rows, takes_rows
+from dnnsep.codegen.program import INPUT
+from dnnsep.codegen.sources import Sources
+from dnnsep.nn.chain import PackedChain, can_be_linked, gives_rows, takes_rows
 
 
 def link_chains(traced: fx.GraphModule) -> None:
@@ -19,10 +20,9 @@ def link_chains(traced: fx.GraphModule) -> None:
     for nodes in list(_chains(traced)):
         source = nodes[0].args[0]
         assert isinstance(source, fx.Node)
-        number: dict[object, int | None] = {None: None, source: INPUT}
-        number |= {node: place for place, node in enumerate(nodes)}
+        number = {source: INPUT, **{node: place for place, node in enumerate(nodes)}}
         layers = [traced.get_submodule(str(node.target)) for node in nodes]
-        sources = [Sources(*(number[value] for value in _inputs(node))) for node in nodes]  # type: ignore[arg-type]
+        sources = [_sources(node).map(number.__getitem__) for node in nodes]
         chain = PackedChain(layers, sources)  # type: ignore[arg-type]
         name = str(nodes[0].target)
         with traced.graph.inserting_after(nodes[-1]):
@@ -43,8 +43,9 @@ def _chains(traced: fx.GraphModule) -> Iterator[list[fx.Node]]:
         source = chain[0].args[0]
         rows: dict[object, bool] = {link: gives_rows(layers[link]) for link in chain}
         rows[source] = takes_rows(layers[chain[0]])
-        inputs = [value for value in _inputs(node) if value is not None]
-        return all(rows.get(value) == takes_rows(layers[node]) for value in inputs)
+        return all(
+            rows.get(value) == takes_rows(layers[node]) for _, value in _sources(node).items()
+        )
 
     taken: set[fx.Node] = set()
     for place, node in enumerate(nodes):
@@ -66,13 +67,13 @@ def _closed(chain: list[fx.Node]) -> bool:
     return all(set(node.users) <= set(chain) for node in chain[:-1])
 
 
-def _inputs(node: fx.Node) -> tuple[object, ...]:
-    """A layer's x, residual and scale."""
-    return (*node.args, None, None)[:3]
+def _sources(node: fx.Node) -> Sources[fx.Node]:
+    """Returns what a packed layer's node reads."""
+    return Sources(*node.args)  # type: ignore[arg-type]
 
 
 def _is_link(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_module" or not node.args or node.kwargs:
         return False
     layer: nn.Module = traced.get_submodule(str(node.target))
-    return can_be_linked(layer, with_residual=_inputs(node)[1] is not None)
+    return can_be_linked(layer, with_residual=len(node.args) > 1 and node.args[1] is not None)

@@ -1,4 +1,4 @@
-"""Finds convolutions and what follows them in a traced model.
+"""Matches convolutions and linear layers, with what follows them, in a traced model.
 
 Imports torch: import it from inside functions.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -16,9 +16,9 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from dnnsep.backends.executor import TORCH_DTYPES
+from dnnsep.codegen.sources import Sources
 from dnnsep.graph.patterns import (
     ADDITIONS,
-    GATES,
     activation_of,
     activation_of_module,
     dtype_of,
@@ -29,26 +29,24 @@ from dnnsep.graph.patterns import (
     shape_of,
 )
 from dnnsep.nn.convolution import is_pointwise
-from dnnsep.problem import ACTIVATIONS
 
 
 @dataclass
-class Chain:
-    """A convolution or linear layer with what belongs to it on its only path; ``nodes`` are all of
-    these, in order.
+class Match:
+    """A convolution or linear layer with what belongs to it on its only path.
 
-    ``x`` is their input; ``pooled``: of which they take the mean over all pixels first. ``scale``
-    is what x is multiplied by, ``residual`` what is added before the activation.
+    That is the normalisation, the addition and the activation that follow it, the mean and the
+    product before it: ``nodes`` are all of these, in order, and ``layer_node`` is the layer's own.
+    ``sources`` is what they read; the residual is added before the activation. ``pooled`` says
+    whether the mean over all pixels of x is taken first.
     """
 
     nodes: list[fx.Node]
     layer: nn.Conv2d | nn.Linear
     layer_node: fx.Node
-    x: fx.Node
+    sources: Sources[fx.Node]
     norm: nn.BatchNorm2d | None = None
     activation: str = "none"
-    residual: fx.Node | None = None
-    scale: fx.Node | None = None
     pooled: bool = False
 
     @property
@@ -61,22 +59,22 @@ class Chain:
 
 
 @dataclass
-class Found:
-    """Separable layers as pairs of chains, other convolutions (of depthwise ones with why they are
+class Matches:
+    """Separable layers as pairs of matches, other convolutions (of depthwise ones with why they are
     not separable) and linear layers, and convolutions to leave with why."""
 
-    separable: list[tuple[Chain, Chain]] = field(default_factory=list)
-    single: list[tuple[Chain, str]] = field(default_factory=list)
-    linear: list[Chain] = field(default_factory=list)
+    separable: list[tuple[Match, Match]] = field(default_factory=list)
+    single: list[tuple[Match, str]] = field(default_factory=list)
+    linear: list[Match] = field(default_factory=list)
     left: list[tuple[fx.Node, str]] = field(default_factory=list)
 
 
-def find(traced: fx.GraphModule) -> Found:
+def match_layers(traced: fx.GraphModule) -> Matches:
     """All convolutions of a traced model whose nodes have the shapes of an example (ShapeProp)."""
-    return _Finder(traced).found()
+    return _Matcher(traced).matches()
 
 
-class _Finder:
+class _Matcher:
     def __init__(self, traced: fx.GraphModule) -> None:
         self._modules = dict(traced.named_modules(remove_duplicate=False))
         self._nodes = list(traced.graph.nodes)
@@ -95,58 +93,58 @@ class _Finder:
 
         self._taken: set[fx.Node] = set()  # by what was found so far
 
-    def found(self) -> Found:
-        found = Found()
+    def matches(self) -> Matches:
+        matches = Matches()
         taken = self._taken
         for node in self._convolutions():
             if node in taken or not _is_depthwise(self._modules[str(node.target)]):
                 continue
             pair = self._separable(node)
             if pair is not None:
-                found.separable.append(pair)
+                matches.separable.append(pair)
                 taken.update(pair[0].nodes, pair[1].nodes)
         for node in self._convolutions():
             if node in taken:
                 continue
             obstacle = self._obstacle(node)
             if obstacle:
-                found.left.append((node, obstacle))
+                matches.left.append((node, obstacle))
                 continue
-            chain = self._with_residual(self._chain(node, GATES))
-            if is_pointwise(chain.layer):
-                self._take_mean(chain)
-                self._take_scale(chain)
-            taken.update(chain.nodes)
-            depthwise = _is_depthwise(chain.layer)
-            found.single.append((chain, self._why_not(chain) if depthwise else ""))
+            match = self._with_residual(self._match(node))
+            if is_pointwise(match.layer):
+                self._take_mean(match)
+                self._take_scale(match)
+            taken.update(match.nodes)
+            depthwise = _is_depthwise(match.layer)
+            matches.single.append((match, self._why_not(match) if depthwise else ""))
         for node in self._nodes:
             if self._is_linear(node):
-                chain = self._chain(node)
+                match = self._match(node)
                 if len(shape_of(node.args[0])) == 2:
-                    self._take_mean(chain)
-                found.linear.append(chain)
-        return found
+                    self._take_mean(match)
+                matches.linear.append(match)
+        return matches
 
     def _convolutions(self) -> Iterator[fx.Node]:
         for node in self._nodes:
             if node.op == "call_module" and isinstance(self._modules[str(node.target)], nn.Conv2d):
                 yield node
 
-    def _separable(self, node: fx.Node) -> tuple[Chain, Chain] | None:
+    def _separable(self, node: fx.Node) -> tuple[Match, Match] | None:
         if self._obstacle(node):
             return None
-        first = self._chain(node)
+        first = self._match(node)
         following = _only_user(first.last)
         if following is None or not self._is_pointwise(following) or self._obstacle(following):
             return None
-        second = self._chain(following)
+        second = self._match(following)
         if second.activation == "none":
             second = self._with_residual(second, then_activation=False)
         return first, second
 
-    def _why_not(self, chain: Chain) -> str:
+    def _why_not(self, match: Match) -> str:
         """Why a depthwise convolution is not the first half of a separable layer."""
-        users = list(chain.last.users)
+        users = list(match.last.users)
         if len(users) != 1:
             return f"depthwise only: its result goes to {len(users)} places"
         (user,) = users
@@ -176,11 +174,11 @@ class _Finder:
             and len(shape_of(node.args[0])) >= 2
         )
 
-    def _take_mean(self, chain: Chain) -> None:
+    def _take_mean(self, match: Match) -> None:
         """What makes the layer's (N, C) or (N, C, 1, 1) from (N, C, H, W), if that is the mean over
         all pixels."""
         nodes: list[fx.Node] = []
-        x = chain.x
+        x = match.sources.x
         while len(x.users) == 1 and x.args and isinstance(x.args[0], fx.Node):
             mean = is_mean(x, self._modules)
             if not mean and not only_reshapes(x, self._modules):
@@ -190,12 +188,13 @@ class _Finder:
             if mean:
                 break
         if nodes and len(shape_of(x)) == 4:
-            chain.nodes, chain.x, chain.pooled = [*nodes, *chain.nodes], x, True
+            match.nodes = [*nodes, *match.nodes]
+            match.sources, match.pooled = replace(match.sources, x=x), True
 
-    def _take_scale(self, chain: Chain) -> None:
+    def _take_scale(self, match: Match) -> None:
         """The product that is the layer's input, if that is of (N, C, H, W) and (N, C, 1, 1)."""
-        node = chain.x
-        if chain.pooled or len(node.users) > 1 or not is_product(node):
+        node = match.sources.x
+        if match.pooled or len(node.users) > 1 or not is_product(node):
             return
         factors = [value for value in node.args if isinstance(value, fx.Node)]
         if len(factors) != 2:
@@ -205,8 +204,8 @@ class _Finder:
         if shape_of(x) == shape_of(node) != of_scale == (n, c, 1, 1) and dtype_of(x) == dtype_of(
             scale
         ):
-            chain.nodes.insert(0, node)
-            chain.x, chain.scale = x, scale
+            match.nodes.insert(0, node)
+            match.sources = replace(match.sources, x=x, scale=scale)
 
     def _obstacle(self, node: fx.Node) -> str:
         """Why a convolution has to stay as it is; empty if it has not."""
@@ -230,20 +229,20 @@ class _Finder:
             return "called in an unusual way"
         return ""
 
-    def _chain(self, node: fx.Node, more_activations: tuple[str, ...] = ()) -> Chain:
+    def _match(self, node: fx.Node) -> Match:
         layer = self._modules[str(node.target)]
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         x = node.args[0]
         assert isinstance(x, fx.Node)
-        chain = Chain([node], layer, node, x)
+        match = Match([node], layer, node, Sources(x))
         following = _only_user(node)
         of_images = isinstance(layer, nn.Conv2d)
-        if of_images and following is not None and self._take_norm(chain, following):
-            following = _only_user(chain.last)
-        self._take_activation(chain, following, more_activations)
-        return chain
+        if of_images and following is not None and self._take_norm(match, following):
+            following = _only_user(match.last)
+        self._take_activation(match, following)
+        return match
 
-    def _take_norm(self, chain: Chain, node: fx.Node) -> bool:
+    def _take_norm(self, match: Match, node: fx.Node) -> bool:
         if node.op != "call_module" or self._seen_by_others(node):
             return False
         norm = self._modules[str(node.target)]
@@ -261,41 +260,40 @@ class _Finder:
             if set(parts) != {"drop", "act"} or type(parts["drop"]) is not nn.Identity:
                 return False
             activation = activation_of_module(parts["act"]) or ""
-            if activation not in ACTIVATIONS:
+            if not activation:
                 return False
-        chain.norm, chain.activation = norm, activation
-        chain.nodes.append(node)
+        match.norm, match.activation = norm, activation
+        match.nodes.append(node)
         return True
 
-    def _take_activation(
-        self, chain: Chain, node: fx.Node | None, more_activations: tuple[str, ...] = ()
-    ) -> None:
+    def _take_activation(self, match: Match, node: fx.Node | None) -> None:
         activation = activation_of(node, self._modules) if node is not None else None
-        if node is None or chain.activation != "none":
+        if node is None or match.activation != "none":
             return
-        if activation in (*ACTIVATIONS, *more_activations):
-            chain.activation = activation
-            chain.nodes.append(node)
+        if activation is not None:
+            match.activation = activation
+            match.nodes.append(node)
 
-    def _with_residual(self, chain: Chain, then_activation: bool = True) -> Chain:
-        """The chain with the addition after it, if it is of a tensor of the same shape."""
-        node = _only_user(chain.last)
-        if chain.activation != "none" or node is None or node in self._taken:
-            return chain
+    def _with_residual(self, match: Match, then_activation: bool = True) -> Match:
+        """The match with the addition after it, if it is of a tensor of the same shape."""
+        node = _only_user(match.last)
+        if match.activation != "none" or node is None or node in self._taken:
+            return match
         if node.target not in ADDITIONS or len(node.args) != 2 or node.kwargs:  # alpha=
-            return chain
+            return match
         first, second = node.args
         if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or first is second:
-            return chain
-        if node.target is operator.iadd and first is not chain.last:
-            return chain  # it would write into the other one
+            return match
+        if node.target is operator.iadd and first is not match.last:
+            return match  # it would write into the other one
         if shape_of(first) != shape_of(second) or dtype_of(first) != dtype_of(second):
-            return chain
-        chain.residual = second if first is chain.last else first
-        chain.nodes.append(node)
+            return match
+        residual = second if first is match.last else first
+        match.sources = replace(match.sources, residual=residual)
+        match.nodes.append(node)
         if then_activation:
-            self._take_activation(chain, _only_user(node))
-        return chain
+            self._take_activation(match, _only_user(node))
+        return match
 
 
 def why_not_packed(layer: nn.Conv2d) -> str:

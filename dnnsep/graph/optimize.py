@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any, cast
 
@@ -16,9 +17,10 @@ from torch.utils import _pytree as pytree
 
 from dnnsep.backends import get_backend
 from dnnsep.backends.executor import TORCH_DTYPES
+from dnnsep.codegen.sources import Sources
 from dnnsep.graph.difference import difference
 from dnnsep.graph.link import link_chains
-from dnnsep.graph.match import Chain, find, why_not_packed
+from dnnsep.graph.match import Match, match_layers, why_not_packed
 from dnnsep.graph.report import Entry, Report
 from dnnsep.graph.trace import UntraceableError, trace
 from dnnsep.nn.convolution import folded
@@ -172,32 +174,33 @@ class _Rewriter:
     def _replace(self, traced: fx.GraphModule, path: str) -> list[Entry]:
         prefix = f"{path}." if path else ""
         order = {node: place for place, node in enumerate(traced.graph.nodes)}
-        found = find(traced)
+        matches = match_layers(traced)
         entries: dict[fx.Node, Entry] = {}
 
-        now: dict[fx.Node, fx.Node] = {}  # what stands for the last node of a chain
+        now: dict[fx.Node, fx.Node] = {}  # what stands for the last node of a match
 
-        def swap(layer: nn.Module, chain: Chain, last: Chain | None = None) -> None:
-            """In the place of a chain, or of two that follow each other."""
-            inputs = (chain.x, (last or chain).residual, chain.scale)
-            nodes = [*chain.nodes, *(last.nodes if last else ())]
+        def swap(layer: nn.Module, match: Match, last: Match | None = None) -> None:
+            """Puts a layer in the place of a match, or of two that follow each other."""
+            residual = (last or match).sources.residual
+            sources = replace(match.sources, residual=residual)
+            nodes = [*match.nodes, *(last.nodes if last else ())]
             now[nodes[-1]] = _swap(
                 traced,
                 layer,
-                str(chain.layer_node.target),
+                str(match.layer_node.target),
                 nodes,
-                tuple(None if node is None else now.get(node, node) for node in inputs),
+                sources.map(lambda node: now.get(node, node)),
             )
 
-        def names(*chains: Chain) -> tuple[str, ...]:
-            return tuple(prefix + name for chain in chains for name in chain.names)
+        def names(*of: Match) -> tuple[str, ...]:
+            return tuple(prefix + name for match in of for name in match.names)
 
-        for node, reason in found.left:
+        for node, reason in matches.left:
             layer = traced.get_submodule(str(node.target))
             assert isinstance(layer, nn.Conv2d)
             entries[node] = Entry((f"{prefix}{node.target}",), "left", _flops(layer, node), reason)
-        for first, second in found.separable:
-            flops = sum(_flops(chain.layer, chain.nodes[0]) for chain in (first, second))
+        for first, second in matches.separable:
+            flops = sum(_flops(match.layer, match.nodes[0]) for match in (first, second))
             node = first.nodes[0]
             if not self._wanted(names(first)[0]):
                 entries[node] = Entry(names(first, second), "left", flops, "filtered out")
@@ -212,21 +215,21 @@ class _Rewriter:
             problem = _problem(layer, node)
             swap(layer, first, second)
             entries[node] = Entry(names(first, second), "separable", flops, problem=problem)
-        for chain, reason in found.single:
-            node, flops = chain.layer_node, _flops(chain.layer, chain.layer_node)
+        for match, reason in matches.single:
+            node, flops = match.layer_node, _flops(match.layer, match.layer_node)
             if not self._wanted(f"{prefix}{node.target}"):
-                entries[node] = Entry(names(chain), "left", flops, "filtered out")
+                entries[node] = Entry(names(match), "left", flops, "filtered out")
                 continue
-            convolution = folded(cast("nn.Conv2d", chain.layer), chain.norm)
-            packed = PackedConv2d(convolution, chain.activation, self._backend, chain.pooled)
-            swap(packed, chain)
-            entries[node] = Entry(names(chain), "convolution", flops, reason)
-        for chain in found.linear if self._backend in FUSED_NAMES else ():
-            node, flops = chain.layer_node, _flops(chain.layer, chain.layer_node)
+            convolution = folded(cast("nn.Conv2d", match.layer), match.norm)
+            packed = PackedConv2d(convolution, match.activation, self._backend, match.pooled)
+            swap(packed, match)
+            entries[node] = Entry(names(match), "convolution", flops, reason)
+        for match in matches.linear if self._backend in FUSED_NAMES else ():
+            node, flops = match.layer_node, _flops(match.layer, match.layer_node)
             if self._wanted(f"{prefix}{node.target}"):
-                linear = cast("nn.Linear", chain.layer)
-                swap(PackedLinear(linear, chain.activation, chain.pooled), chain)
-                entries[node] = Entry(names(chain), "linear", flops)
+                linear = cast("nn.Linear", match.layer)
+                swap(PackedLinear(linear, match.activation, match.pooled), match)
+                entries[node] = Entry(names(match), "linear", flops)
         if self._backend in FUSED_NAMES:
             link_chains(traced)
         traced.graph.lint()  # type: ignore[no-untyped-call]
@@ -240,10 +243,11 @@ def _swap(
     layer: nn.Module,
     name: str,
     nodes: list[fx.Node],
-    inputs: tuple[fx.Node | None, ...],
+    sources: Sources[fx.Node],
 ) -> fx.Node:
-    """Put a layer, on some inputs, in the place of nodes that follow each other."""
+    """Puts a layer, on its sources, in the place of nodes that follow each other."""
     last = nodes[-1]
+    inputs: tuple[fx.Node | None, ...] = (sources.x, sources.residual, sources.scale)
     while inputs[-1] is None:
         inputs = inputs[:-1]
     with traced.graph.inserting_after(last):

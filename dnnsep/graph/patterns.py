@@ -10,29 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from dnnsep.backends.tensors import TORCH_ACTIVATIONS
+
 Modules = Mapping[str, nn.Module]
 
-_MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid",
-    nn.Hardsigmoid: "hardsigmoid",
-    nn.Identity: "none",
+# GELU and Hardtanh are activations of ours with some arguments only.
+_MODULES: dict[Any, str] = {
+    activation.module: name for name, activation in TORCH_ACTIVATIONS.items() if name != "gelu"
 }
 _FUNCTIONS: dict[Any, str] = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    torch.relu_: "relu",
-    F.relu6: "relu6",
-    F.silu: "silu",
-    F.hardswish: "hardswish",
-    F.hardsigmoid: "hardsigmoid",
-    torch.sigmoid: "sigmoid",
-}
+    activation.function: name
+    for name, activation in TORCH_ACTIVATIONS.items()
+    if name not in ("none", "gelu")
+} | {torch.relu: "relu", torch.relu_: "relu"}
 _METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
-GATES = ("sigmoid", "hardsigmoid")  # activations that only an ordinary convolution has
 _PRODUCTS = (operator.mul, torch.mul, "mul")
 _MEANS = ("mean", torch.mean)
 _RESHAPES = ("flatten", "view", "reshape", torch.flatten, torch.reshape)

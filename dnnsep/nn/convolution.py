@@ -132,20 +132,21 @@ def onednn_convolution(
     weight = reorder(layer.weight.detach().to_mkldnn(), *geometry, shape)
     bias = None if layer.bias is None else layer.bias.detach()
     operator = torch.ops.mkldnn._convolution_pointwise
-    follows, none = TORCH_ACTIVATIONS[activation], TORCH_ACTIVATIONS["none"].post_op
-    assert none is not None
-    post_op, finish = follows.post_op or none, follows.function
-    if follows.post_op is not None:
-        finish = TORCH_ACTIVATIONS["none"].function
-    added = ("relu", [], None) if activation == "relu" else (None, [], None)
-    finish_added = finish if activation == "relu" else follows.function
+    follows, nothing = TORCH_ACTIVATIONS[activation], TORCH_ACTIVATIONS["none"]
+    post_op, then = follows.post_op, nothing.function
+    if post_op is None:
+        post_op, then = nothing.post_op, follows.function
+    assert post_op is not None
+    # After an addition the operator knows no other activation.
+    by_operator = activation == "relu"
+    of_sums, then_of_sums = ("relu", then) if by_operator else (None, follows.function)
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
         x = F.pad(x, extra) if extra else x
         x = x.contiguous(memory_format=torch.channels_last)
         if residual is None:
-            return finish(operator(x, weight, bias, *geometry, *post_op))
-        sums = operator.binary(x, residual, weight, bias, *geometry, "add", 1.0, *added)
-        return finish_added(sums)
+            return then(operator(x, weight, bias, *geometry, *post_op))
+        arguments = (weight, bias, *geometry, "add", 1.0, of_sums, [], None)
+        return then_of_sums(operator.binary(x, residual, *arguments))
 
     return run

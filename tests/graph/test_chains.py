@@ -182,7 +182,7 @@ def test_squeeze_and_excitation_is_a_part_of_the_chain(dtype: torch.dtype) -> No
     optimized = dnnsep.optimize(model, x, dtype=dtype)
     (chain,) = (m for m in optimized.modules() if isinstance(m, PackedChain))
     # Expansion, depthwise, means and reduction, gate, projection: twice.
-    assert [tuple(sources) for sources in chain.sources] == [
+    assert [(s.x, s.residual, s.scale) for s in chain.sources] == [
         (-1, None, None),
         (0, None, None),
         (1, None, None),

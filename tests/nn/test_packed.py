@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnnsep.backends.reference import separable
+from dnnsep.backends.reference import naive
 from dnnsep.nn.module import SeparableConv2d
 from dnnsep.nn.packed import PackedConv2d, PackedLinear
-from dnnsep.single import Dense
 from dnnsep.weights import integer_data
 
 # (in, out, kernel), the other arguments, the input's shape.
@@ -30,10 +29,10 @@ LAYERS: dict[str, tuple[tuple[int, int, Any], dict[str, Any], tuple[int, ...]]] 
     "one pixel": ((64, 10, 3), {"padding": 1}, (1, 64, 1, 1)),
     "depthwise": ((24, 24, 5), {"groups": 24, "stride": 2, "padding": 2}, (1, 24, 14, 13)),
     "no bias": ((8, 8, 3), {"bias": False}, (1, 8, 6, 6)),
+    "padded beyond the kernel": ((4, 6, 1), {"padding": 2}, (1, 4, 5, 5)),
 }
 BY_ONEDNN: dict[str, tuple[tuple[int, int, Any], dict[str, Any], tuple[int, ...]]] = {
     "groups": ((8, 12, 3), {"groups": 4, "padding": 1}, (2, 8, 9, 9)),
-    "padded beyond the kernel": ((4, 6, 1), {"padding": 2}, (1, 4, 5, 5)),
 }
 
 
@@ -70,20 +69,21 @@ def test_convolutions_exactly(name: str, dtype: torch.dtype) -> None:
 def test_the_reference_is_torch_s_convolution(name: str) -> None:
     (c, oc, kernel), more, shape = LAYERS[name]
     layer = nn.Conv2d(c, oc, kernel, **more)
-    parts = PackedConv2d(layer).parts(torch.empty(shape))
-    assert parts is not None
-    (part,) = parts
-    assert isinstance(part.problem, Dense)
-    part.weights.check(part.problem)
-    weights, x = integer_data(part.problem)
-    rows = torch.from_numpy(weights.pointwise).reshape(oc, *layer.kernel_size, c)
-    layer.weight.data = rows.permute(0, 3, 1, 2)
+    packed = PackedConv2d(layer)
+    problems = packed.problems(torch.empty(shape))
+    assert problems is not None
+    (problem,) = problems
+    assert problem.kind == "convolution"
+    packed.weights(problem).check(problem)
+    weights, x = integer_data(problem)
+    assert weights.pointwise is not None
+    layer.weight.data = torch.from_numpy(weights.pointwise)
     if layer.bias is not None:
         assert weights.pointwise_bias is not None
         layer.bias.data = torch.from_numpy(weights.pointwise_bias)
     with torch.no_grad():
         expected = layer(torch.from_numpy(x)).numpy()
-    assert np.array_equal(separable(part.problem, weights, x), expected)
+    assert np.array_equal(naive(problem, weights, x), expected)
 
 
 @pytest.mark.parametrize("backend", ["onednn", "ipex", "eager"])
@@ -153,6 +153,19 @@ def test_a_separable_layer_names_the_channels() -> None:
                 model(torch.randn(1, channels, 9, 9))
 
 
-def test_an_impossible_dense_problem() -> None:
-    with pytest.raises(ValueError, match="one activation"):
-        Dense(1, 3, 8, 9, 9, (3, 3), activations=("relu", "none"))
+def test_weights_are_packed_once_for_all_sizes_of_the_input() -> None:
+    for layer, channels in (
+        (PackedConv2d(nn.Conv2d(8, 24, 3, padding=1)), 8),
+        (SeparableConv2d(8, 24, 3, padding=1), 8),
+        (PackedConv2d(nn.Conv2d(16, 16, 3, padding=1, groups=16)), 16),
+    ):
+        layer.eval()
+        with torch.no_grad():
+            for size in (9, 20, 33):
+                x = torch.randn(size % 3 + 1, channels, size, size + 1)
+                torch.testing.assert_close(layer(x), layer.plain(x, None), rtol=1e-4, atol=1e-5)
+            assert len(layer.runs_on) == 3
+            assert len(layer._packings.made) == 1
+            next(layer.parameters()).mul_(2)
+            torch.testing.assert_close(layer(x), layer.plain(x, None), rtol=1e-4, atol=1e-5)
+            assert len(layer._packings.made) == 1
