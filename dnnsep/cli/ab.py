@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dnnsep.cli.common import AsJson, CacheState, Dtype, bad_input, console
+from dnnsep.cli.measure import BarObserver
+from dnnsep.cli.sweep import cache_names, load
 
 if TYPE_CHECKING:
     from dnnsep.report.ab import Finding
     from dnnsep.sweep.case import AnyCase
     from dnnsep.sweep.pairs import PairResults
-    from dnnsep.sweep.results import Cache
 
 _VERSION_HELP = "the Python of an environment, or the folder of a checkout."
 
@@ -91,26 +92,23 @@ def ab(
         bad_input(f"{output}: exists; choose another name")
     if output and not output.parent.is_dir():
         bad_input(f"{output}: no such directory")
-    caches: list[Cache] = ["cold" if c is CacheState.cold else "hot" for c in cache or ()]
-    cases: Sequence[AnyCase]
-    if models:
-        if backend or dtype:
-            bad_input("--models: takes no --backend and no --dtype; --engine names an engine")
-        cases = _models(config, input_shape, threads, batch, engine or "dnnsep", caches)
-    else:
-        if engine or input_shape:
-            bad_input("--engine and --input: only with --models")
-        dtypes = [d.value for d in dtype or ()]
-        cases = _problems(config, backend or ["fused"], threads, dtypes, batch, caches)
     versions = {}
     for side, text in (("base", base), ("new", new)):
         try:
             versions[side] = Interpreter.parse(text)
         except ValueError as error:
             bad_input(f"--{side} {error}")
-        typer.echo(f"{side}: {versions[side].package}", err=True)
-
-    from dnnsep.cli.measure import BarObserver
+    cases: Sequence[AnyCase]
+    if models:
+        if backend or dtype:
+            bad_input("--models: takes no --backend and no --dtype; --engine names an engine")
+        cases = _models(config, input_shape, threads, batch, engine or "dnnsep", cache)
+    else:
+        if engine or input_shape:
+            bad_input("--engine and --input: only with --models")
+        cases = load(config, backend or ["fused"], threads, dtype, batch, cache).cases
+    for side, version in versions.items():
+        typer.echo(f"{side}: {version.package}", err=True)
 
     plan = Plan(cases, versions["base"], versions["new"], visits, seconds)
     results = PairResults(
@@ -131,35 +129,13 @@ def ab(
         raise typer.Exit(1)
 
 
-def _problems(
-    config: Sequence[str],
-    backends: Sequence[str],
-    threads: Sequence[int] | None,
-    dtypes: Sequence[str],
-    batches: Sequence[int] | None,
-    caches: Sequence[Cache],
-) -> Sequence[AnyCase]:
-    from dnnsep.host.machine import default_threads
-    from dnnsep.sweep.config import Overrides, backend_names, load_sweep
-
-    try:
-        names = [name for text in backends for name in backend_names(text)]
-        overrides = Overrides(names, threads or (), dtypes, batches or (), caches)
-        plan = load_sweep(config, overrides, default_threads())
-    except ValueError as error:
-        bad_input(error)
-    if plan.left_out:
-        typer.echo(f"{plan.left_out} lines of shape files are left out", err=True)
-    return plan.cases
-
-
 def _models(
     names: Sequence[str],
     input_shape: str | None,
     threads: Sequence[int] | None,
     batches: Sequence[int] | None,
     engine: str,
-    caches: Sequence[Cache],
+    caches: Sequence[CacheState] | None,
 ) -> Sequence[AnyCase]:
     from dnnsep.cli.model import model_cases
     from dnnsep.host.machine import default_threads
@@ -171,7 +147,9 @@ def _models(
     places = [os.path.abspath(name) if ".py:" in name else name for name in names]
     counts = threads or [default_threads()]
     cases = model_cases(places, input_shape, counts, (engine,), batches or ())
-    return [dataclasses.replace(case, cache=c) for case in cases for c in caches or ["hot"]]
+    return [
+        dataclasses.replace(case, cache=c) for case in cases for c in cache_names(caches) or ["hot"]
+    ]
 
 
 def _print(

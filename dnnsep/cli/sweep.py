@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,7 @@ from dnnsep.cli.measure import (
 )
 
 if TYPE_CHECKING:
+    from dnnsep.sweep.config import Sweep
     from dnnsep.sweep.results import Cache
 
 
@@ -49,19 +51,7 @@ def sweep(
     resume: Resume = False,
 ) -> None:
     """Measure problems on several backends, each checked against the reference first."""
-    from dnnsep.host.machine import default_threads
-    from dnnsep.sweep.config import Overrides, backend_names, load_sweep
-
-    try:
-        names = [name for text in backend or [] for name in backend_names(text)]
-        dtypes = [d.value for d in dtype or ()]
-        caches: list[Cache] = ["cold" if c is CacheState.cold else "hot" for c in cache or ()]
-        overrides = Overrides(names, threads or (), dtypes, batch or (), caches)
-        plan = load_sweep(config, overrides, default_threads())
-    except ValueError as error:
-        bad_input(error)
-    if plan.left_out:
-        typer.echo(f"{plan.left_out} lines of shape files are not separable: left out", err=True)
+    plan = load(config, backend or (), threads, dtype, batch, cache)
     if list_only:
         for case in plan.cases:
             line = f"{case.problem} threads {case.threads} {case.cache}: {', '.join(case.backends)}"
@@ -73,3 +63,42 @@ def sweep(
     effort = Effort(seconds, precision / 100, visits, stages)
     settings = {"config": config, "backends": plan.backends}
     measure(plan.cases, plan.title, settings, effort, allocator, output, resume, shown)
+
+
+def load(
+    config: Sequence[str],
+    backends: Sequence[str],
+    threads: Sequence[int] | None,
+    dtypes: Sequence[Dtype] | None,
+    batches: Sequence[int] | None,
+    caches: Sequence[CacheState] | None,
+) -> Sweep:
+    """The cases of a command's CONFIG, with its options in place of the files' own lists.
+
+    Names the lines of shape files that are left out; exits as for bad input where nothing remains.
+    """
+    from dnnsep.host.machine import default_threads
+    from dnnsep.sweep.config import Overrides, backend_names, load_sweep
+
+    try:
+        names = [name for text in backends for name in backend_names(text)]
+        overrides = Overrides(
+            names,
+            threads or (),
+            [dtype.value for dtype in dtypes or ()],
+            batches or (),
+            cache_names(caches),
+        )
+        found = load_sweep(config, overrides, default_threads())
+    except ValueError as error:
+        bad_input(error)
+    for line in found.left_out:
+        typer.echo(f"left out: {line}", err=True)
+    if not found.cases:
+        bad_input(f"{', '.join(config)}: every line is left out")
+    return found
+
+
+def cache_names(caches: Sequence[CacheState] | None) -> list[Cache]:
+    """The cache states as results name them."""
+    return ["cold" if cache is CacheState.cold else "hot" for cache in caches or ()]

@@ -62,6 +62,19 @@ def _python(folder: Path, code: str) -> str:
     return str(script)
 
 
+def test_help_has_an_example_and_imports_no_framework() -> None:
+    code = (
+        "import sys\n"
+        "from dnnsep.cli import app\n"
+        "sys.argv = ['dnnsep', 'ab', '--help']\n"
+        "try: app()\n"
+        "finally: assert not {'torch', 'llvmlite', 'scipy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Example: dnnsep ab" in done.stdout
+
+
 def test_two_problems_on_one_and_the_same_version(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     done = _ab(_SMALL, _OTHER, *_QUICK, "--json", "-o", str(path))
