@@ -19,7 +19,8 @@ Exact = NDArray[np.float64]
 class Activation:
     """A function of one number, elementwise.
 
-    ``naive`` computes it in float64. ``lipschitz`` is how much it stretches a difference at most.
+    ``naive`` computes it in float64; ``at_zero`` is its value at 0, and nowhere is it further than
+    |x| from that. ``lipschitz`` is how much it stretches a difference at most.
     ``approximation`` is the absolute error that an engine's polynomial form may add, in units of
     the f32 roundoff times (1 + |x|): engines evaluate exp, erf and tanh by polynomials.
     ``keeps_integers`` says whether integers stay integers, so that a right answer is right to the
@@ -29,6 +30,7 @@ class Activation:
     name: str
     naive: Callable[[Exact], Exact]
     lipschitz: float = 1.0
+    at_zero: float = 0.0
     approximation: int = 0
     keeps_integers: bool = False
 
@@ -57,9 +59,13 @@ ACTIVATIONS: dict[str, Activation] = {
             "hardswish", lambda x: x * np.clip(x + 3, 0, 6) / 6, lipschitz=1.5, approximation=4
         ),
         Activation("gelu", _gelu, lipschitz=1.13, approximation=16),
-        Activation("sigmoid", _sigmoid, lipschitz=0.25, approximation=16),
+        Activation("sigmoid", _sigmoid, lipschitz=0.25, at_zero=0.5, approximation=16),
         Activation(
-            "hardsigmoid", lambda x: np.clip(x + 3, 0, 6) / 6, lipschitz=1 / 6, approximation=4
+            "hardsigmoid",
+            lambda x: np.clip(x + 3, 0, 6) / 6,
+            lipschitz=1 / 6,
+            at_zero=0.5,
+            approximation=4,
         ),
     )
 }

@@ -27,6 +27,7 @@ from dnnsep.host.caches import caches_of
 from dnnsep.problem import Problem
 
 _LINE = 64
+_WAY_BYTES = 4096  # of an L1 cache: x86 finds a line's place by its address within a page
 _LATENCY = 4  # cycles of a multiply-add: so many sums have to be under way in each of two units
 _CALL_CYCLES = 40  # of a multiplication beside its multiply-adds: its sums are set up and stored
 _LINE_CYCLES = {"L1": 0.0, "L2": 0.3, "L3": 1.0, "DRAM": 4.0}
@@ -227,6 +228,7 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
     element = DTYPES[problem.dtype].bytes
     out_bytes = problem.out_pixels * problem.out_channels * element
     in_bytes = problem.batch * problem.height * problem.width * problem.in_channels * element
+    in_row = problem.in_channels * element
     one_vector = Packing(layer, 1)
     weight_bytes = one_vector.panel_bytes * one_vector.panels
     whole_vectors = problem.out_channels % isa.lanes == 0
@@ -234,6 +236,9 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
         if threads % channel_parts:
             continue
         rows, pieces, pixels, pixel_parts = cut(problem, isa, vectors, threads // channel_parts)
+        # Rows of a piece that all start at the same place of the first cache's ways do not fit
+        # beside each other once there are more of them than ways.
+        fits = in_row % _WAY_BYTES != 0 or pixels <= caches.l1 // _WAY_BYTES
         plan = Plan(
             isa,
             rows,
@@ -249,7 +254,7 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
             prefetch=in_bytes > caches.l2,
             # Weights as large as a core's first cache were pushed out of it by other layers.
             ahead=weight_bytes > caches.l1,
-            gathers=layer.source is None,
+            gathers=layer.source is None and not (layer.reads_input and fits),
         )
         for tile in _tile_sizes(-(-pieces // pixel_parts)):
             sized = replace(plan, tile=tile)

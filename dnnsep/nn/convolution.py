@@ -146,7 +146,7 @@ def onednn_convolution(
         x = x.contiguous(memory_format=torch.channels_last)
         if residual is None:
             return then(operator(x, weight, bias, *geometry, *post_op))
-        arguments = (weight, bias, *geometry, "add", 1.0, of_sums, [], None)
+        arguments: tuple[Any, ...] = (weight, bias, *geometry, "add", 1.0, of_sums, [], None)
         return then_of_sums(operator.binary(x, residual, *arguments))
 
     return run

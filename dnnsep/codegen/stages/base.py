@@ -191,7 +191,8 @@ def gamma(terms: int, roundoff: float) -> float:
 def bound_of_sum(
     scale: Exact, error: Exact, terms: int, activation: str, dtype: str
 ) -> tuple[Exact, Exact]:
-    """Returns scale and error bound of activated sums of so many products in f32, stored as dtype.
+    """Returns how large activated sums of so many products in f32, stored as dtype, may be and how
+    far off.
 
     ``scale`` are the sums of absolute products, ``error`` what the inputs' errors add to a sum. An
     activation that is applied apart from the sum rounds once more.
@@ -199,5 +200,6 @@ def bound_of_sum(
     follows = ACTIVATIONS[activation]
     error = (error + gamma(terms + 1, F32.roundoff) * scale) * follows.lipschitz
     error += follows.approximation * F32.roundoff * (1 + scale)
-    error += (1.0 if activation == "none" else 2.5) * DTYPES[dtype].roundoff * scale
-    return scale, error
+    result = follows.at_zero + scale
+    error += (1.0 if activation == "none" else 2.5) * DTYPES[dtype].roundoff * result
+    return result, error
