@@ -41,7 +41,7 @@ _CLOSE, _MOST_CLOSE = 1.1, 8
 
 @dataclass(frozen=True)
 class Caches:
-    """Bytes: of a core's own, and of the last level."""
+    """Bytes of a core's own first and second cache, and of the last level."""
 
     l1: int
     l2: int
@@ -50,8 +50,12 @@ class Caches:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cycles of the busiest part: both stages' arithmetic, and what fetching the pointwise weights
-    again for each tile, and the tile for each panel, adds."""
+    """Cycles of the busiest part of a plan.
+
+    ``depthwise`` is the arithmetic of the first stage, ``pointwise`` that of the product; fetching
+    the product's weights again for each tile adds ``weights``, and fetching the tile for each panel
+    adds ``tile``.
+    """
 
     depthwise: float
     pointwise: float
@@ -65,18 +69,16 @@ class Cost:
 
 @cache
 def this_caches() -> Caches:
-    """Of the first CPU that this process may run on; small ones where the system does not say."""
+    """Returns the caches of the first CPU that this process may run on; small ones where the system
+    does not say."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
-    found = caches_of(cpus[:1])
-    l1, l2 = found.get(1, 32 * 1024), found.get(2, 512 * 1024)
-    return Caches(l1, l2, max(found.values(), default=8 * 1024 * 1024))
+    sizes = caches_of(cpus[:1])
+    l1, l2 = sizes.get(1, 32 * 1024), sizes.get(2, 512 * 1024)
+    return Caches(l1, l2, max(sizes.values(), default=8 * 1024 * 1024))
 
 
 def choose(problem: Problem, isa: Isa, threads: int) -> Plan:
-    """The plan that was found best by ``keep``, or the one that costs least by the model."""
-    layer = layer_of(problem, isa)
-    if layer.product is None:
-        return without_product(problem, layer, threads)
+    """Returns the plan that ``keep`` was given, or else the one that costs least by the model."""
     kept = _kept(problem, isa, threads)
     if kept is None:
         return close_plans(problem, isa, threads)[0][0]
@@ -84,7 +86,8 @@ def choose(problem: Problem, isa: Isa, threads: int) -> Plan:
 
 
 def describe(problem: Problem, chosen: Plan, threads: int) -> list[dict[str, Any]]:
-    """The chosen plan and, after it, those that the model finds close, each with its cost."""
+    """Returns the chosen plan and, after it, those that the model finds close, each with its cost
+    in cycles."""
     close = [plan for plan, _ in close_plans(problem, chosen.isa, threads)]
     return [
         {
@@ -105,13 +108,13 @@ def describe(problem: Problem, chosen: Plan, threads: int) -> list[dict[str, Any
 
 
 def keep(problem: Problem, threads: int, plan: Plan) -> None:
-    """Choose this plan from now on, in this user's other processes too."""
+    """Makes ``choose`` return this plan from now on, in this user's other processes too."""
     content = json.dumps(_choices(plan)).encode()
     cachefiles.save("plans", plan_key(problem, plan.isa, threads), content)
 
 
 def _kept(problem: Problem, isa: Isa, threads: int) -> Plan | None:
-    """Only ever one of those that the model knows, whatever the file says."""
+    """Returns the plan that was kept: one of those that the model knows, whatever the file says."""
     content = cachefiles.load("plans", plan_key(problem, isa, threads))
     if content is None:
         return None
@@ -124,7 +127,7 @@ def _kept(problem: Problem, isa: Isa, threads: int) -> Plan | None:
 
 
 def _choices(plan: Plan) -> dict[str, int]:
-    """What tells a problem's plans apart."""
+    """Returns what tells a problem's plans apart."""
     return {"tile": plan.tile, "channel_parts": plan.channel_parts}
 
 
@@ -134,13 +137,13 @@ def plan_key(problem: Problem, isa: Isa, threads: int) -> str:
 
 
 def close_plans(problem: Problem, isa: Isa, threads: int) -> list[tuple[Plan, Cost]]:
-    """The best plan by the model and a few that cost little more, best first."""
+    """Returns the best plan by the model and a few that cost little more, best first."""
     caches = this_caches()
-    found = [
+    costs = [
         (plan, cost(problem, plan, caches)) for plan in all_plans(problem, isa, threads, caches)
     ]
-    found.sort(key=lambda pair: pair[1].cycles)
-    close = [pair for pair in found if pair[1].cycles <= _CLOSE * found[0][1].cycles]
+    costs.sort(key=lambda pair: pair[1].cycles)
+    close = [pair for pair in costs if pair[1].cycles <= _CLOSE * costs[0][1].cycles]
     return close[:_MOST_CLOSE]
 
 
@@ -148,8 +151,10 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     """Returns what the busiest part of a plan takes, as far as the model knows."""
     layer = layer_for(problem, plan)
     isa, dot, product = plan.isa, layer.dot, layer.product
-    assert product is not None
     my_pieces = -(-plan.pieces // plan.pixel_parts)
+    if product is None:
+        share = my_pieces / plan.pieces
+        return Cost(layer.stages[0].cycles_alone(problem, isa, dot) * share, 0.0, 0.0, 0.0)
     my_panels = -(-product.panels(isa, plan.vectors) // plan.channel_parts)
     tiles = -(-my_pieces // plan.tile)
     runs = _runs(problem, plan, my_pieces)
@@ -197,7 +202,7 @@ def layer_for(problem: Problem, plan: Plan) -> Layer:
 
 
 def _runs(problem: Problem, plan: Plan, my_pieces: int) -> dict[int, float]:
-    """How often a part has a piece of so many pixels."""
+    """Returns how often a part has a piece of so many pixels."""
     if plan.short_rows:
         least, longer = divmod(problem.out_pixels, plan.pieces)
         longer = -(-longer // plan.pixel_parts)
@@ -207,22 +212,24 @@ def _runs(problem: Problem, plan: Plan, my_pieces: int) -> dict[int, float]:
 
 
 def _shared(total: int, most: int) -> Counter[int]:
-    """So many in all, taken in groups of the most that there may be: how many groups of a size."""
-    found = Counter({most: total // most, total % most: 1})
-    return Counter({size: count for size, count in found.items() if size and count})
+    """Returns how many groups of each size a total makes, in groups of at most ``most``."""
+    groups = Counter({most: total // most, total % most: 1})
+    return Counter({size: count for size, count in groups.items() if size and count})
 
 
 def _level(size: int, caches: Caches) -> str:
-    """The cache that holds so many bytes beside what passes through it."""
+    """Returns the cache that holds so many bytes beside what passes through it."""
     sizes = {"L1": caches.l1, "L2": caches.l2, "L3": caches.last}
     return next((name for name, held in sizes.items() if size <= _HELD * held), "DRAM")
 
 
 def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Iterator[Plan]:
-    """Yields every plan that is weighed, of a problem with a product."""
+    """Yields every plan that is weighed; without a product there is just one."""
     layer = layer_of(problem, isa)
     product = layer.product
-    assert product is not None
+    if product is None:
+        yield without_product(problem, layer, threads)
+        return
     vectors = min(2, product.panels(isa, 1))
     most_channel_parts = product.panels(isa, vectors)
     element = DTYPES[problem.dtype].bytes
@@ -263,7 +270,7 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
 
 
 def _tile_sizes(most: int) -> Iterator[int]:
-    """1, 2, 3, 4, 6, 8, 12, ... and all."""
+    """Yields 1, 2, 3, 4, 6, 8, 12, ... and the most."""
     size = 1
     while size < most:
         yield size

@@ -21,7 +21,7 @@ from dnnsep.codegen.dots import Dot
 from dnnsep.codegen.lang.emit import Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.dtypes import DTYPES, F32
-from dnnsep.problem import Pair
+from dnnsep.problem import Pair, Problem
 from dnnsep.weights import Weights
 
 
@@ -44,6 +44,11 @@ class Stage(ABC):
     ) -> None:
         """Emits the pieces [``first``, ``last``) of all images, of so many pixels each, from the
         input ``x`` to the output ``y``: of a stage that is neither a source nor a product."""
+        raise NotImplementedError
+
+    def cycles_alone(self, problem: Problem, isa: Isa, dot: Dot) -> float:
+        """Returns the cycles of a problem that is just this stage, as far as the cost model
+        knows."""
         raise NotImplementedError
 
     @abstractmethod
@@ -162,6 +167,9 @@ class Source(Stage):
     @abstractmethod
     def cycles(self, isa: Isa, dot: Dot) -> float:
         """Returns the cycles that a pixel takes, as far as the cost model knows."""
+
+    def cycles_alone(self, problem: Problem, isa: Isa, dot: Dot) -> float:
+        return problem.out_pixels * self.cycles(isa, dot)
 
     @abstractmethod
     def emit(

@@ -9,10 +9,12 @@ import numpy as np
 from llvmlite import ir
 
 from dnnsep.activations import Exact
+from dnnsep.codegen.dots import Dot
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.stages.base import Stage, bound_of_sum
+from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
 # Pixels added at a time, each to sums of its own: an addition takes as many cycles.
@@ -39,6 +41,11 @@ class Mean(Stage):
     def pieces_of_image(self, isa: Isa, runs: int) -> int:
         """As many as vectors of channels: there is one output pixel only."""
         return -(-self.channels // isa.lanes)
+
+    def cycles_alone(self, problem: Problem, isa: Isa, dot: Dot) -> float:
+        """Two loads start a cycle."""
+        vectors = problem.batch * self.pieces_of_image(isa, 1)
+        return problem.height * problem.width * vectors / 2
 
     def emit_pieces(
         self,
