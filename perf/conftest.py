@@ -21,6 +21,7 @@ from dnnsep.sweep.results import Key
 
 keep_pages()
 
+_CONFIG = Path(__file__).parents[1] / "configs" / "ci.yaml"
 _FAIL_ON = ("slower", "impl-changed", "incorrect", "failed")
 _THRESHOLDS: dict[str, float] = yaml.safe_load(
     (Path(__file__).parent / "thresholds.yaml").read_text(encoding="utf-8")
@@ -34,6 +35,7 @@ VERDICTS = pytest.StashKey[list[Comparison]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("dnnsep")
     group.addoption("--baseline", type=Path, help="fail where a layer is slower than in this file")
+    group.addoption("--config", type=Path, default=_CONFIG, help="the layers [configs/ci.yaml]")
     group.addoption("--visits", type=int, default=8, help="measure every layer so many times")
 
 

@@ -1,4 +1,5 @@
-"""Regression benchmarks: configs/ci.yaml on every backend it names, one group a problem.
+"""Regression benchmarks: configs/ci.yaml, or another ``--config``, on every backend it names, one
+group a problem.
 
 Every layer is measured on several visits (``--visits``), which is what the gate compares.
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,14 +21,10 @@ from dnnsep import Problem, cost, get_backend
 from dnnsep.backends.tensors import to_channels_last
 from dnnsep.host.machine import default_threads
 from dnnsep.measure.calibrate import Calibrator
+from dnnsep.sweep.case import Case
 from dnnsep.sweep.check import CheckData
-from dnnsep.sweep.config import Case, Overrides, load_sweep
+from dnnsep.sweep.config import Overrides, load_sweep
 from dnnsep.sweep.verbose import onednn_log
-
-_CONFIG = Path(__file__).parents[1] / "configs" / "ci.yaml"
-_BACKENDS = [b for b in os.environ.get("DNNSEP_TEST_BACKENDS", "").split(",") if b]
-_CASES = load_sweep([str(_CONFIG)], Overrides(backends=_BACKENDS), default_threads()).cases
-
 
 _CALLS = 25
 
@@ -37,13 +33,17 @@ _PATIENCE_SECONDS = 1.0
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """All layers, then all again: what a machine does for a while does not hit one layer only."""
+    """Makes a benchmark of all layers, then of all again: what a machine does for a while does not
+    hit one layer only."""
+    config = str(metafunc.config.getoption("config"))
+    backends = [b for b in os.environ.get("DNNSEP_TEST_BACKENDS", "").split(",") if b]
+    cases = load_sweep([config], Overrides(backends=backends), default_threads()).cases
     metafunc.parametrize(
         ("visit", "case", "backend"),
         [
             pytest.param(visit, case, backend, id=f"{case.name}-{case.problem}-{backend}-{visit}")
             for visit in range(metafunc.config.getoption("visits"))
-            for case in _CASES
+            for case in cases
             for backend in case.backends
         ],
     )

@@ -24,7 +24,7 @@ from pydantic import (
 from dnnsep.backends import PEERS, get_backend
 from dnnsep.problem import Problem
 from dnnsep.sweep.benchdnn import LeftOut, NamedProblem, ShapeFile, read_shape_file
-from dnnsep.sweep.case import Case as Case
+from dnnsep.sweep.case import Case
 from dnnsep.sweep.results import Cache
 
 DEFAULT_BACKENDS = ("ipex", "onednn", "eager")

@@ -12,7 +12,8 @@ from dnnsep.cost import cost
 from dnnsep.measure.roofs import MemoryLevel, Roofs
 from dnnsep.measure.stats import Stats
 from dnnsep.problem import Problem
-from dnnsep.sweep.config import Case, Overrides, load_sweep
+from dnnsep.sweep.case import Case
+from dnnsep.sweep.config import Overrides, load_sweep
 from dnnsep.sweep.results import Record, Results
 from tests.sweep.samples import rounds_of
 
