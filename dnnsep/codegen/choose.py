@@ -1,4 +1,4 @@
-"""Which plan: a small model of what each costs, from the problem and the sizes of the caches.
+"""Chooses a plan by a small model of what each costs on caches of this size.
 
 Cycles are those of a core that starts two vector multiply-adds each. What a line of memory costs on
 top of the arithmetic that hides most of it was fitted to plans measured on a Zen 5; it only has to

@@ -10,7 +10,7 @@ from dnnsep.problem import Problem
 
 @dataclass(frozen=True)
 class Extent:
-    """Images of a batch, and their height and width in pixels."""
+    """The sizes of an input: images of a batch, and their height and width in pixels."""
 
     batch: int
     height: int

@@ -42,7 +42,7 @@ class Specialization:
 
     @property
     def scratch_bytes(self) -> int:
-        """Scratch memory of all parts."""
+        """Bytes of scratch memory for all parts."""
         return self.plan.parts * self.scratch_bytes_a_part
 
     def module(self) -> ir.Module:

@@ -121,7 +121,8 @@ class Layer:
     def tile_stride(self) -> int:
         """Elements from one pixel of a tile to the next.
 
-        A vector more than the depth where rows would all start at the same place of a cache's way.
+        It is a vector more than the depth where pixels would all start at the same place of a
+        cache's ways.
         """
         crowded = self.depth * self.dot.bytes % 1024 == 0
         return self.depth + (self.isa.lanes * 4 // self.dot.bytes if crowded else 0)
@@ -158,7 +159,7 @@ class TileSink:
 
 @dataclass(frozen=True)
 class OutputSink:
-    """The output of a layer of one stage: just the channels that there are."""
+    """The output of a layer of one stage: only the channels that it has are written."""
 
     isa: Isa
     dtype: str

@@ -59,7 +59,7 @@ class Packing:
 
     @cached_property
     def size(self) -> int:
-        """Bytes of all."""
+        """Bytes of all packed weights together."""
         if self.layer.product is None:
             return self.matrix
         return self.bias + 4 * self.panels * self.panel_channels

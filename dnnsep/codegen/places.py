@@ -14,8 +14,11 @@ from dnnsep.codegen.plan import Plan
 
 
 class Places:
-    """Pieces are numbered along a row of output pixels, then by rows, over all images; rows too.
-    A piece's ``place`` is its number along its row, 0 for one of short rows."""
+    """Emits addresses of a plan's pieces.
+
+    Pieces are numbered along a row of output pixels, then row by row over all images. A piece's
+    ``place`` is its number along its row; a piece of short rows has place 0.
+    """
 
     def __init__(self, code: Code, layer: Layer, extent: Extent, plan: Plan) -> None:
         self.code, self.extent, self.plan = code, extent, plan

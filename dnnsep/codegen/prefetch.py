@@ -20,8 +20,11 @@ _LINE = 64
 
 @dataclass(frozen=True)
 class Prefetch:
-    """A piece's new input, the lowest ``new_rows`` rows under the kernel: ``runs`` runs of bytes,
-    ``pitch`` bytes apart. Each of the piece's multiplications fetches ``share`` bytes of each."""
+    """Fetching a piece's new input ahead: the lowest ``new_rows`` rows under the kernel.
+
+    They are ``runs`` runs of bytes, ``pitch`` bytes apart; each of the piece's multiplications
+    fetches ``share`` bytes of each run.
+    """
 
     new_rows: int
     runs: int
@@ -41,8 +44,9 @@ class Prefetch:
 
 @dataclass(frozen=True)
 class Ahead:
-    """The panel after the one that is multiplied: each of a tile's pieces fetches ``share`` bytes
-    of it into the second cache. Other layers' weights have been there since the last call."""
+    """Fetching the next panel ahead: while a panel is multiplied, each of a tile's pieces fetches
+    ``share`` bytes of the panel after it into the second cache, from which other layers' weights
+    have pushed it since the last call."""
 
     share: int
 

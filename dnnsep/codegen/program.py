@@ -46,7 +46,7 @@ class Step:
 
     @property
     def special(self) -> Specialization:
-        """What decides its kernel."""
+        """All that decides the step's kernel."""
         extras = Extras(self.sources.residual is not None, self.sources.scale is not None)
         return Specialization.of(self.problem, self.plan, extras)
 
@@ -112,7 +112,7 @@ class Program:
 
 
 class _Frame:
-    """Tasks and memory for one call at a time."""
+    """The tasks and the memory of a program, for one call at a time."""
 
     def __init__(
         self,
@@ -178,13 +178,14 @@ class _Frame:
 
 
 class _Entry(ctypes.Structure):
-    """A step for the generated code: a kernel and its Task, by address."""
+    """A step as the generated code reads it: the addresses of a kernel and of its Task."""
 
     _fields_ = (("function", ctypes.c_void_p), ("task", ctypes.c_void_p))
 
 
 class _List(ctypes.Structure):
-    """The steps of a program for the generated code, and OpenMP's barrier."""
+    """A program as the generated code reads it: the address of its steps, their number, and the
+    address of OpenMP's barrier."""
 
     _fields_ = (
         ("steps", ctypes.c_void_p),

@@ -14,7 +14,7 @@ _LIBRARIES = ("libgomp", "libiomp5", "libomp")
 
 @cache
 def openmp() -> ctypes.CDLL:
-    """The OpenMP library that torch has loaded. Raises RuntimeError where there is none."""
+    """Returns the OpenMP library that torch has loaded. Raises RuntimeError where there is none."""
     import torch  # noqa: F401  (loads it)
 
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -27,13 +27,14 @@ def openmp() -> ctypes.CDLL:
 
 
 def address_of(name: str) -> int:
+    """Returns the address of one of OpenMP's functions."""
     return ctypes.cast(getattr(openmp(), name), ctypes.c_void_p).value or 0
 
 
 def parallel() -> Callable[[int, int, int, int], None]:
     """Returns ``parallel(function, argument, threads, 0)``, by addresses: each thread of a team
     calls function(argument)."""
-    found = openmp().GOMP_parallel
-    found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    found.restype = None
-    return cast("Callable[[int, int, int, int], None]", found)
+    function = openmp().GOMP_parallel
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    function.restype = None
+    return cast("Callable[[int, int, int, int], None]", function)

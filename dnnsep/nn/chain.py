@@ -17,7 +17,7 @@ from dnnsep.nn.packed import PackedConv2d, PackedLayer, PackedLinear, Ready, row
 
 
 def can_be_linked(layer: nn.Module, with_residual: bool) -> bool:
-    """Whether a layer may run as a part of a chain."""
+    """Returns whether a layer may be linked into a chain."""
     if isinstance(layer, SeparableConv2d):  # its residual comes after the activation
         return not (with_residual and layer.activations[1] != "none")
     if isinstance(layer, PackedLinear):
@@ -30,17 +30,20 @@ def can_be_linked(layer: nn.Module, with_residual: bool) -> bool:
 
 
 def takes_rows(layer: nn.Module) -> bool:
-    """Whether a layer's input is (..., C) and not (N, C, H, W)."""
+    """Returns whether a layer's input is (..., C) and not (N, C, H, W)."""
     return isinstance(layer, PackedLinear) and not layer.pooled
 
 
 def gives_rows(layer: nn.Module) -> bool:
+    """Returns whether a layer's result is (..., OC) and not (N, OC, H, W)."""
     return isinstance(layer, PackedLinear)
 
 
 def _fit(sources: Sources[int], likes: dict[int, Tensor], shape: torch.Size) -> bool:
-    """Whether the residual is of the result's shape and the scale a number for each channel. They
-    were for the example, but other images may come out in other sizes."""
+    """Returns whether the residual has the result's shape and the scale a number for each channel.
+
+    They had for the example, but images of other sizes may come out in other sizes.
+    """
     if sources.residual is not None and likes[sources.residual].shape != shape:
         return False
     images = likes[sources.x].shape
@@ -48,8 +51,8 @@ def _fit(sources: Sources[int], likes: dict[int, Tensor], shape: torch.Size) -> 
 
 
 class PackedChain(PackedLayer):
-    """Layers, each on results of earlier ones: where the fused kernel has all of them, they run in
-    one call. The result is the last one's.
+    """Layers, each on results of earlier ones, that run in one call where the fused kernel can run
+    all of them. The result is the last one's.
 
     New parameters of the layers are seen by the next call; new layers in their place only after
     ``train`` or ``eval``.

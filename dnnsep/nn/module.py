@@ -102,7 +102,7 @@ class SeparableConv2d(PackedLayer):
         activations: tuple[str, str] = ("none", "none"),
         backend: str = "auto",
     ) -> SeparableConv2d:
-        """The layer that does what existing ones do one after the other in eval mode.
+        """Returns the layer that does what existing ones do one after the other in eval mode.
 
         ``norms`` follow the depthwise and the pointwise convolution, before the activations:
         MobileNet's block. They are folded into weights and biases.
@@ -111,12 +111,12 @@ class SeparableConv2d(PackedLayer):
             folded(convolution, norm)
             for convolution, norm in zip((depthwise, pointwise), norms, strict=True)
         )
-        found = cls(1, 1, 1, activations=activations, backend=backend)
-        found.depthwise, found.pointwise = first, second
-        return found.train(depthwise.training)
+        layer = cls(1, 1, 1, activations=activations, backend=backend)
+        layer.depthwise, layer.pointwise = first, second
+        return layer.train(depthwise.training)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The layer on x: (N, C, H, W) or (C, H, W); ``residual`` is added to its result."""
+        """Returns the result on x: (N, C, H, W) or (C, H, W); ``residual`` is added to it."""
         if x.dim() == 3:
             whole = None if residual is None else residual.unsqueeze(0)
             return super().forward(x.unsqueeze(0), whole).squeeze(0)
@@ -154,7 +154,7 @@ class SeparableConv2d(PackedLayer):
         )
 
     def problems(self, x: Tensor) -> list[Problem] | None:
-        """None too where the input has to be padded first."""
+        """Returns None too where the input has to be padded first."""
         inside, geometry = self.padded(x)
         if inside is not x:
             return None
@@ -169,7 +169,8 @@ class SeparableConv2d(PackedLayer):
         return f"activations={self.activations}, backend={self.backend!r}"
 
     def padded(self, x: Tensor) -> tuple[Tensor, Geometry]:
-        """The input with what padding the stage itself cannot do, and what is left to it."""
+        """Returns the input with the padding that the layer itself cannot do, and the layer's
+        geometry with the padding that is left to it."""
         layer = self.depthwise
         # Sizes are no numbers while torch.jit traces.
         tracing = torch._C._get_tracing_state() is not None

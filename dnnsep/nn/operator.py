@@ -101,14 +101,14 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = tensors
         assert x is not None
         y = plain(x, Parameters(*parameters), ctx.geometry)  # type: ignore[arg-type]
-        found = iter(
+        computed = iter(
             torch.autograd.grad(
                 y,
                 [t for t, wants in zip(tensors, wanted, strict=True) if wants and t is not None],
                 gradient,
             )
         )
-    gradients = [next(found) if wants else None for wants in wanted]
+    gradients = [next(computed) if wants else None for wants in wanted]
     return (*gradients, None, None, None, None, None)
 
 

@@ -42,6 +42,7 @@ LONG = ("silu", "sigmoid", "gelu")
 
 
 def activate(code: Code, name: str, x: ir.Value) -> ir.Value:
+    """Returns an activation of ACTIVATIONS of a vector of f32."""
     b, kind = code.builder, x.type
 
     def number(value: float) -> ir.Value:
@@ -68,17 +69,19 @@ def activate(code: Code, name: str, x: ir.Value) -> ir.Value:
 
 
 def _at_least(code: Code, x: ir.Value, limit: float) -> ir.Value:
-    """The larger one; NaN where x is: the comparison is false then."""
+    """Returns the larger of x and the limit; NaN where x is NaN, since the comparison is false."""
     bound = code.splat(limit, x.type)
     return code.builder.select(code.builder.fcmp_ordered(">", bound, x), bound, x)
 
 
 def _at_most(code: Code, x: ir.Value, limit: float) -> ir.Value:
+    """Returns the smaller of x and the limit; NaN where x is NaN."""
     bound = code.splat(limit, x.type)
     return code.builder.select(code.builder.fcmp_ordered("<", bound, x), bound, x)
 
 
 def _exp(code: Code, x: ir.Value) -> ir.Value:
+    """Returns e to the power x, which is split into a power of 2 and a small rest."""
     b, kind = code.builder, x.type
     whole = ir.VectorType(I32, kind.count)
     near = _at_most(code, _at_least(code, x, _EXP_LEAST), _EXP_MOST)
@@ -94,7 +97,7 @@ def _exp(code: Code, x: ir.Value) -> ir.Value:
 
 
 def _erf_of_root_half(code: Code, x: ir.Value) -> ir.Value:
-    """erf(x / sqrt 2) of an x that is at least -_ERF_MOST."""
+    """Returns erf(x / sqrt 2) of an x that is at least -_ERF_MOST."""
     near = _at_most(code, x, _ERF_MOST)
     square = code.builder.fmul(near, near)
     numerator = code.builder.fmul(near, _polynomial(code, _ERF_P, square))
@@ -102,7 +105,7 @@ def _erf_of_root_half(code: Code, x: ir.Value) -> ir.Value:
 
 
 def _polynomial(code: Code, terms: Sequence[float], x: ir.Value) -> ir.Value:
-    """By Horner's rule, the highest power's term first."""
+    """Returns a polynomial of x by Horner's rule; the highest power's term comes first."""
     value = code.splat(terms[0], x.type)
     for term in terms[1:]:
         value = code.fma(value, x, code.splat(term, x.type))

@@ -26,7 +26,7 @@ class Code:
         return tuple(self.function.args)
 
     def internal(self) -> Code:
-        """Called only from this module; kept a function of its own."""
+        """Makes the function one that only this module calls, but not a part of its callers."""
         self.function.linkage = "internal"
         self.function.attributes.add("noinline")
         return self
@@ -43,7 +43,10 @@ class Code:
         carried: Sequence[ir.Value] = (),
         step: int | ir.Value = 1,
     ) -> list[ir.Value]:
-        """``carried = body(at, carried)`` for at in range(start, stop, step); the last carried."""
+        """Emits ``carried = body(at, carried)`` for at in range(start, stop, step).
+
+        Returns the carried values after the loop.
+        """
         b = self.builder
         entry = b.block
         head, inside, after = (self.function.append_basic_block() for _ in range(3))
@@ -70,7 +73,7 @@ class Code:
         body: Callable[[ir.Value], None],
         step: int | ir.Value = 1,
     ) -> None:
-        """``body(at)`` for at in range(start, stop, step), as a loop."""
+        """Emits ``body(at)`` for at in range(start, stop, step), as a loop."""
 
         def one(at: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
             body(at)
@@ -85,7 +88,7 @@ class Code:
     def for_rows(
         self, rows: Sequence[Sequence[ir.Value]], body: Callable[[ir.Value, list[ir.Value]], None]
     ) -> None:
-        """``body(i, rows[i])`` as a loop, for bodies too long to be written out for each row.
+        """Emits ``body(i, rows[i])`` as a loop, for bodies too long to be written out each time.
 
         The values, vectors all of one type, go through the stack.
         """
@@ -112,13 +115,14 @@ class Code:
         return self.builder.select(self.builder.icmp_signed(">", first, second), first, second)
 
     def at(self, pointer: ir.Value, index: ir.Value | int, kind: ir.Type) -> ir.Value:
-        """The address of the index-th ``kind`` from a pointer."""
+        """Returns the address of the index-th value of a type from a pointer on."""
         return self.builder.gep(
             pointer, [I64(index) if isinstance(index, int) else index], source_etype=kind
         )
 
     def load(self, pointer: ir.Value, kind: ir.Type, lanes: int | None = None) -> ir.Value:
-        """Of any alignment; only the first ``lanes`` are read, the others are zero."""
+        """Returns what is at an address of any alignment; of a vector only the first ``lanes`` are
+        read, and the others are zero."""
         if lanes is None or lanes == kind.count:
             return self.builder.load(pointer, typ=kind, align=_element_bytes(kind))
         mask = _lane_mask(lanes, kind.count)
@@ -133,8 +137,8 @@ class Code:
         lanes: int | None = None,
         streaming: bool = False,
     ) -> None:
-        """Of any alignment; only the first ``lanes`` are written. ``streaming`` goes past the
-        caches and needs the alignment of the whole value."""
+        """Writes a value to an address of any alignment; of a vector only the first ``lanes``.
+        A ``streaming`` store goes past the caches and needs the alignment of the whole value."""
         if lanes == 1:
             # LLVM 22 makes of a masked store of one narrowed lane a store of the wide one.
             value = self.builder.extract_element(value, I32(0))
@@ -152,14 +156,14 @@ class Code:
             stored.set_metadata("nontemporal", self.module.add_metadata([I32(1)]))
 
     def prefetch(self, pointer: ir.Value, level: int = 1) -> None:
-        """Bring the line at an address, which need not exist, into a level of the caches."""
+        """Fetches the line at an address, which need not exist, into a level of the caches."""
         arguments = [pointer, I32(0), I32(4 - level), I32(1)]  # to be read; data
         self.builder.call(self._intrinsic("llvm.prefetch.p0", VOID, arguments), arguments)
 
     def call_address(
         self, pointer: ir.Value, arguments: Sequence[ir.Value], gives: ir.Type
     ) -> ir.Value:
-        """Call what is at an address."""
+        """Calls the function at an address; returns what it gives."""
         signature = ir.FunctionType(gives, [value.type for value in arguments])
         return self.builder.call(_Callee(pointer, signature), arguments)
 
@@ -167,7 +171,7 @@ class Code:
         return self.intrinsic("llvm.fma", a, b, c)
 
     def intrinsic(self, name: str, *arguments: ir.Value) -> ir.Value:
-        """One that is named for the type of its arguments and gives the same type."""
+        """Calls an intrinsic that is named for its arguments' type and returns the same type."""
         kind = arguments[0].type
         function = self._intrinsic(f"{name}.{_name(kind)}", kind, arguments)
         return self.builder.call(function, arguments)
@@ -178,18 +182,19 @@ class Code:
         return known or ir.Function(self.module, signature, name)
 
     def instruction(self, text: str, kind: ir.Type, *arguments: ir.Value) -> ir.Value:
-        """An instruction that LLVM's IR has no word for; ``$0`` is its result."""
+        """Emits an instruction that LLVM's IR has no word for; in its text ``$0`` is the result."""
         signature = ir.FunctionType(kind, [argument.type for argument in arguments])
         constraints = ",".join(["=v", *("v" for _ in arguments)])
         return self.builder.call(ir.InlineAsm(signature, text, constraints), arguments)
 
     def fence(self) -> None:
-        """Streaming stores before it are seen before any store after it."""
+        """Makes streaming stores before it visible before any store after it."""
         asm = ir.InlineAsm(ir.FunctionType(VOID, []), "sfence", "~{memory}", side_effect=True)
         self.builder.call(asm, [])
 
     def splat(self, value: float, kind: ir.VectorType) -> ir.Value:
-        """A number in every lane; written once, since a constant's text names each lane."""
+        """Returns a vector of a number in every lane; it is written once, since the text of a
+        constant names each lane."""
         key = (value, str(kind))
         if key not in self._splats:
             with self.builder.goto_entry_block():

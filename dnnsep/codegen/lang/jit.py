@@ -30,7 +30,8 @@ class Function:
     """
 
     def __init__(self, code: bytes, name: str, arguments: Sequence[type]) -> None:
-        """``name``, a void function of ctypes ``arguments``, of ``machine_code``'s result."""
+        """``code`` is what ``machine_code`` returned; ``name`` a function in it that takes arguments
+        of these ctypes and returns nothing."""
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(this_cpu()))
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
@@ -55,7 +56,7 @@ class Program(Function):
 
 
 def machine_code(module: ir.Module, target: Target | None = None) -> bytes:
-    """The module as an object file, for this CPU or another target.
+    """Returns the module as an object file, for this CPU or another target.
 
     Raises RuntimeError with LLVM's message if the module is not valid.
     """
@@ -64,7 +65,7 @@ def machine_code(module: ir.Module, target: Target | None = None) -> bytes:
 
 
 def assembly(module: ir.Module, target: Target | None = None) -> str:
-    """The machine code of a module as text."""
+    """Returns the machine code of a module as text."""
     optimized, machine = _optimized(module, target)
     return str(machine.emit_assembly(optimized))
 
@@ -84,12 +85,12 @@ def _optimized(
 
 @cache
 def this_cpu() -> Target:
-    """This CPU with all that it has."""
+    """Returns this CPU with all its features."""
     return Target(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
 
 
 def cpu_features() -> dict[str, bool]:
-    """What LLVM finds this CPU to have, by LLVM's names, e.g. ``avx512bf16``."""
+    """Returns which features LLVM finds this CPU to have, by LLVM's names, e.g. ``avx512bf16``."""
     return dict(llvm.get_host_cpu_features())
 
 
