@@ -31,7 +31,8 @@ def separable_conv2d(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """A depthwise convolution and a pointwise one, with TensorFlow's meaning of the arguments.
+    """Returns a depthwise convolution followed by a pointwise one, the arguments meaning what they
+    mean in TensorFlow.
 
     ``input`` is (N, H, W, C), or (N, C, H, W) with ``data_format`` "NCHW"; ``depthwise_filter``
     (kh, kw, C, m); ``pointwise_filter`` (1, 1, C·m, OC); ``strides`` four numbers, one for each
@@ -114,7 +115,7 @@ def _padding(
     reach: Sequence[int],
     stride: Pair,
 ) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right)."""
+    """Returns the padding as (top, bottom, left, right)."""
     if padding == "VALID":
         return 0, 0, 0, 0
     if padding == "SAME":

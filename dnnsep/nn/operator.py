@@ -36,7 +36,7 @@ def separable_conv2d(
     geometry: Geometry,
     backend: str = "auto",
 ) -> Tensor:
-    """The operator on a layer; the result is channels-last in memory.
+    """Returns the operator's result on a layer, channels-last in memory.
 
     ``input`` is (N, C, H, W), f32 or bf16. Gradients are those of the plain layer. Raises
     ValueError if the backend cannot run the layer.

@@ -30,8 +30,8 @@ class Function:
     """
 
     def __init__(self, code: bytes, name: str, arguments: Sequence[type]) -> None:
-        """``code`` is what ``machine_code`` returned; ``name`` a function in it that takes arguments
-        of these ctypes and returns nothing."""
+        """``code`` is what ``machine_code`` returned; ``name`` is a function in it that takes
+        arguments of these ctypes and returns nothing."""
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(this_cpu()))
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
