@@ -37,7 +37,9 @@ def _random_floats(count: int) -> Array:
     """Returns any normal numbers, infinities and NaN: of random bits."""
     bits = np.random.default_rng(0).integers(0, 2**32, count, np.uint32)
     values: Array = bits.view(np.float32)
-    return values[~((np.abs(values) < 2.0**-126) & (values != 0))]
+    denormal = (np.abs(values) < 2.0**-126) & (values != 0)
+    normal: Array = values[~denormal]
+    return normal
 
 
 def _storing(isa: Isa, element: Element, lanes: int | None = None) -> Function:
