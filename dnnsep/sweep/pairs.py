@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dnnsep.host.files import replace_whole
 from dnnsep.measure.stats import Control
 from dnnsep.problem import Problem
 from dnnsep.sweep.results import Cache, Key
@@ -112,13 +112,8 @@ class PairResults(BaseModel):
         return f'{head[:-1]},"trials":[\n{_lines(self.trials)}\n]}}\n'
 
     def save(self, path: Path) -> None:
-        """Replace the file at once, so that a kill leaves the old or the new one, never a part."""
-        beside = path.with_name(path.name + ".part")
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(self.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        """Writes the file at once, so that a kill leaves the old or the new one, never a part."""
+        replace_whole(path, self.to_json())
 
 
 def _lines(trials: Sequence[Trial]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dnnsep.host.files import replace_whole
 from dnnsep.measure.roofs import Roof, Roofs
 from dnnsep.measure.stats import Round, Stats
 from dnnsep.problem import Problem
@@ -115,13 +115,8 @@ class Results(BaseModel):
         return f'{head[:-1]},"records":[\n{records}\n]}}\n'
 
     def save(self, path: Path) -> None:
-        """Replace the file at once, so that a kill leaves the old or the new one, never a part."""
-        beside = path.with_name(path.name + ".part")
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(self.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        """Writes the file at once, so that a kill leaves the old or the new one, never a part."""
+        replace_whole(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Results:
