@@ -32,8 +32,8 @@ __all__ = [
     "what_ran",
 ]
 
-# These import torch, so only when they are asked for.
-_FOR_TORCH = {
+# Their modules import torch, so they are imported only when a name is asked for.
+_TORCH_MODULES = {
     "SeparableConv2d": "dnnsep.nn.module",
     "optimize": "dnnsep.graph.optimize",
     "separable_conv2d": "dnnsep.nn.functional",
@@ -42,6 +42,7 @@ _FOR_TORCH = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FOR_TORCH:
+    """Imports the names that need torch on first use. Raises AttributeError for unknown names."""
+    if name not in _TORCH_MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_FOR_TORCH[name]), name)
+    return getattr(import_module(_TORCH_MODULES[name]), name)

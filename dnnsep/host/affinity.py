@@ -1,4 +1,4 @@
-"""Which CPUs the threads of this process run on."""
+"""Decides which CPUs the threads of this process run on."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-# How long to watch which threads do an engine's work, and the share of the busiest one's time from
-# which a thread counts as one of them.
+# How long the threads of an engine are watched, and the share of the busiest one's CPU time from
+# which a thread counts as one that works.
 _WATCH_SECONDS = 0.05
-_WORKS = 0.3
+_WORKING_SHARE = 0.3
 
 
 def keep_on(cpus: list[int]) -> bool:
-    """Let every thread of this process, and those they start, run on any of these CPUs.
+    """Lets all threads of this process, and those they start, run on these CPUs only.
 
-    Returns False where the system has no way to or refuses.
+    Returns False where the system cannot do so or refuses.
     """
     if not hasattr(os, "sched_setaffinity"):
         return False
     try:
         for thread in _threads():
-            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            with contextlib.suppress(ProcessLookupError):  # the thread has ended meanwhile
                 os.sched_setaffinity(thread, cpus)
     except OSError:
         return False
@@ -32,31 +32,33 @@ def keep_on(cpus: list[int]) -> bool:
 
 
 def pin_workers(cpus: list[int], call: Callable[[], Any]) -> None:
-    """Give each thread that does ``call``'s work a CPU of its own.
+    """Pins each thread that does the work of ``call`` to a CPU of its own.
 
     Left to itself Linux may wake an engine's threads all on one CPU and spread them only after
-    tens of milliseconds. Threads that only wait stay where they were. Without a record of the
-    threads' times nothing is pinned.
+    tens of milliseconds. ``call`` is made again and again for 50 ms to see which threads work;
+    threads that only wait stay where they were. Nothing is pinned where the system does not record
+    the CPU times of threads.
     """
-    before = _run_times()
+    before = _cpu_times()
     end = perf_counter() + _WATCH_SECONDS
     call()
     while perf_counter() < end:
         call()
-    ran = {thread: now - before.get(thread, 0) for thread, now in _run_times().items()}
-    busiest = sorted(ran, key=lambda thread: -ran[thread])[: len(cpus)]
-    working = [thread for thread in busiest if ran[thread] > _WORKS * ran[busiest[0]]]
+    used = {thread: after - before.get(thread, 0) for thread, after in _cpu_times().items()}
+    busiest = sorted(used, key=lambda thread: -used[thread])[: len(cpus)]
+    working = [thread for thread in busiest if used[thread] > _WORKING_SHARE * used[busiest[0]]]
     for thread, cpu in zip(sorted(working), cpus, strict=False):
         with contextlib.suppress(OSError):
             os.sched_setaffinity(thread, {cpu})
 
 
 def _threads() -> list[int]:
+    """Returns the ids of this process's threads. Raises OSError where there is no /proc."""
     return [int(name) for name in os.listdir("/proc/self/task")]
 
 
-def _run_times() -> dict[int, int]:
-    """Nanoseconds on a CPU by thread; empty where the system does not say."""
+def _cpu_times() -> dict[int, int]:
+    """Returns the CPU time of each thread in nanoseconds; empty where it is not recorded."""
     times = {}
     with contextlib.suppress(OSError):
         for thread in _threads():

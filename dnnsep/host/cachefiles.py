@@ -1,4 +1,4 @@
-"""Files in the user's cache folder, each named for its key: never trusted further than that.
+"""Keeps bytes in files of the user's cache folder, each under a key, and checks what it reads.
 
 The folder is DNNSEP_CACHE_DIR, or the system's place for a user's caches. It may be deleted at any
 time. A folder that cannot be written means only that nothing is kept.
@@ -17,61 +17,68 @@ from platformdirs import user_cache_path
 
 VARIABLE = "DNNSEP_CACHE_DIR"
 
-# Of a kind; a kernel has about 50 KB. Versions and problems that nobody asks for any more go first.
+# The most files of one kind; a kernel has about 50 KB. The oldest go first: they are of versions
+# and problems that nobody asks for any more.
 _MOST_FILES = 1000
+
+# Each file begins with the SHA-256 of its key and content.
+_HEAD_BYTES = 32
 
 
 def folder() -> Path:
-    found = os.environ.get(VARIABLE)
-    return Path(found) if found else user_cache_path("dnnsep")
+    """Returns the folder that holds a subfolder for each kind of file; it may not exist yet."""
+    chosen = os.environ.get(VARIABLE)
+    return Path(chosen) if chosen else user_cache_path("dnnsep")
 
 
 def load(kind: str, key: str) -> bytes | None:
-    """What was saved under a key; None where nothing was, or where it is not surely that.
+    """Returns the content saved under a key, or None where there is none that can be trusted.
 
-    A file counts only if it belongs to this user, nobody else may write it or its folder, and its
-    content is whole and was saved under this very key.
+    A file is trusted only if it belongs to this user, if nobody else may write it or its folder,
+    and if its content is whole and was saved under this very key.
     """
     path = _path(kind, key)
     try:
         if not (_private(path) and _private(path.parent)):
             return None
-        content = path.read_bytes()
+        saved = path.read_bytes()
     except OSError:
         return None
-    head = _head(key, content[_HEAD_BYTES:])
-    return content[_HEAD_BYTES:] if content[:_HEAD_BYTES] == head else None
+    head, content = saved[:_HEAD_BYTES], saved[_HEAD_BYTES:]
+    return content if head == _head(key, content) else None
 
 
 def save(kind: str, key: str, content: bytes) -> None:
-    """Keep content under a key; whole or not at all, whoever else saves at the same time."""
+    """Saves content under a key, where the folder can be written.
+
+    The file is replaced at once, so that no process ever reads half of it.
+    """
     path = _path(kind, key)
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            written = Path(file.name)
+            unfinished = Path(file.name)
             try:
                 file.write(_head(key, content) + content)
                 file.flush()
-                written.replace(path)
+                unfinished.replace(path)
             except OSError:
-                written.unlink(missing_ok=True)
+                unfinished.unlink(missing_ok=True)
                 raise
         _drop_oldest(path.parent)
 
 
-def _drop_oldest(kept: Path) -> None:
-    files = list(kept.iterdir())
+def _drop_oldest(of_kind: Path) -> None:
+    """Deletes the oldest files of a folder beyond the most it may hold."""
+    files = list(of_kind.iterdir())
     if len(files) > _MOST_FILES:
         files.sort(key=lambda path: path.stat().st_mtime)
         for path in files[:-_MOST_FILES]:
             path.unlink(missing_ok=True)
 
 
-_HEAD_BYTES = 32
-
-
 def _head(key: str, content: bytes) -> bytes:
+    """Returns the 32 bytes that prove that a file is whole and was saved under this key."""
     return sha256(key.encode() + b"\0" + content).digest()
 
 
@@ -80,6 +87,7 @@ def _path(kind: str, key: str) -> Path:
 
 
 def _private(path: Path) -> bool:
-    found = path.stat()
-    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-    return mine and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    """Returns whether only this user may write a path. Raises OSError where there is none."""
+    status = path.stat()
+    mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    return mine and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -1,4 +1,4 @@
-"""The sizes of the CPU's caches."""
+"""Finds the sizes of the CPU's caches."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from pathlib import Path
 
 
 def caches_of(cpus: list[int]) -> dict[int, int]:
-    """Bytes that the caches of each level hold for these CPUs together, innermost first.
+    """Returns how many bytes the caches of each level hold for these CPUs together.
 
-    Linux says which CPUs share a cache; elsewhere, and where it does not say, there are none.
-    Caches that hold instructions only do not count.
+    Levels are numbered from 1 and the innermost comes first. A cache that CPUs share counts once,
+    one that holds instructions only does not count. The result is empty where the system is not
+    Linux or does not describe its caches.
     """
-    found: dict[int, dict[frozenset[int], int]] = {}
+    sizes: dict[int, dict[frozenset[int], int]] = {}
     for cpu in set(cpus):
         for index in Path(f"/sys/devices/system/cpu/cpu{cpu}/cache").glob("index*"):
             kind, level, size, shared = (
@@ -20,11 +21,11 @@ def caches_of(cpus: list[int]) -> dict[int, int]:
             )
             if kind != "Instruction":
                 sharers = frozenset(cpu_list(shared))
-                found.setdefault(int(level), {})[sharers] = int(size.removesuffix("K")) * 1024
-    return {level: sum(found[level].values()) for level in sorted(found)}
+                sizes.setdefault(int(level), {})[sharers] = int(size.removesuffix("K")) * 1024
+    return {level: sum(sizes[level].values()) for level in sorted(sizes)}
 
 
 def cpu_list(text: str) -> set[int]:
-    """{0, 1, 4} of "0-1,4"."""
-    spans = (part.partition("-") for part in text.strip().split(","))
+    """Returns the CPUs of a list as Linux writes it: {0, 1, 4} for "0-1,4"."""
+    spans = (span.partition("-") for span in text.strip().split(","))
     return {cpu for first, _, last in spans for cpu in range(int(first), int(last or first) + 1)}

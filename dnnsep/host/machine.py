@@ -1,4 +1,4 @@
-"""The machine and the software that a result was made with."""
+"""Describes the machine and the software that a result is made with, and counts its CPUs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = (
     "ncnn",
 )
 
-# What changes how the engines run.
+# How the environment variables begin that change how the engines run.
 _VARIABLES = (
     "OMP_",
     "GOMP_",
@@ -37,7 +37,11 @@ _VARIABLES = (
 
 
 def fingerprint() -> dict[str, Any]:
-    """CPU, caches in bytes, memory, OS, versions and the environment variables that matter."""
+    """Returns a description of this machine that can be written as JSON.
+
+    It holds the CPU, the sizes of caches and memory in bytes, the OS, the versions of packages and
+    the environment variables that change how the engines run.
+    """
     import psutil
     from cpuinfo import get_cpu_info
 
@@ -55,14 +59,18 @@ def fingerprint() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {
             "dnnsep": version("dnnsep"),
-            **{name: found for name in _PACKAGES if (found := installed_version(name))},
+            **{name: number for name in _PACKAGES if (number := installed_version(name))},
         },
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)},
     }
 
 
 def cpus_for(threads: int) -> list[int]:
-    """The CPUs to pin so many threads to: allowed ones, one a core first, then their siblings."""
+    """Returns the CPU to pin each of so many threads to.
+
+    Only CPUs that this process may use are taken: first one of each core, then the others of the
+    cores, then, with more threads than CPUs, the same ones again.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return list(range(threads))
     allowed = sorted(os.sched_getaffinity(0))
@@ -72,7 +80,7 @@ def cpus_for(threads: int) -> list[int]:
 
 
 def _siblings(cpu: int) -> set[int]:
-    """The CPUs that share a core with this one, itself among them."""
+    """Returns the CPUs that share a core with this one, itself among them."""
     path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
     try:
         return cpu_list(path.read_text())
@@ -81,7 +89,7 @@ def _siblings(cpu: int) -> set[int]:
 
 
 def default_threads() -> int:
-    """The physical cores this process may run on."""
+    """Returns the physical cores, or the CPUs this process may run on where they are fewer."""
     import psutil
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
