@@ -1,1 +1,1 @@
-"""Measuring the machine and calls on it: roofs, controls, statistics, cache states, warnings."""
+"""Measures the machine and calls on it: roofs, controls, statistics, cache states, warnings."""

@@ -1,4 +1,4 @@
-"""Cold caches: between two calls, other memory goes through the caches of every core used."""
+"""Makes caches cold: writes other memory through the caches of every core that calls use."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import numpy as np
 
 from dnnsep.host.caches import caches_of
 
-# How often the memory written fills the last-level cache, and its size where it is not known.
+# How often the memory written fills the last-level cache, and the size in bytes taken for that
+# cache where the system does not say.
 _TIMES_CACHE = 2
-_UNKNOWN_CACHE = 64 << 20
+_DEFAULT_CACHE_BYTES = 64 << 20
 
 
 class Evictor:
-    """Writes twice the last-level cache's bytes, split over the CPUs that the calls use.
+    """Writes twice the last-level cache's bytes each time it is called, split over the CPUs.
 
-    With torch engines on torch's own threads, so that these are awake for the call that follows,
-    as they are with hot caches; with others on threads of our own, since torch's would still be
-    spinning, and in the way, when the engine's start.
+    With ``on_torch_threads`` torch's own threads write, so that they are awake for the engine call
+    that follows, as they are with hot caches. Engines with other threads need it False: threads of
+    this class write then, since torch's would still be spinning when the engine's start. The
+    memory is allocated by the first call.
     """
 
     def __init__(self, cpus: list[int], on_torch_threads: bool) -> None:
@@ -40,8 +42,8 @@ class Evictor:
 
     def _allocate(self) -> None:
         caches = caches_of(self._cpus)
-        size = _TIMES_CACHE * max(caches.values(), default=_UNKNOWN_CACHE) // 8
-        whole = np.zeros(size, np.int64)
+        numbers = _TIMES_CACHE * max(caches.values(), default=_DEFAULT_CACHE_BYTES) // 8
+        whole = np.zeros(numbers, np.int64)
         self._buffers = np.array_split(whole, len(self._cpus))
         if self._on_torch_threads:
             import torch

@@ -1,4 +1,4 @@
-"""What is measured of the machine itself: its roofs, and the control that shows how it does now."""
+"""Measures the machine itself: its roofs, and controls that show the state it is in now."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from dnnsep.measure.stats import Control
 if TYPE_CHECKING:
     from dnnsep.codegen.lang.jit import Program
 
-# The control: long enough for Python's part in it not to count. Other workers' idle OpenMP threads
-# spin for some milliseconds before they sleep.
+# The loops of a control run so long that Python's overhead does not count.
 _CONTROL_OPERATIONS = 1e8
 _CONTROL_BYTES = 2.5e8
 _CONTROL_SLICES = 3
@@ -25,17 +24,19 @@ _L1_BYTES = 24 * 1024
 _TURNS = 500
 _LINES = 15
 _LINE_DISTANCE = 4096 + 64
+# Idle OpenMP threads of other workers spin for some milliseconds before they sleep.
 _SETTLE_SECONDS = 0.005
 
 
 class Calibrator:
-    """Measures the machine on a thread pinned to each of ``cpus``. Use as a context manager."""
+    """Measures the machine on a thread pinned to each of ``cpus``; a context manager."""
 
     def __init__(self, cpus: list[int]) -> None:
         self._threads = PinnedThreads(cpus)
         self._best: Control | None = None
 
     def close(self) -> None:
+        """Ends the threads."""
         self._threads.__exit__()
 
     def __enter__(self) -> Calibrator:
@@ -45,41 +46,53 @@ class Calibrator:
         self.close()
 
     def roofs(self) -> Roofs:
-        """All roofs, in about four seconds. Raises RuntimeError below AVX2 with FMA."""
+        """Measures all roofs, in about four seconds.
+
+        Raises RuntimeError where the CPU has neither AVX-512 nor AVX2 with FMA.
+        """
         from dnnsep.measure.roofmeter import measured_roofs
 
         return measured_roofs(self._threads)
 
     def control(self) -> Control:
-        """How the machine does at this moment, in about ten milliseconds."""
+        """Measures the state that the machine is in now, in about ten milliseconds.
+
+        Raises RuntimeError where the CPU has neither AVX-512 nor AVX2 with FMA.
+        """
         sleep(_SETTLE_SECONDS)
-        found = Control(
+        control = Control(
             busy_us=self._slowest_us(self._multiply_adds),
             loads_us=self._slowest_us(self._loads),
             handover_ns=self._handover_ns(),
         )
-        self._best = Control.best([found] if self._best is None else [self._best, found])
-        return found
+        self._best = Control.best([control] if self._best is None else [self._best, control])
+        return control
 
     def is_quiet(self, control: Control) -> bool:
-        """As far as the best so far shows."""
+        """Returns whether others left the cores alone, judged by the best control so far."""
         return self._best is None or control.quiet(self._best)
 
     def quiet_control(self, control: Control, patience: float) -> Control:
-        """A control like the given one: the first that is quiet, or the last in ``patience``
-        seconds."""
+        """Measures controls until one is quiet or ``patience`` seconds are over; returns the last.
+
+        A ``control`` that is quiet already is returned as it is.
+        """
         end = monotonic() + patience
         while not self.is_quiet(control) and monotonic() < end:
             control = self.control()
         return control
 
     def _slowest_us(self, run: Callable[[int], None]) -> float:
-        """The slowest thread's time, in the best of some slices."""
+        """Returns the slowest thread's time in microseconds, in the best of some slices."""
         times = (max(self._threads.together(run)) for _ in range(_CONTROL_SLICES))
         return round(min(times) / 1000, 2)
 
     def _handover_ns(self) -> float | None:
-        """The median over cache lines: how far a line's home is from the cores differs."""
+        """Returns how many nanoseconds a cache line takes from one thread's core to the next one's.
+
+        It is the median over some lines, because they differ in how far from the cores their home
+        is; None with one thread or where threads share a CPU.
+        """
         threads = len(self._threads)
         if threads == 1 or len(set(self._threads.cpus)) < threads:
             return None
@@ -93,6 +106,7 @@ class Calibrator:
         return round(float(np.median(times)), 1)
 
     def _pass_on(self, address: int) -> list[float]:
+        """Passes a token round all threads; returns each thread's time in nanoseconds."""
         threads = len(self._threads)
         return self._threads.together(lambda i: self._ring(_TURNS, address, i, threads))
 
@@ -106,7 +120,7 @@ class Calibrator:
 
         return loops.token_ring()
 
-    # Both are counted in work, not in time, so that it is the same in every sweep.
+    # Both loops do a fixed amount of work, so that their times can be compared between sweeps.
 
     @cached_property
     def _multiply_adds(self) -> Callable[[int], None]:

@@ -1,7 +1,8 @@
-"""Loops that keep one part of a core busy: multiply-adds, loads, stores, a chain of multiplies,
-handing a token to another core.
+"""Compiles loops that each keep one unit of a core busy, for the widest vectors of this CPU.
 
-Each is built for the widest vectors of this CPU. Imports llvmlite: import it from inside functions.
+There are loops of multiply-adds, of loads, of loads and stores, of multiplies that wait for each
+other, and one that hands a token to another core. Imports llvmlite: import it from inside
+functions.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from llvmlite import ir
 
 from dnnsep.codegen.lang.jit import I64, POINTER, Program, cpu_features
 
-# Independent sums: more than the latency (4 to 5 cycles) times two units, fewer than AVX2's 16
-# registers less two operands.
-CHAINS = 12
+# Sums that do not wait for each other: more than the latency (4 to 5 cycles) times two units, fewer
+# than AVX2's 16 registers less two operands.
+SUMS = 12
 FMA_UNROLL = 4
 VECTORS_PER_STEP = 8
 MULTIPLIES_PER_STEP = 64
@@ -32,12 +33,15 @@ _INSTRUCTIONS = {
 
 
 def bytes_per_step() -> int:
-    """What ``read_loop`` reads, and ``copy_loop`` reads and writes, in a step."""
+    """Returns the bytes that ``read_loop`` reads, and ``copy_loop`` reads and writes, in a step."""
     return VECTORS_PER_STEP * vector_lanes() * 4
 
 
 def vector_lanes() -> int:
-    """32-bit lanes of this CPU's widest vectors. Raises RuntimeError below AVX2 with FMA."""
+    """Returns how many 32-bit lanes this CPU's widest vectors have.
+
+    Raises RuntimeError where the CPU has neither AVX-512 nor AVX2 with FMA.
+    """
     features = cpu_features()
     if features.get("avx512f"):
         return 16
@@ -47,7 +51,7 @@ def vector_lanes() -> int:
 
 
 def multiply_add_dtypes() -> list[str]:
-    """The dtypes this CPU multiplies and adds in one instruction."""
+    """Returns the dtypes that this CPU multiplies and adds in one instruction."""
     features = cpu_features()
     return [
         dtype
@@ -57,15 +61,18 @@ def multiply_add_dtypes() -> list[str]:
 
 
 def operations_per_step(dtype: str) -> int:
-    """Operations (2 a multiply-add) of one step of ``multiply_add_loop``."""
-    return 2 * _INSTRUCTIONS[dtype][2] * CHAINS * FMA_UNROLL * vector_lanes()
+    """Returns the operations, two for each multiply-add, of one step of ``multiply_add_loop``."""
+    return 2 * _INSTRUCTIONS[dtype][2] * SUMS * FMA_UNROLL * vector_lanes()
 
 
 def multiply_add_loop(dtype: str) -> Program:
-    """f(steps, address): registers only; ``address`` holds 14 vectors, two operands, then sums."""
+    """Compiles f(steps, address), which multiplies and adds in registers only.
+
+    At ``address`` there are 14 vectors: the two operands, and the 12 sums, written at the end.
+    """
     instruction, lanes = _INSTRUCTIONS[dtype][0], vector_lanes()
     vector = ir.VectorType(ir.FloatType(), lanes)
-    loop = _Loop([I64, POINTER], [vector] * CHAINS)
+    loop = _Loop([I64, POINTER], [vector] * SUMS)
     steps, address = loop.function.args
     before = loop.before
     operands = [_load(before, address, I64(i), vector) for i in range(2)]
@@ -85,17 +92,22 @@ def multiply_add_loop(dtype: str) -> Program:
 
 
 def multiply_chain() -> Program:
-    """f(steps): 64 integer multiplies a step, each waiting for the last: a clock to read."""
+    """Compiles f(steps), which does 64 integer multiplies a step, each waiting for the last.
+
+    Their latency is known, so the time they take tells the clock rate.
+    """
     loop = _Loop([I64], [I64])
-    chain = "\n".join(["imulq $0, $0"] * MULTIPLIES_PER_STEP)
-    multiply = ir.InlineAsm(ir.FunctionType(I64, [I64]), chain, "=r,0", side_effect=True)
+    multiplies = "\n".join(["imulq $0, $0"] * MULTIPLIES_PER_STEP)
+    multiply = ir.InlineAsm(ir.FunctionType(I64, [I64]), multiplies, "=r,0", side_effect=True)
     loop.build(loop.function.args[0], lambda b, values: [b.call(multiply, values)])
     return loop.compile(ctypes.c_int64)
 
 
 def read_loop() -> Program:
-    """f(steps, length, address, sink): loads 8 vectors a step, starting over after ``length``
-    steps."""
+    """Compiles f(steps, length, address, sink), which loads 8 vectors a step.
+
+    It starts over at ``address`` after ``length`` steps, and writes one vector to ``sink``.
+    """
     vector = ir.VectorType(I64, vector_lanes() // 2)
     loop = _Loop([I64, I64, POINTER, POINTER], [I64] + [vector] * VECTORS_PER_STEP)
     steps, length, address, sink = loop.function.args
@@ -118,8 +130,10 @@ def read_loop() -> Program:
 
 
 def copy_loop(streaming: bool) -> Program:
-    """f(steps, length, source, target): copies 8 vectors a step, starting over after ``length``
-    steps; ``streaming`` stores past the caches. Both addresses must be aligned to a vector.
+    """Compiles f(steps, length, source, target), which copies 8 vectors a step.
+
+    It starts over after ``length`` steps. With ``streaming`` it stores past the caches. Both
+    addresses must be aligned to a vector.
     """
     vector = ir.VectorType(I64, vector_lanes() // 2)
     loop = _Loop([I64, I64, POINTER, POINTER], [I64])
@@ -140,19 +154,23 @@ def copy_loop(streaming: bool) -> Program:
 
 
 def _indices(builder: ir.IRBuilder, step: ir.Value) -> list[ir.Value]:
-    """The vectors of one step."""
+    """Returns the indices of the vectors of one step."""
     first = builder.mul(step, I64(VECTORS_PER_STEP))
     return [builder.add(first, I64(i)) for i in range(VECTORS_PER_STEP)]
 
 
 def _start_over(builder: ir.IRBuilder, step: ir.Value, length: ir.Value) -> ir.Value:
+    """Returns the number of the step after this one, which is 0 after the last."""
     following = builder.add(step, I64(1))
     return builder.select(builder.icmp_signed("<", following, length), following, I64(0))
 
 
 def token_ring() -> Program:
-    """f(turns, address, mine, threads): waits for the 64-bit token at ``address`` to become
-    ``mine``, adds 1 to it, and does so again each time it has gone round all threads."""
+    """Compiles f(turns, address, mine, threads), which passes a token on.
+
+    It waits until the 64-bit token at ``address`` is ``mine``, adds 1 to it, and does so again
+    each time the token has gone round all threads, in all ``turns`` times.
+    """
     module = ir.Module()
     kind = ir.FunctionType(ir.VoidType(), [I64, POINTER, I64, I64])
     function = ir.Function(module, kind, "run")
@@ -167,8 +185,8 @@ def token_ring() -> Program:
     token = wait.phi(I64)
     token.add_incoming(mine, before.block)
     token.add_incoming(token, spin.block)
-    found = wait.load_atomic(address, "acquire", 8, typ=I64)
-    wait.cbranch(wait.icmp_signed("==", found, token), pass_on.block, spin.block)
+    current = wait.load_atomic(address, "acquire", 8, typ=I64)
+    wait.cbranch(wait.icmp_signed("==", current, token), pass_on.block, spin.block)
     spin.call(ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "pause", "", side_effect=True), [])
     spin.branch(wait.block)
     # An x86 store releases by itself (llvmlite's store_atomic takes no untyped pointer).
@@ -197,7 +215,7 @@ class _Loop:
         steps: ir.Value,
         body: Callable[[ir.IRBuilder, list[ir.Value]], list[ir.Value]],
     ) -> tuple[ir.IRBuilder, list[ir.Value]]:
-        """Emit the loop; returns the builder after it and the carried values' last state."""
+        """Emits the loop; returns the builder after it and the last carried values."""
         entry = self.before.block
         step_block = self.function.append_basic_block("step")
         after = ir.IRBuilder(self.function.append_basic_block("after"))
@@ -217,6 +235,7 @@ class _Loop:
         return after, values
 
     def compile(self, *arguments: type) -> Program:
+        """Ends the function and compiles it; ``arguments`` are its ctypes types."""
         self._after.ret_void()
         return Program(self.module, "run", arguments)
 

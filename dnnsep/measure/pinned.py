@@ -1,4 +1,4 @@
-"""Threads that stay on their CPUs and start together."""
+"""Runs threads that stay on their CPUs and start together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class PinnedThreads:
-    """A thread on each of ``cpus``, pinned where the OS allows. Use as a context manager."""
+    """A thread on each of ``cpus``, pinned where the OS allows it; a context manager."""
 
     def __init__(self, cpus: list[int]) -> None:
         self.cpus = cpus
@@ -29,9 +29,9 @@ class PinnedThreads:
         self._pool.shutdown()
 
     def together(self, run: Callable[[int], None]) -> list[float]:
-        """Nanoseconds of run(i) on each thread i, all started at once."""
+        """Calls run(i) on each thread i, all at once; returns their times in nanoseconds."""
 
-        def one(i: int) -> float:
+        def timed(i: int) -> float:
             if hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(0, {self.cpus[i]})
             self._barrier.wait()
@@ -39,10 +39,10 @@ class PinnedThreads:
             run(i)
             return perf_counter_ns() - start
 
-        return list(self._pool.map(one, range(len(self))))
+        return list(self._pool.map(timed, range(len(self))))
 
 
 def aligned_bytes(size: int) -> np.ndarray:
-    """``size`` bytes that start at a cache line, all touched."""
+    """Returns ``size`` bytes of 1 that start at a cache line; being written, all are mapped."""
     memory = np.ones(size + 64, np.uint8)
     return memory[-memory.ctypes.data % 64 :][:size]

@@ -25,9 +25,9 @@ _FILL = 0.5
 
 
 def measured_roofs(threads: PinnedThreads) -> Roofs:
-    """All roofs of these threads, in about four seconds.
+    """Measures all roofs of these threads, in about four seconds.
 
-    Raises RuntimeError below AVX2 with FMA.
+    Raises RuntimeError where the CPU has neither AVX-512 nor AVX2 with FMA.
     """
     clock = _Clock(threads)
     fma = {dtype: _multiply_adds(threads, dtype) for dtype in loops.multiply_add_dtypes()}
@@ -58,8 +58,11 @@ def measured_roofs(threads: PinnedThreads) -> Roofs:
 
 @dataclass
 class _Meter:
-    """``run(i, n)`` does n steps on thread i, each of which counts as ``amount``. ``best`` is the
-    most that all threads together did in a slice, in amounts a nanosecond."""
+    """The rate of a loop on all threads together.
+
+    ``run(i, n)`` does n steps on thread i, each worth ``amount`` (operations or bytes). ``best`` is
+    the highest rate of a slice so far, in amounts a nanosecond.
+    """
 
     threads: PinnedThreads
     run: Callable[[int, int], None]
@@ -68,41 +71,51 @@ class _Meter:
     _steps: int = field(default=0, init=False)
 
     def measure(self) -> None:
+        """Runs some slices and keeps the best rate."""
         steps = self._steps = self._steps or self._steps_of_a_slice()
         for _ in range(_SLICES):
             times = self._slice(steps)
             self.best = max(self.best, sum(steps * self.amount / time for time in times))
 
     def _steps_of_a_slice(self) -> int:
+        """Returns how many steps take about as long as a slice should."""
         steps = 1
         while (took := max(self._slice(steps))) < _SLICE_NS / 4:
             steps *= 2
         return max(1, round(steps * _SLICE_NS / took))
 
     def _slice(self, steps: int) -> list[float]:
+        """Runs so many steps on each thread; returns the threads' times in nanoseconds."""
         return self.threads.together(lambda i: self.run(i, steps))
 
 
 class _Clock:
-    """The clock in GHz, from a chain of multiplications of known latency."""
+    """The clock rate, from multiplies that wait for each other and whose latency is known.
+
+    ``best`` is the highest rate so far in GHz.
+    """
 
     def __init__(self, threads: PinnedThreads) -> None:
         self._threads = threads
-        self._chain = loops.multiply_chain()
+        self._multiplies = loops.multiply_chain()
         self.best = 0.0
 
     def measure(self) -> None:
+        """Runs some slices and keeps the best rate."""
         steps = 20_000
         cycles = steps * loops.MULTIPLIES_PER_STEP * loops.MULTIPLY_LATENCY
         for _ in range(_SLICES):
-            times = self._threads.together(lambda i: self._chain(steps))
+            times = self._threads.together(lambda i: self._multiplies(steps))
             self.best = max(self.best, cycles / min(times))
 
 
 def operands() -> np.ndarray:
-    """For a multiply-add loop: 1 and 0, and room for the sums. Nothing grows or is denormal."""
+    """Returns the vectors that ``multiply_add_loop`` works on, as f32 (14 · lanes,).
+
+    The operands are 1 and 0 and the sums 0, so that nothing grows or becomes denormal.
+    """
     lanes = loops.vector_lanes()
-    vectors = np.zeros((2 + loops.CHAINS) * lanes, np.float32)
+    vectors = np.zeros((2 + loops.SUMS) * lanes, np.float32)
     vectors[:lanes] = 1
     return vectors
 
@@ -119,7 +132,11 @@ def _multiply_adds(threads: PinnedThreads, dtype: str) -> _Meter:
 def _memory_levels(
     threads: PinnedThreads,
 ) -> list[tuple[str, int | None, _Meter, _Meter]]:
-    """Name, bytes, and the meters of reading and of copying of each level, innermost first."""
+    """Returns the name, the bytes and the meters of reading and of copying of each level.
+
+    The innermost level comes first. The first-level cache is left out, and DRAM, whose bytes are
+    None, comes last.
+    """
     levels: list[tuple[str, int | None, _Meter, _Meter]] = []
     inner = 0
     for level, capacity in caches_of(threads.cpus).items():
@@ -133,7 +150,10 @@ def _memory_levels(
 
 
 def _read_and_copy(threads: PinnedThreads, size: int, streaming: bool) -> tuple[_Meter, _Meter]:
-    """Over buffers of ``size`` bytes in all, split over the threads; in GB/s."""
+    """Returns meters of reading and of copying, in GB/s.
+
+    Each goes over buffers of ``size`` bytes in all, split over the threads.
+    """
     share = size // len(threads)
     read = _bandwidth(threads, loops.read_loop(), share, 1)
     return read, _bandwidth(threads, loops.copy_loop(streaming), share // 2, 2)
@@ -142,7 +162,7 @@ def _read_and_copy(threads: PinnedThreads, size: int, streaming: bool) -> tuple[
 def _bandwidth(
     threads: PinnedThreads, loop: Callable[..., object], size: int, streams: int
 ) -> _Meter:
-    """Of a loop over ``streams`` buffers of ``size`` bytes each a thread."""
+    """Returns the meter, in GB/s, of a loop over ``streams`` buffers of ``size`` bytes a thread."""
     step_bytes = loops.bytes_per_step()
     whole = size // step_bytes
     buffers = [[aligned_bytes(whole * step_bytes) for _ in range(2)] for _ in threads.cpus]

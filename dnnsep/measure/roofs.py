@@ -13,8 +13,12 @@ from dnnsep.problem import Problem
 
 
 class Roof(BaseModel):
-    """The ceiling of one problem: attainable ``gflops`` and what binds: ``FMA``, or the memory
-    level whose bandwidth does (``L2``, ``L3``, ``DRAM``). ``intensity`` is FLOPs per byte."""
+    """The ceiling of one problem.
+
+    ``gflops`` is the rate that can be attained in GFLOP/s, and ``binds`` what limits it: ``FMA``,
+    or the memory level whose bandwidth does (``L2``, ``L3``, ``DRAM``). ``intensity`` is in FLOPs
+    per byte.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,8 +28,11 @@ class Roof(BaseModel):
 
 
 class MemoryLevel(BaseModel):
-    """A level of the memory: its name, how many bytes it holds for these threads together (None
-    for DRAM), and the bandwidth measured from it in GB/s (read, and copy as read + written)."""
+    """A level of the memory and the bandwidths measured from it in GB/s.
+
+    ``capacity_bytes`` is what the level holds for these threads together, None for DRAM.
+    ``copy_gbs`` counts bytes read and bytes written.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,16 +43,17 @@ class MemoryLevel(BaseModel):
 
     @property
     def gbs(self) -> float:
-        """The better of the two: what no mix of reads and writes was seen to exceed."""
+        """Returns the higher bandwidth: no mix of reads and writes was seen to exceed it."""
         return max(self.read_gbs, self.copy_gbs)
 
 
 class Roofs(BaseModel):
     """Roofs measured on this machine with ``threads`` threads.
 
-    ``fma_gflops`` maps f32, bf16 and int8 to GFLOP/s (int8: GOP/s), without those the CPU has no
-    instruction for; ``fma_flops_per_cycle`` is a core's, at the ``clock_ghz`` measured beside it.
-    ``memory`` is from the innermost level outwards.
+    ``fma_gflops`` maps f32, bf16 and int8 to GFLOP/s (int8: GOP/s) of all threads together,
+    without those dtypes that the CPU has no instruction for. ``fma_flops_per_cycle`` is the rate of
+    one core in FLOPs a cycle, at the ``clock_ghz`` measured beside it. ``memory`` goes from the
+    innermost level outwards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,7 +65,7 @@ class Roofs(BaseModel):
     memory: list[MemoryLevel]
 
     def of(self, problem: Problem, cache: str) -> Roof:
-        """The roof of a problem whose tensors are in the caches (``hot``) or not (``cold``).
+        """Returns a problem's roof with its tensors in the caches (``hot``) or not (``cold``).
 
         Bytes are counted once for input, weights and output (cost.bytes_fused): the least any
         engine moves. With hot caches they come from the smallest level that holds them all.
@@ -74,6 +82,7 @@ class Roofs(BaseModel):
         )
 
     def _level(self, size: int) -> MemoryLevel:
+        """Returns the innermost level that holds so many bytes."""
         return next(
             level
             for level in self.memory

@@ -1,4 +1,4 @@
-"""A sample of times, summarized: the median with its 95 % interval, quartiles, minimum."""
+"""Summarizes a sample of times: the median with its 95 % interval, quartiles, minimum."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ CONFIDENCE = 0.95
 # With fewer rounds no order statistics enclose the median with 95 % confidence (2 · 2**-6 < 0.05).
 MIN_ROUNDS = 6
 
-
-# How much longer than at best the control's loops take at most on a quiet machine, and how much
-# longer a cache line takes between cores that are near each other: there is nothing between near
-# and far, which differ by 7 times.
+# How many times their best a control's loops take at most on a quiet machine, and a cache line
+# between cores that are near each other. Far cores take 7 times as long, and none were seen to lie
+# between near and far.
 _QUIET_BUSY = 1.15
 _QUIET_LOADS = 1.12
 _NEAR_HANDOVER = 2.0
 
 
 class Control(BaseModel):
-    """How the machine did at a moment, on the threads that a round uses.
+    """The state that the machine was in at a moment, on the threads that a round uses.
 
     ``busy_us`` is the time of a fixed number of multiply-adds on every thread: longer at a lower
     clock, or when others use the cores. ``loads_us`` is the time of a fixed number of loads from
@@ -41,34 +40,37 @@ class Control(BaseModel):
 
     @classmethod
     def best(cls, controls: Iterable[Control]) -> Control:
-        """The least of each. Raises ValueError without a control."""
-        found = list(controls)
-        handovers = [c.handover_ns for c in found if c.handover_ns is not None]
+        """Returns the least of each time. Raises ValueError without a control."""
+        controls = list(controls)
+        handovers = [c.handover_ns for c in controls if c.handover_ns is not None]
         return cls(
-            busy_us=min(c.busy_us for c in found),
-            loads_us=min(c.loads_us for c in found),
+            busy_us=min(c.busy_us for c in controls),
+            loads_us=min(c.loads_us for c in controls),
             handover_ns=min(handovers, default=None),
         )
 
     def quiet(self, best: Control) -> bool:
-        """Whether others left the cores alone, as far as the best there was shows."""
+        """Returns whether others left the cores alone, judged by the best control there was."""
         return (
             self.busy_us <= _QUIET_BUSY * best.busy_us
             and self.loads_us <= _QUIET_LOADS * best.loads_us
         )
 
     def near(self, best: Control) -> bool:
-        """Whether the cores share a cache, or do so as little as they ever did."""
+        """Returns whether the cores hand over a cache line about as fast as in the best control.
+
+        They do so with one thread.
+        """
         if self.handover_ns is None or best.handover_ns is None:
             return True
         return self.handover_ns <= _NEAR_HANDOVER * best.handover_ns
 
 
 class Round(BaseModel):
-    """A burst of calls one after the other, in microseconds each, between two controls.
+    """The times in microseconds of calls made one after the other, between two controls.
 
     Calls of one round share what the machine was doing at the time, so rounds, not calls, are the
-    independent observations. ``visit`` counts the times the sweep came to the problem, from 0.
+    independent observations. ``visit`` counts from 0 how often the sweep came to the problem.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,11 +82,12 @@ class Round(BaseModel):
 
     @property
     def median_us(self) -> float:
+        """Returns the median of the calls' times."""
         return float(np.median(self.calls_us))
 
     @property
     def busy_us(self) -> float:
-        """Of the multiply-adds, the mean of before and after."""
+        """Returns the mean of the controls' ``busy_us`` before and after the calls."""
         return (self.before.busy_us + self.after.busy_us) / 2
 
 
@@ -109,19 +112,19 @@ class Stats(BaseModel):
 
     @property
     def spread(self) -> float:
-        """Half the interquartile range as a share of the median."""
+        """Returns half the interquartile range as a share of the median."""
         return (self.q75_us - self.q25_us) / 2 / self.median_us
 
     @property
     def precision(self) -> float | None:
-        """Half the median's 95 % interval as a share of the median."""
+        """Returns half the median's 95 % interval as a share of the median; None without one."""
         if self.low_us is None or self.high_us is None:
             return None
         return (self.high_us - self.low_us) / 2 / self.median_us
 
     @classmethod
     def of(cls, rounds: Sequence[Round]) -> Stats:
-        """Raises ValueError without a round."""
+        """Returns the summary of all rounds. Raises ValueError without a round."""
         calls = np.concatenate([np.asarray(r.calls_us) for r in rounds])
         medians = [r.median_us for r in rounds]
         low, high = median_interval(medians) or (None, None)
@@ -143,15 +146,16 @@ class Stats(BaseModel):
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the median of independent values; None with fewer than six."""
+    """Returns the 95 % interval of the median of independent values; None with fewer than six."""
     if len(values) < MIN_ROUNDS:
         return None
     from scipy.stats import quantile_test
 
-    # The stubs take the interval for a float.
+    # The type stubs take the interval for a float.
     interval: Any = quantile_test(values, p=0.5).confidence_interval(CONFIDENCE)
     return float(interval.low), float(interval.high)
 
 
 def geomean(ratios: Sequence[float]) -> float:
+    """Returns the geometric mean of positive numbers; nan without one."""
     return float(np.exp(np.mean(np.log(ratios))))

@@ -72,7 +72,7 @@ def test_the_loops_run_the_instruction_they_name(dtype: str) -> None:
     assembly = loops.multiply_add_loop(dtype).assembly
     instruction = {"f32": "vfmadd231ps", "bf16": "vdpbf16ps", "int8": "vpdpbusd"}[dtype]
     lines = [line for line in assembly.splitlines() if line.strip().startswith(instruction)]
-    assert len(lines) == loops.CHAINS * loops.FMA_UNROLL
+    assert len(lines) == loops.SUMS * loops.FMA_UNROLL
     assert "rsp" not in "".join(lines)  # nothing spilled
 
 
