@@ -21,6 +21,8 @@ _GOLDEN = np.load(Path(__file__).parent.parent / "data" / "tf_separable_conv2d.n
 def _loop_nest(problem: Problem, weights: Weights, x: np.ndarray) -> np.ndarray:
     """Channel by channel, pixel by pixel, tap by tap."""
     (top, _, left, _), m = problem.padding, problem.channel_multiplier
+    assert weights.depthwise is not None
+    assert weights.pointwise is not None
     mid = np.zeros(problem.mid_shape)
     for n, c, k, oh, ow in np.ndindex(
         problem.batch, problem.in_channels, m, problem.out_height, problem.out_width
@@ -105,6 +107,7 @@ def test_activations_are_torchs(activation: str) -> None:
 def test_the_bound_is_tight_enough_to_catch_a_lost_tap() -> None:
     problem = Problem.parse("ic16oc16ih12kh3ph1")
     weights, x = random_data(problem)
+    assert weights.depthwise is not None
     lost = weights.depthwise.copy()
     lost[3, 0, 1, 1] = 0
     damaged = Weights(lost, weights.depthwise_bias, weights.pointwise, weights.pointwise_bias)
