@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,16 @@ from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan, without_product
 from dnnsep.codegen.task import Task
-from dnnsep.dtypes import DTYPES
+from dnnsep.dtypes import DTYPES, Array
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
+from tests.codegen.answers import answer
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PAGE = mmap.PAGESIZE
 _PROT_NONE = 0
 _UNTOUCHED = 0xA5
-_ADDED = 3
-_SHARES = [0.55, 0.2, 0.1, 0.1, 0.05]
+_SHARES = [0.45, 0.25, 0.1, 0.1, 0.1]
 
 
 class Guarded:
@@ -63,38 +64,67 @@ class Guarded:
         return bool((self._rest == _UNTOUCHED).all())
 
 
-def run_guarded(
-    problem: Problem, plan: Plan, data: CheckData, at_end: bool, extras: Extras = PLAIN
-) -> NDArray[np.float32]:
-    """The kernel's answer, (N, OC, OH, OW), with buffers at the end or the start of pages.
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a kernel is given, and the answer that is right for it: a residual like the output, (N,
+    OC, OH, OW), and a scale, (N, C, 1, 1), change the answer too."""
 
-    A residual adds 3 to every sum, which is taken off again, so the last activation must be none
-    and the dtype f32; a scale doubles, of an input that is halved.
-    """
-    special = Specialization.of(problem, plan, extras)
+    check: CheckData
+    residual: Array | None = None
+    scale: Array | None = None
+
+    @classmethod
+    def of(cls, problem: Problem, extras: Extras = PLAIN, seed: int = 0) -> Inputs:
+        """Returns small integers, and the answer to the bit where integers stay integers."""
+        data = CheckData.exact(problem, seed)
+        if extras == PLAIN:
+            return cls(data)
+        rng = np.random.default_rng(seed)
+        residual = scale = None
+        if extras.residual:
+            residual = rng.integers(-4, 5, problem.output_shape).astype(np.float32)
+        if extras.scale:
+            shape = (*problem.input_shape[:2], 1, 1)
+            scale = rng.integers(-2, 3, shape).astype(np.float32)
+        expected, bound = answer(problem, data.weights, data.x, residual, scale)
+        if data.bound is None:
+            rounded = DTYPES[problem.dtype].rounded(expected)
+            check = CheckData(data.weights, data.x, rounded.astype(np.float64), None)
+        else:
+            check = CheckData(data.weights, data.x, expected, bound)
+        return cls(check, residual, scale)
+
+    @property
+    def extras(self) -> Extras:
+        """Returns what a kernel for these takes."""
+        return Extras(self.residual is not None, self.scale is not None)
+
+
+def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> Array:
+    """Returns the kernel's answer, (N, OC, OH, OW), with each buffer at the end of pages, or at
+    their start."""
+    special = Specialization.of(problem, plan, inputs.extras)
     function = Function(machine_code(special.module(), plan.isa.target), "run", [ctypes.c_void_p])
-    dtype = DTYPES[problem.dtype]
-    values = np.ascontiguousarray(data.x.transpose(0, 2, 3, 1))
-    x = dtype.stored(values / np.float32(2 if extras.scale else 1))
-    weights = Packing(layer_of(problem, plan.isa), plan.vectors).pack(data.weights)
-    n, c, h, w = problem.output_shape
-    y_bytes = n * h * w * c * dtype.bytes
-    scales = n * problem.in_channels * dtype.bytes if extras.scale else 0
-    buffers = {
-        name: Guarded(size, at_end)
-        for name, size in (
-            ("x", x.nbytes),
-            ("y", y_bytes),
-            ("packed", weights.nbytes),
-            ("scratch", special.scratch_bytes),
-            ("residual", y_bytes if extras.residual else 0),
-            ("scale", scales),
-        )
+    dtype, (n, c, h, w) = DTYPES[problem.dtype], problem.output_shape
+    weights = Packing(layer_of(problem, plan.isa), plan.vectors).pack(inputs.check.weights)
+
+    def bytes_of(values: Array | None) -> NDArray[np.uint8]:
+        if values is None:
+            return np.zeros(0, np.uint8)
+        last = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
+        return dtype.stored(last).reshape(-1).view(np.uint8)
+
+    given = {
+        "x": bytes_of(inputs.check.x),
+        "packed": weights,
+        "residual": bytes_of(inputs.residual),
+        "scale": bytes_of(inputs.scale),
     }
-    buffers["x"].bytes[:] = x.reshape(-1).view(np.uint8)
-    buffers["packed"].bytes[:] = weights
-    buffers["residual"].bytes.view(x.dtype)[:] = dtype.stored(np.array([_ADDED], np.float32))[0]
-    buffers["scale"].bytes.view(x.dtype)[:] = dtype.stored(np.array([2], np.float32))[0]
+    sizes = {name: content.size for name, content in given.items()}
+    sizes["y"], sizes["scratch"] = n * h * w * c * dtype.bytes, special.scratch_bytes
+    buffers = {name: Guarded(size, at_end) for name, size in sizes.items()}
+    for name, content in given.items():
+        buffers[name].bytes[:] = content
     task = Task(
         **{name: buffer.bytes.ctypes.data for name, buffer in buffers.items()},
         thread_number=team.address_of("omp_get_thread_num"),
@@ -102,21 +132,64 @@ def run_guarded(
     )
     team.parallel()(function.address, ctypes.addressof(task), plan.parts, 0)
     assert all(buffer.untouched for buffer in buffers.values())
-    y = dtype.loaded(buffers["y"].bytes.view(x.dtype)).reshape(n, h, w, c)
-    return y.transpose(0, 3, 1, 2) - np.float32(_ADDED if extras.residual else 0)
+    assert all((buffers[name].bytes == content).all() for name, content in given.items())
+    element = np.float32 if dtype.bytes == 4 else np.uint16
+    y = dtype.loaded(buffers["y"].bytes.view(element)).reshape(n, h, w, c)
+    return y.transpose(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel, and where its buffers are; prints itself as what tells it from others."""
+
+    problem: Problem
+    plan: Plan
+    extras: Extras
+    at_end: bool
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, isa: Isa) -> Case:
+        """Returns any kernel on these vectors."""
+        problem = random_problem(rng)
+        layer = layer_of(problem, isa)
+        extras = Extras(
+            residual=layer.product is not None and rng.random() < 0.3,
+            scale=problem.kind == "convolution" and layer.window.trivial and rng.random() < 0.5,
+        )
+        return cls(problem, random_plan(problem, isa, rng), extras, bool(rng.integers(2)))
+
+    def __str__(self) -> str:
+        plan = self.plan
+        names = [
+            name for name, there in {**vars(plan), **vars(self.extras)}.items() if there is True
+        ]
+        side = "end" if self.at_end else "start"
+        return f"{self.problem} {plan.parts} parts, tile {plan.tile}, {side}, {' '.join(names)}"
+
+    def finding(self) -> str:
+        """Runs it; returns what is wrong, nothing where all is right."""
+        inputs = Inputs.of(self.problem, self.extras)
+        found = run_guarded(self.problem, self.plan, inputs, self.at_end)
+        right, finding = inputs.check.verdict(found)
+        return "" if right else finding
 
 
 def random_plan(problem: Problem, isa: Isa, rng: np.random.Generator) -> Plan:
-    """Any that the problem can have, on 1 to 4 threads of a CPU with caches of any size."""
-    if not problem.sums_over_channels:
-        return without_product(problem, layer_of(problem, isa), int(rng.integers(1, 5)))
+    """Returns any that the problem can have, on 1 to 4 threads of a CPU with caches of any size."""
+    layer = layer_of(problem, isa)
+    if layer.product is None:
+        return without_product(problem, layer, int(rng.integers(1, 5)))
     caches = Caches(*(int(2 ** rng.integers(10, 22)) for _ in range(3)))
     plans = list(all_plans(problem, isa, int(rng.integers(1, 5)), caches))
-    return plans[rng.integers(len(plans))]
+    plan = plans[rng.integers(len(plans))]
+    if layer.reads_input:  # whichever of the two is chosen, the other has to be right as well
+        plan = replace(plan, gathers=bool(rng.integers(2)))
+    return plan
 
 
 def random_problem(rng: np.random.Generator) -> Problem:
-    """Small ones often, so that tails and borders come up as often as the plain case."""
+    """Returns any; small ones often, so that tails and borders come up as often as the plain
+    case."""
     while True:
         try:
             return _draw(rng)
@@ -136,12 +209,15 @@ def _draw(rng: np.random.Generator) -> Problem:
     activations = tuple(str(rng.choice(names)) for _ in range(2 if kind == "separable" else 1))
     channels = one_or(40 if kind == "convolution" else 140)
     dtype = "f32" if rng.random() < 0.6 else "bf16"
+    out_channels = channels if kind == "depthwise" else one_or(140)
+    if kind != "depthwise" and rng.random() < 0.3:  # whole vectors: such outputs are streamed
+        out_channels = -(-out_channels // 16) * 16
     if kind == "mean":
         return Problem.mean(one_or(3), channels, one_or(20), one_or(60), dtype)
     sizes: dict[str, Any] = {
         "batch": one_or(3),
         "in_channels": channels,
-        "out_channels": channels if kind == "depthwise" else one_or(140),
+        "out_channels": out_channels,
         "bias": bool(rng.random() < 0.7),
         "activations": activations,
         "dtype": dtype,
@@ -150,11 +226,11 @@ def _draw(rng: np.random.Generator) -> Problem:
     if kind == "linear":
         return Problem(**{**sizes, "batch": one_or(60)}, height=1, width=1, kernel=(1, 1))
     kernel = (one_or(7), one_or(7)) if rng.random() < 0.9 else (1, size(31))
-    if kind == "convolution" and rng.random() < 0.3:
-        kernel = (1, 1)
+    if kind == "convolution" and rng.random() < 0.4:  # pointwise: it may have extras
+        return Problem(**sizes, height=one_or(20), width=one_or(60), kernel=(1, 1))
     dilation = (1, 1) if rng.random() < 0.7 else (one_or(3), one_or(3))
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    if rng.random() < 0.1:  # beyond the kernel, and cropped below and right
+    if rng.random() < 0.2:  # beyond the kernel, and cropped below and right
         sides = [int(rng.integers(low, 2 * r + 2)) for r in reach for low in (0, -r)]
     else:
         sides = [int(rng.integers(0, r)) for r in reach for _ in range(2)]
@@ -173,20 +249,10 @@ def _draw(rng: np.random.Generator) -> Problem:
 def main(seed: int, count: int) -> None:
     rng, isa = np.random.default_rng(seed), this_isa()
     for _ in range(count):
-        problem, at_end = random_problem(rng), bool(rng.integers(2))
-        plan = random_plan(problem, isa, rng)
-        print(problem, plan.parts, plan.tile, at_end, flush=True)
-        data = CheckData.exact(problem)
-        sums = problem.sums_over_channels
-        plain = problem.dtype == "f32" and problem.activations[-1:] == ("none",)
-        trivial = problem.kind == "convolution" and layer_of(problem, isa).window.trivial
-        extras = Extras(
-            residual=sums and plain and bool(rng.integers(2)),
-            scale=trivial and bool(rng.integers(2)),
-        )
-        found = run_guarded(problem, plan, data, at_end, extras)
-        right, finding = data.verdict(found)
-        if not right:
+        case = Case.draw(rng, isa)
+        print(case, flush=True)
+        finding = case.finding()
+        if finding:
             raise SystemExit(f"wrong: {finding}")
 
 

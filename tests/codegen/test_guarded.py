@@ -6,17 +6,21 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from dnnsep.activations import ACTIVATIONS
 from dnnsep.codegen.choose import Caches, all_plans
-from dnnsep.codegen.lang.isa import CAP_VARIABLE, this_isa
-from dnnsep.problem import Problem
+from dnnsep.codegen.lang.isa import CAP_VARIABLE, Isa
+from dnnsep.codegen.layer import layer_of
+from dnnsep.dtypes import DTYPES
+from dnnsep.problem import KINDS, Problem
 from dnnsep.sweep.check import CheckData
-from tests.codegen.guarded import Guarded, run_guarded
-
-CAPS = ["avx2", "avx512", "avx512_bf16"]
+from tests.codegen.conftest import CAPS, ISAS
+from tests.codegen.guarded import Case, Guarded, Inputs, run_guarded
 
 
 def _run(cap: str, seed: int, count: int) -> None:
@@ -44,6 +48,47 @@ def test_many_random_problems(cap: str) -> None:
     _run(cap, seed=2, count=200)
 
 
+def _traits(case: Case) -> dict[str, bool]:
+    """Returns what a case may be an example of, and whether it is."""
+    problem, plan = case.problem, case.plan
+    top, bottom, left, right = problem.padding
+    reach = [d * (k - 1) + 1 for d, k in zip(problem.dilation, problem.kernel, strict=True)]
+    reads = layer_of(problem, plan.isa).reads_input and not case.extras.scale
+    return {
+        **{kind: problem.kind == kind for kind in KINDS},
+        **{dtype: problem.dtype == dtype for dtype in DTYPES},
+        **{name: name in problem.activations for name in ACTIVATIONS},
+        "residual": case.extras.residual,
+        "scale": case.extras.scale,
+        "input read where it is": reads and not plan.gathers,
+        "input copied that could be read": reads and plan.gathers,
+        "cropped": min(bottom, right) < 0,
+        "padding beyond the kernel": max(top, bottom) >= reach[0] or max(left, right) >= reach[1],
+        "wide kernel": problem.kernel[1] > 8,
+        "strided": problem.stride != (1, 1),
+        "dilated": problem.dilation != (1, 1),
+        "multiplier": problem.channel_multiplier > 1,
+        "short rows": plan.short_rows,
+        "cut rows": not plan.short_rows,
+        "parts of pixels": plan.pixel_parts > 1,
+        "parts of channels": plan.channel_parts > 1,
+        "streaming": plan.streaming,
+        "prefetch": plan.prefetch,
+        "ahead": plan.ahead,
+        "at the end": case.at_end,
+        "at the start": not case.at_end,
+    }
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_every_kind_of_case_is_drawn(isa: Isa) -> None:
+    rng = np.random.default_rng(0)
+    drawn: Counter[str] = Counter()
+    for _ in range(300):
+        drawn.update(_traits(Case.draw(rng, isa)))
+    assert {trait for trait, count in drawn.items() if count < 4} == set()
+
+
 def test_a_byte_outside_kills() -> None:
     script = "from tests.codegen.guarded import Guarded; import ctypes; b = Guarded(100, {}); "
     for at_end, offset in ((True, 100), (False, -1)):
@@ -55,22 +100,23 @@ def test_a_byte_outside_kills() -> None:
     assert not watched.untouched
 
 
-@pytest.mark.parametrize("cap", CAPS)
-def test_plans_give_the_same_bits(cap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["mb2ic37oc70ih15iw29kh3ph1_act:silu,none", "ic64oc96ih7kh3ph1_bf16", "g1ic50oc70ih9kh1"],
+)
+def test_plans_give_the_same_bits(text: str, isa: Isa) -> None:
     """Whatever the caches and the threads: nothing about the plan changes the order of sums."""
-    monkeypatch.setenv(CAP_VARIABLE, cap)
-    for text in ("mb2ic37oc70ih15iw29kh3ph1_act:silu,none", "ic64oc96ih7kh3ph1_bf16"):
-        problem = Problem.parse(text)
-        data = CheckData.random(problem)
-        small, large = Caches(1 << 10, 1 << 12, 1 << 14), Caches(1 << 16, 1 << 20, 1 << 25)
-        plans = {
-            plan
-            for caches in (small, large)
-            for threads in (1, 2, 3, 4)
-            for plan in all_plans(problem, this_isa(), threads, caches)
-        }
-        assert len(plans) > 10
-        some = random.Random(1).sample(sorted(plans, key=str), 6)
-        answers = [run_guarded(problem, plan, data, at_end=True) for plan in some]
-        assert data.verdict(answers[0])[0]
-        assert all(np.array_equal(answer, answers[0]) for answer in answers)
+    problem = Problem.parse(text)
+    data = CheckData.random(problem)
+    plans = {
+        replace(plan, gathers=gathers)
+        for caches in (Caches(1 << 10, 1 << 12, 1 << 14), Caches(1 << 16, 1 << 20, 1 << 25))
+        for threads in (1, 2, 3, 4)
+        for plan in all_plans(problem, isa, threads, caches)
+        for gathers in (plan.gathers, layer_of(problem, isa).reads_input)
+    }
+    assert len(plans) > 10
+    some = random.Random(1).sample(sorted(plans, key=str), 5)
+    answers = [run_guarded(problem, plan, Inputs(data), at_end=True) for plan in some]
+    assert data.verdict(answers[0])[0]
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
