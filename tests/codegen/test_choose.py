@@ -16,17 +16,13 @@ from dnnsep.codegen.choose import (
     layer_for,
     plan_key,
 )
+from dnnsep.codegen.dots import dot_for
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, Isa, this_isa
 from dnnsep.codegen.plan import tile_bytes
 from dnnsep.host import cachefiles
 from dnnsep.problem import Problem
 
 CACHES = Caches(48 * 1024, 1 << 20, 32 << 20)
-
-
-@pytest.fixture
-def isa() -> Isa:
-    return this_isa()
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +54,24 @@ def test_large_outputs_are_streamed_and_large_inputs_fetched_ahead(isa: Isa) -> 
     assert traits("mb1ic32oc64ih112kh3ph1") == (False, True)
     assert traits("mb1ic32oc64ih28kh3ph1") == (False, False)
     assert traits("mb16ic32oc65ih112kh3ph1")[0] is False  # no whole vectors
+
+
+def test_a_pointwise_layers_input_is_read_where_it_is(isa: Isa) -> None:
+    """Copied only where its rows start at the same places of the first cache, or for a way of
+    multiplying that does not take it as it is."""
+
+    def gathers(text: str, l1: int) -> bool:
+        caches = Caches(l1, CACHES.l2, CACHES.last)
+        found = {plan.gathers for plan in all_plans(Problem.parse(text), isa, 2, caches)}
+        assert len(found) == 1
+        return found.pop()
+
+    assert not gathers("g1ic1000oc64ih28kh1", 1 << 13)
+    assert not gathers("g1ic1024oc64ih28kh1", 1 << 20)
+    assert gathers("g1ic1024oc64ih28kh1", 1 << 13)
+    reads_bf16 = dot_for("bf16", isa).reads_input
+    assert gathers("g1ic1000oc64ih28kh1_bf16", 1 << 13) is not reads_bf16
+    assert gathers("g1ic999oc64ih28kh1_bf16", 1 << 13)  # no whole pairs
 
 
 def test_tiles_fit_the_cores_own_cache(isa: Isa) -> None:
