@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from dnnsep.activations import ACTIVATIONS
 from dnnsep.backends.reference import error_bound, naive
+from dnnsep.backends.tensors import TORCH_ACTIVATIONS
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights, random_data
 from tests.strategies import problems
@@ -86,21 +87,14 @@ def test_reference_agrees_with_tensorflow(case: int) -> None:
     assert (error <= error_bound(problem, weights, x)).all()
 
 
-@pytest.mark.parametrize("activation", ["relu", "relu6", "silu", "hardswish", "gelu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_are_torchs(activation: str) -> None:
-    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "relu": torch.nn.functional.relu,
-        "relu6": torch.nn.functional.relu6,
-        "silu": torch.nn.functional.silu,
-        "hardswish": torch.nn.functional.hardswish,
-        "gelu": torch.nn.functional.gelu,
-    }
     # A 1x1 problem of one channel with unit weights is the activation alone.
     values = np.linspace(-12, 12, 401, dtype=np.float32).reshape(1, 1, 1, -1)
     problem = Problem(1, 1, 1, 1, 401, (1, 1), bias=False, activations=("none", activation))
     one = np.ones((1, 1, 1, 1), dtype=np.float32)
     y = naive(problem, Weights(one, None, one, None), values)
-    expected = functions[activation](torch.from_numpy(values).double()).numpy()
+    expected = TORCH_ACTIVATIONS[activation].function(torch.from_numpy(values).double()).numpy()
     np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)
 
 
