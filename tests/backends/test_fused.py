@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 from llvmlite import ir
-from scipy.special import erf
 
-from dnnsep import Problem, Weights, get_backend
+from dnnsep import Problem, get_backend
 from dnnsep.backends.fused_executor import FusedExecutor
 from dnnsep.backends.tensors import to_channels_last
 from dnnsep.codegen import kernel
 from dnnsep.codegen.choose import Caches, all_plans
-from dnnsep.codegen.lang.isa import this_isa
+from dnnsep.codegen.lang.isa import CAP_VARIABLE, this_isa
 from dnnsep.codegen.lang.jit import Target, machine_code
 from dnnsep.host import cachefiles
 from dnnsep.sweep.check import CheckData
+from tests.codegen.conftest import ISAS
 
 
 def _is_right(problem: Problem) -> bool:
@@ -99,35 +99,28 @@ def test_a_bound_call_keeps_what_it_needs() -> None:
         assert data.verdict(call().numpy())[0]
 
 
-@pytest.mark.parametrize("name", ["silu", "gelu", "hardswish"])
-def test_activations_are_within_a_few_units_in_the_last_place(name: str) -> None:
-    """Of the larger of 1 and |x|, over everything from tiny to huge."""
-    problem = Problem.parse(f"ic1oc1ih1iw20000kh1_nobias_act:none,{name}")
-    one = np.ones((1, 1, 1, 1), np.float32)
-    x = np.concatenate(
-        [np.linspace(-12, 12, 10_000), np.logspace(-30, 4, 5_000), -np.logspace(-30, 4, 5_000)]
-    ).astype(np.float32)
-    executor = get_backend("fused").prepare(problem, Weights(one, None, one, None))
-    y = executor(to_channels_last(x.reshape(1, 1, 1, -1), "f32")).numpy().ravel()
-    exact = x.astype(np.float64)
-    with np.errstate(over="ignore"):
-        right = {
-            "silu": exact / (1 + np.exp(-exact)),
-            "gelu": exact / 2 * (1 + erf(exact / np.sqrt(2))),
-            "hardswish": exact * np.clip(exact + 3, 0, 6) / 6,
-        }[name]
-    unit = 2.0**-24 * np.maximum(1, np.abs(exact))
-    assert (np.abs(y - right) <= 4 * unit).all()
-    assert (y[exact < -100] >= -1e-6).all()
+def test_what_it_has_no_kernel_for_is_said() -> None:
+    problem = Problem.parse("g8ic8oc16ih5kh3ph1")
+    backend, reason = get_backend("fused"), "no kernel for a depthwise convolution alone with"
+    verdict = backend.supports(problem)
+    assert not verdict
+    assert verdict.reason.startswith(reason)
+    with pytest.raises(ValueError, match=reason):
+        backend.prepare(problem, CheckData.exact(problem).weights)
 
 
-def test_nan_goes_through_every_activation() -> None:
-    one = np.ones((1, 1, 1, 1), np.float32)
-    x = np.array([np.nan, np.inf, 1.0, -1.0], np.float32).reshape(1, 1, 1, 4)
-    for name in ("relu", "relu6", "silu", "hardswish", "gelu"):
-        problem = Problem.parse(f"ic1oc1ih1iw4kh1_nobias_act:{name},none")
-        executor = get_backend("fused").prepare(problem, Weights(one, None, one, None))
-        y = executor(to_channels_last(x, "f32")).numpy().ravel()
-        assert np.isnan(y[0]), name
-        assert y[1] == (6.0 if name == "relu6" else np.inf), name
-        assert np.isfinite(y[2:]).all(), name
+def test_a_cap_that_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CAP_VARIABLE, "sse")
+    verdict = get_backend("fused").supports(Problem.parse("ic8oc8ih5kh3ph1"))
+    assert not verdict
+    assert CAP_VARIABLE in verdict.reason
+
+
+def test_the_kernels_of_each_cpu_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem.parse("ic8oc8ih5kh3ph1_bf16")
+    data = CheckData.exact(problem)
+    for isa in ISAS:
+        monkeypatch.setenv(CAP_VARIABLE, isa.name)
+        executor = get_backend("fused").prepare(problem, data.weights)
+        assert executor.impls == (f"fused:{isa.name}",)
+        assert data.verdict(executor(to_channels_last(data.x, "bf16")).float().numpy())[0]
