@@ -1,4 +1,7 @@
-"""The report's figures, as plotly's plain dicts. All text in them is escaped: plotly reads HTML."""
+"""Draws a report's charts, as the plain dicts that plotly takes.
+
+All text in them is escaped, since plotly reads HTML.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from dnnsep.dtypes import DTYPES
 from dnnsep.measure.roofs import Roofs
-from dnnsep.problem import DTYPES
 from dnnsep.report.labels import SYMBOLS, Style, hover_text, labels_of
 from dnnsep.sweep.results import Record
 
@@ -21,14 +24,17 @@ _FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#222"}
 
 
 def roofline(records: Sequence[Record], roofs: Roofs, styles: dict[str, Style]) -> Figure | None:
-    """GFLOP/s over FLOP/byte, log-log, with the roofs of one number of threads; None without a
-    record that has a figure and a roof. ``records`` are those of that number of threads."""
+    """Draws GFLOP/s over FLOP/byte, both logarithmic, below the roofs of one number of threads.
+
+    ``records`` are those of that number of threads. Returns None where none of them has both a
+    figure and a roof.
+    """
     points = [r for r in records if r.gflops is not None and r.roof is not None]
     if not points:
         return None
-    at = [r.roof.intensity for r in points if r.roof is not None]
-    data = _roof_lines(roofs, min(at), max(at))
-    seen = set()
+    intensities = [r.roof.intensity for r in points if r.roof is not None]
+    data = _roof_lines(roofs, min(intensities), max(intensities))
+    in_legend = set()
     kinds = [(r.backend, r.dtype) for r in points]
     for backend, dtype in dict.fromkeys(kinds):
         own = [r for r, kind in zip(points, kinds, strict=True) if kind == (backend, dtype)]
@@ -39,7 +45,7 @@ def roofline(records: Sequence[Record], roofs: Roofs, styles: dict[str, Style]) 
                 "mode": "markers",
                 "name": escape(backend),
                 "legendgroup": escape(backend),
-                "showlegend": backend not in seen,
+                "showlegend": backend not in in_legend,
                 "x": [r.roof.intensity for r in own if r.roof is not None],
                 "y": [r.gflops for r in own],
                 "hovertext": [hover_text(r) for r in own],
@@ -52,7 +58,7 @@ def roofline(records: Sequence[Record], roofs: Roofs, styles: dict[str, Style]) 
                 },
             }
         )
-        seen.add(backend)
+        in_legend.add(backend)
     # Room for a legend with one entry a line, as on a phone.
     layout = _layout(440 + 18 * sum(line["showlegend"] for line in data))
     layout["xaxis"] |= _log(1, 2, 5) | {"title": {"text": "arithmetic intensity, FLOP/byte"}}
@@ -61,7 +67,7 @@ def roofline(records: Sequence[Record], roofs: Roofs, styles: dict[str, Style]) 
 
 
 def bars(records: Sequence[Record], styles: dict[str, Style]) -> Figure | None:
-    """Medians in µs with their 95 % intervals by layer and backend; None without a time."""
+    """Draws medians in µs with their 95 % intervals by layer and backend; None without a time."""
     labels = labels_of(records)
     timed = [(r, r.time) for r in records if r.time is not None]
     if not timed:
@@ -89,19 +95,21 @@ def bars(records: Sequence[Record], styles: dict[str, Style]) -> Figure | None:
             }
         )
     medians = [time.median_us for _, time in timed]
-    wide = max(medians) / min(medians) > _LINEAR_RANGE
+    logarithmic = max(medians) / min(medians) > _LINEAR_RANGE
     layers = [_tick_text(label) for label in labels.values()]
     layout = _layout(80 + 20 * len(data) + len(layers) * max(32, 12 * len(data) + 8))
     layout |= {"barmode": "group", "bargap": 0.15}
     layout["xaxis"] |= {"title": {"text": "median µs a call, 95 % interval"}}
-    layout["xaxis"] |= _log(1, 3) if wide else {"rangemode": "tozero"}
+    layout["xaxis"] |= _log(1, 3) if logarithmic else {"rangemode": "tozero"}
     layout["yaxis"] |= _categories(layers) | {"showgrid": False}
     return {"data": data, "layout": layout}
 
 
 def heat_map(records: Sequence[Record]) -> Figure | None:
-    """Share of the roof in % by layer and backend; cells without a figure are empty and say why
-    on hover. None without a share."""
+    """Draws the share of the roof in % by layer and backend; None without a share.
+
+    Cells without a figure are empty and say on hover why.
+    """
     if all(r.roof_share is None for r in records):
         return None
     labels = labels_of(records)
@@ -140,14 +148,16 @@ def heat_map(records: Sequence[Record]) -> Figure | None:
 
 
 def _roof_lines(roofs: Roofs, least: float, most: float) -> list[Figure]:
-    """The memory levels' slopes up to the highest ceiling, and the ceiling of each dtype, around
-    intensities from ``least`` to ``most``."""
-    # No problem is of int8.
+    """Draws the slope of each memory level, up to the highest ceiling, and each dtype's ceiling.
+
+    They reach beyond the intensities ``least`` and ``most``, in FLOP/byte.
+    """
+    # Roofs have int8 too, problems do not.
     ceilings = {d: rate for d, rate in roofs.fma_gflops.items() if d in DTYPES}
     top = max(ceilings.values())
     fastest = max(level.gbs for level in roofs.memory)
     slowest = min(level.gbs for level in roofs.memory)
-    # So far that every slope and where it ends is in the picture.
+    # Far enough for every slope, and where it ends, to be in the picture.
     left, right = min(least, top / fastest) / 2, max(most, top / slowest) * 2
     lines = []
     for level, dash in zip(roofs.memory, _DASHES, strict=False):
@@ -174,19 +184,19 @@ def _line(name: str, x: list[float], y: list[float], colour: str, dash: str) -> 
 
 
 def _log(*digits: int) -> Figure:
-    """A logarithmic axis with a tick at each of the digits in every decade."""
+    """Returns a logarithmic axis with a tick at each of the digits in every decade."""
     ticks = [digit * 10.0**power for power in range(-4, 9) for digit in digits]
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.10g}" for tick in ticks]}
 
 
 def _tick_text(label: str) -> str:
-    """A label in two lines where it is long, so that a phone has room for the chart beside it."""
+    """Returns a label cut into short lines, so that a phone has room for the chart beside it."""
     starts = range(0, len(label), _LINE_LENGTH)
     return "<br>".join(escape(label[start : start + _LINE_LENGTH]) for start in starts)
 
 
 def _categories(names: Sequence[str]) -> Figure:
-    """An axis that shows every name, the first on top."""
+    """Returns an axis that shows every name, the first on top."""
     return {
         "type": "category",
         "categoryorder": "array",
@@ -197,6 +207,7 @@ def _categories(names: Sequence[str]) -> Figure:
 
 
 def _layout(height: int) -> Figure:
+    """Returns what all charts share; ``height`` is in pixels."""
     axis = {"automargin": True, "gridcolor": "#ddd", "zeroline": False, "ticks": "outside"}
     return {
         "height": height,

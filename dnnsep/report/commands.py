@@ -1,4 +1,4 @@
-"""The shell commands that measure a sweep's cases again."""
+"""Writes the shell commands that measure a sweep's cases again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
 
 
 def commands(results: Results) -> list[str]:
-    """A shell command for each case that measures it again, with the same backends and settings."""
+    """Returns a shell command for each case, with its backends and the sweep's settings."""
     options = []
     for setting, (option, default) in OPTIONS.items():
         value = results.settings.get(setting, default)
@@ -28,10 +28,10 @@ def commands(results: Results) -> list[str]:
     backends: dict[tuple[str, int, str], list[str]] = {}
     for record in results.records:
         backends.setdefault(place(record), []).append(record.backend)
-    found = []
+    lines = []
     for (problem, threads, cache), names in backends.items():
         chosen = [word for name in names for word in ("--backend", name)]
         cold = ["--cache", cache] if cache != "hot" else []
         words = ["dnnsep", "sweep", problem, *chosen, "--threads", str(threads), *cold, *options]
-        found.append(shlex.join(words))
-    return found
+        lines.append(shlex.join(words))
+    return lines

@@ -1,4 +1,4 @@
-"""Whether one set of results is faster or slower than another, case by case. Reads results only.
+"""Judges case by case whether one set of results is faster or slower than another.
 
 On a shared machine a time says as much about the neighbours as about the code. So only rounds with
 the machine in the same state are compared, by their fastest calls relative to the control loop.
@@ -32,7 +32,7 @@ _UNREPEATED_THRESHOLD = 0.5
 
 
 class Verdict(str, Enum):
-    """What is said of a case; ``value`` is how it is printed."""
+    """The judgement on a case; ``value`` is the word that is printed."""
 
     SAME = "same"
     FASTER = "faster"
@@ -47,9 +47,12 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One case in both results. ``ratio`` is new over base, of times or of the roof's shares'
-    inverses: above 1 is slower; [``low``, ``high``] its 95 % interval. ``impls`` holds both sides'
-    where oneDNN picked other kernels."""
+    """One case in both results.
+
+    ``ratio`` is the new time over the base's, or the base's share of the roof over the new one:
+    above 1 is slower. [``low``, ``high``] is its 95 % interval. ``impls`` holds the kernels of base
+    and new where they differ.
+    """
 
     key: Key
     name: str | None
@@ -68,10 +71,10 @@ def compare(
     how: Normalize = "time",
     thresholds: Callable[[Key], float] | None = None,
 ) -> list[Comparison]:
-    """Compare every case of either side, the new one's order first.
+    """Compares every case of either side, in the new side's order, then those of the base alone.
 
-    ``threshold`` is the least difference that counts, as a share; ``thresholds`` may give another
-    for each case. ``how`` says whether times are compared or shares of the roof.
+    ``threshold`` is the least difference that counts, as a share of the base's time; ``thresholds``
+    may give another for each case. ``how`` says whether times are compared or shares of the roof.
     """
     before = {record.key: record for record in base.records}
     after = {record.key: record for record in new.records}
@@ -88,9 +91,9 @@ def compare(
 
 
 def how_to_compare(base: Results, new: Results, wanted: Normalize | None = None) -> Normalize:
-    """What is wanted, or else ``roof`` where the results are from different machines.
+    """Returns what is wanted, or else ``roof`` where the results are from different machines.
 
-    Raises ValueError where that takes roofs and a side has none.
+    Raises ValueError where shares of the roof are to be compared and a side has no roofs.
     """
     how = wanted or ("time" if same_machine(base, new) else "roof")
     if how == "roof" and not (base.roofs and new.roofs):
@@ -99,9 +102,9 @@ def how_to_compare(base: Results, new: Results, wanted: Normalize | None = None)
 
 
 def same_machine(base: Results, new: Results) -> bool:
-    """Whether times can be compared: the same CPU, as many cores, the same caches."""
-    parts = ("cpu", "cpu_family_model", "isa", "cores", "logical_cpus", "caches")
-    return all(base.fingerprint.get(part) == new.fingerprint.get(part) for part in parts)
+    """Returns whether both sides have the same CPU, with as many cores and the same caches."""
+    facts = ("cpu", "cpu_family_model", "isa", "cores", "logical_cpus", "caches")
+    return all(base.fingerprint.get(fact) == new.fingerprint.get(fact) for fact in facts)
 
 
 def _compare(
@@ -112,26 +115,26 @@ def _compare(
     how: Normalize,
     quiet: tuple[dict[int, Control], dict[int, Control]],
 ) -> Comparison:
-    some = new or base
-    assert some is not None
-    name = some.name
+    record = new or base
+    assert record is not None
+    name = record.name
 
-    def say(verdict: Verdict, reason: str) -> Comparison:
+    def unmeasured(verdict: Verdict, reason: str) -> Comparison:
         return Comparison(key, name, verdict, reason)
 
     if new is None or base is None:
         side = "base" if new is None else "new"
-        return say(Verdict.MISSING if new is None else Verdict.NEW, f"in {side} only")
+        return unmeasured(Verdict.MISSING if new is None else Verdict.NEW, f"in {side} only")
     if new.status == "incorrect":
-        return say(Verdict.INCORRECT, new.reason or "incorrect")
+        return unmeasured(Verdict.INCORRECT, new.reason or "incorrect")
     if new.time is None:
         if base.time is None and base.status == new.status:
-            return say(Verdict.SAME, f"{new.status} in both: {new.reason}")
-        return say(Verdict.FAILED, f"{new.status}: {new.reason}")
+            return unmeasured(Verdict.SAME, f"{new.status} in both: {new.reason}")
+        return unmeasured(Verdict.FAILED, f"{new.status}: {new.reason}")
     if base.time is None:
-        return say(Verdict.FIXED, f"was {base.status}: {base.reason}")
+        return unmeasured(Verdict.FIXED, f"was {base.status}: {base.reason}")
     impls = (base.impls, new.impls) if base.impls != new.impls else None
-    states = [quietest[some.threads] for quietest in quiet]
+    states = [quietest[record.threads] for quietest in quiet]
     before, after = _like_rounds(base.rounds, new.rounds, *states)
     repeated = min(_visits(before), _visits(after)) >= MIN_VISITS
     if not repeated:
@@ -146,6 +149,8 @@ def _compare(
 
 @dataclass(frozen=True)
 class _Effect:
+    """A ratio with its 95 % interval, and the probability of such a one without a difference."""
+
     ratio: float
     low: float
     high: float
@@ -153,19 +158,22 @@ class _Effect:
 
 
 def _quietest(records: Sequence[Record]) -> dict[int, Control]:
-    """By threads, the best that each control was in any of the records."""
+    """Returns for each number of threads the best that each time of a control was in any record."""
     controls: dict[int, list[Control]] = {}
     for record in records:
-        seen = (control for turn in record.rounds for control in (turn.before, turn.after))
-        controls.setdefault(record.threads, []).extend(seen)
-    return {threads: Control.best(of) for threads, of in controls.items() if of}
+        of_record = (control for turn in record.rounds for control in (turn.before, turn.after))
+        controls.setdefault(record.threads, []).extend(of_record)
+    return {threads: Control.best(group) for threads, group in controls.items() if group}
 
 
 def _like_rounds(
     base: Sequence[Round], new: Sequence[Round], base_quiet: Control, new_quiet: Control
 ) -> tuple[Sequence[Round], Sequence[Round]]:
-    """Both sides' quiet rounds with the cores near each other, or with them far apart: whichever
-    came on more visits of the side where they were fewer."""
+    """Returns both sides' quiet rounds, with the cores near each other or with them far apart.
+
+    Of these two states it is the one that was met on more visits, counted on the side that has
+    fewer of them.
+    """
     states = [
         tuple(
             [
@@ -188,10 +196,12 @@ def _visits(rounds: Sequence[Round]) -> int:
 def _values(
     record: Record, rounds: Sequence[Round], how: Normalize, quietest: Control, repeated: bool
 ) -> list[float]:
-    """A value for each visit, the median of its rounds', or, with too few visits, for each round.
+    """Returns the median of the rounds' values for each visit; each round's if not ``repeated``.
 
-    A round's value is its fastest call in units of the multiply-adds around it: what others on a
-    shared machine add to a call is never negative, and the clock slows both alike.
+    A round's value is its fastest call over the time of the multiply-adds around it: what others on
+    a shared machine add to a call is never negative, and a slower clock slows both alike. It is
+    scaled to microseconds on the quiet machine; for ``roof`` it is then divided by the time at the
+    roof.
     """
     scale = quietest.busy_us
     if how == "roof" and record.roof is not None:
@@ -204,8 +214,11 @@ def _values(
 
 
 def _effect(base: Sequence[float], new: Sequence[float]) -> _Effect:
-    """New over base: the Hodges-Lehmann estimate (the median of all pairs' ratios), its 95 %
-    interval from the same pairs, and the p-value of the Mann-Whitney rank test."""
+    """Estimates how many times as long the new side takes as the base.
+
+    The ratio is the Hodges-Lehmann estimate (the median of all pairs' ratios), its 95 % interval is
+    from the same pairs, and the p-value is that of the Mann-Whitney rank test.
+    """
     from scipy.stats import mannwhitneyu, norm
 
     ratios = sorted(after / before for before, after in product(base, new))
@@ -217,6 +230,7 @@ def _effect(base: Sequence[float], new: Sequence[float]) -> _Effect:
 
 
 def _judge(effect: _Effect, threshold: float, repeated: bool) -> tuple[Verdict, str]:
+    """Returns the verdict on an effect and its reason."""
     called_from = threshold if repeated else max(threshold, _UNREPEATED_THRESHOLD)
     if effect.p_value < _SIGNIFICANCE:
         if effect.ratio > 1 + called_from:
@@ -237,9 +251,10 @@ FAIL_ON = ("slower", "faster", "unsure", "impl-changed", "incorrect", "failed", 
 
 
 def failures(comparisons: Sequence[Comparison], fail_on: Sequence[str]) -> list[Comparison]:
-    """Those with a verdict that ``fail_on`` names, or, for ``impl-changed``, with other kernels.
+    """Returns the comparisons whose verdict ``fail_on`` names.
 
-    Raises ValueError naming the word that is not one of FAIL_ON.
+    ``impl-changed`` stands for those whose kernels differ. Raises ValueError naming a word that is
+    not one of FAIL_ON.
     """
     for word in fail_on:
         if word not in FAIL_ON:

@@ -1,4 +1,4 @@
-"""A comparison as a table: for the terminal, as markdown, as JSON."""
+"""Shows comparisons as a table: for the terminal, as markdown, as plain dicts for JSON."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _STYLES = {
 
 
 def as_rich(comparisons: Sequence[Comparison]) -> Table:
+    """Returns a table for the terminal, a row a case."""
     table = Table(header_style="bold")
     for heading in _HEADINGS:
         right = heading in ("thr", "new / base", "95 % interval")
@@ -34,6 +35,7 @@ def as_rich(comparisons: Sequence[Comparison]) -> Table:
 
 
 def as_markdown(comparisons: Sequence[Comparison]) -> str:
+    """Returns a markdown table, a row a case, with the summary below it."""
     lines = ["| " + " | ".join(_HEADINGS) + " |", "|" + " --- |" * len(_HEADINGS)]
     for comparison in comparisons:
         cells = (cell.replace("|", "\\|").replace("\n", " ") for cell in _cells(comparison))
@@ -42,6 +44,7 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
 
 
 def as_dicts(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Returns a dict for each case that can be written as JSON."""
     return [
         {
             **dict(zip(("problem", "backend", "threads", "cache"), c.key, strict=True)),
@@ -53,7 +56,7 @@ def as_dicts(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:
-    """``18 cases: 16 same, 1 slower, 1 unsure; 2 impl-changed``."""
+    """Counts the verdicts: ``18 cases: 16 same, 1 slower, 1 unsure; 2 impl-changed``."""
     counts = Counter(c.verdict.value for c in comparisons)
     changed = sum(c.impls is not None for c in comparisons)
     text = f"{len(comparisons)} cases: " + ", ".join(f"{n} {word}" for word, n in counts.items())
@@ -61,7 +64,7 @@ def summary(comparisons: Sequence[Comparison]) -> str:
 
 
 def line(comparison: Comparison) -> str:
-    """One case in one line."""
+    """Returns one case as one line of text."""
     case, backend, threads, ratio, interval, verdict, why = _cells(comparison)
     figures = f" {ratio} ({interval})" if ratio else ""
     verdict = verdict.replace("\n", " ")
@@ -69,6 +72,7 @@ def line(comparison: Comparison) -> str:
 
 
 def _cells(comparison: Comparison) -> list[str]:
+    """Returns the text of each column of _HEADINGS."""
     problem, backend, threads, cache = comparison.key
     verdict, why = comparison.verdict.value.upper(), comparison.reason
     if comparison.impls is not None:

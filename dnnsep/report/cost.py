@@ -1,5 +1,7 @@
-"""``dnnsep cost``: a layer's figures, a separable or depthwise one's beside an ordinary
-convolution's."""
+"""Shows what a layer costs, for ``dnnsep cost``.
+
+A separable or depthwise layer is shown beside the ordinary convolution that does the same work.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from rich.table import Table
 from dnnsep.cost import Cost, closed_form_ratio, cost
 from dnnsep.problem import Problem
 
-# The kinds that an ordinary convolution does the work of: those shown beside one.
+# The kinds whose work an ordinary convolution can do, so that they are shown beside one.
 _COMPARED = ("separable", "depthwise")
 # How the weights and the FLOPs of a kind with one stage are counted.
 _FORMULAS = {
@@ -25,14 +27,14 @@ def as_dict(problem: Problem) -> dict[str, Any]:
     """Returns a problem's figures under its kind's name, with "ordinary" and the ratios to it where
     an ordinary convolution does the same work."""
     c = cost(problem)
-    found = {
+    figures = {
         "problem": str(problem),
         "kind": problem.kind,
         "input_shape": problem.input_shape,
         "output_shape": problem.output_shape,
     }
     if problem.kind not in _COMPARED:
-        return found | {problem.kind: _figures(problem, c)}
+        return figures | {problem.kind: _figures(problem, c)}
     ratios = {"parameter_reduction": c.parameter_reduction, "cost_ratio": c.cost_ratio}
     if problem.kind == "separable":
         ratios["closed_form_ratio"] = closed_form_ratio(problem)
@@ -43,17 +45,20 @@ def as_dict(problem: Problem) -> dict[str, Any]:
         "macs": c.ordinary_macs,
         "flops": c.ordinary_flops,
     }
-    return found | {"ordinary": ordinary, problem.kind: _figures(problem, c)} | ratios
+    return figures | {"ordinary": ordinary, problem.kind: _figures(problem, c)} | ratios
 
 
 def _figures(problem: Problem, c: Cost) -> dict[str, Any]:
-    """Returns what a layer has and does. Only a separable one has a tensor between stages, with and
-    without which its bytes are counted."""
-    found: dict[str, Any] = {"weights": c.weights, "biases": c.biases, "parameters": c.parameters}
-    found["macs"] = c.macs
+    """Returns a layer's parameters, operations, bytes and FLOPs per byte.
+
+    Only a separable layer has a tensor between two stages; its bytes are counted with it (staged)
+    and without it (fused).
+    """
+    figures: dict[str, Any] = {"weights": c.weights, "biases": c.biases, "parameters": c.parameters}
+    figures["macs"] = c.macs
     if problem.kind != "separable":
-        return found | {"flops": c.flops, "bytes": c.bytes_fused, "intensity": c.intensity_fused}
-    return found | {
+        return figures | {"flops": c.flops, "bytes": c.bytes_fused, "intensity": c.intensity_fused}
+    return figures | {
         "depthwise_macs": c.depthwise_macs,
         "pointwise_macs": c.pointwise_macs,
         "flops": c.flops,
@@ -143,4 +148,5 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _giga(count: int) -> str:
+    """Returns a count in billions, with two digits after the point or two that count."""
     return f"{count / 1e9:.2f}" if count >= 5e6 else f"{count / 1e9:.2g}"

@@ -1,4 +1,4 @@
-"""``dnnsep explain``'s answer as a table of primitives."""
+"""Shows what ran for a problem: the answer of ``dnnsep explain`` for the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from rich.console import Group
 from rich.table import Table
 
 
-def as_text(found: dict[str, Any]) -> Group:
+def as_text(answer: dict[str, Any]) -> Group:
+    """Returns a table of oneDNN's primitives, or of the fused kernel's plans, with the check.
+
+    ``answer`` is what ``dnnsep.sweep.explain.explain`` returns.
+    """
     table = Table(header_style="bold")
     for heading in (
         "when",
@@ -23,7 +27,7 @@ def as_text(found: dict[str, Any]) -> Group:
     ):
         table.add_column(heading, overflow="fold")
     for when in ("setup", "hot"):
-        for primitive in found[when]:
+        for primitive in answer[when]:
             memory = primitive["memory"]
             table.add_row(
                 when,
@@ -34,25 +38,25 @@ def as_text(found: dict[str, Any]) -> Group:
                 primitive["post_ops"],
                 primitive["problem"],
             )
-    ran_on = found["ran_on"]
-    chosen = f" (runs on {ran_on})" if ran_on != found["backend"] else ""
-    reorders = found["reorders"]
-    verdict = "right" if found["correct"] else "WRONG"
+    ran_on = answer["ran_on"]
+    chosen = f" (runs on {ran_on})" if ran_on != answer["backend"] else ""
+    reorders = answer["reorders"]
+    verdict = "right" if answer["correct"] else "WRONG"
     hot = f"hot path: {reorders or 'no'} reorder{'s' if reorders != 1 else ''}"
     return Group(
-        f"{found['problem']} on {found['backend']}{chosen}, {found['threads']} threads",
-        f"{', '.join(found['versions']['onednn']) or 'no oneDNN'}; {found['versions']['reason']}",
+        f"{answer['problem']} on {answer['backend']}{chosen}, {answer['threads']} threads",
+        f"{', '.join(answer['versions']['onednn']) or 'no oneDNN'}; {answer['versions']['reason']}",
         *(
-            _plans(found["plans"])
-            if found["plans"]
-            else (table, f"stages: {' -> '.join(found['stages'])}", hot)
+            _plans(answer["plans"])
+            if answer["plans"]
+            else (table, f"stages: {' -> '.join(answer['stages'])}", hot)
         ),
-        f"checked: {verdict}, {found['check']}",
+        f"checked: {verdict}, {answer['check']}",
     )
 
 
 def _plans(plans: list[dict[str, Any]]) -> tuple[Table, str]:
-    """How the fused kernel is cut up; the plan taken comes first."""
+    """Returns a table of the ways to cut up the fused kernel, the plan taken first, and its key."""
     table = Table(header_style="bold")
     for heading in ("plan", "piece in registers", "pieces a tile", "threads", "stores", "prefetch"):
         table.add_column(heading)

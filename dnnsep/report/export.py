@@ -1,4 +1,4 @@
-"""A sweep's records or samples as a tidy table: CSV or parquet, for other tools to read."""
+"""Writes a sweep's records or samples as a tidy table for other tools: CSV or parquet."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ SAMPLE_COLUMNS: dict[str, type] = {
 def export(
     results: Results, path: Path, to: Literal["csv", "parquet"], samples: bool = False
 ) -> None:
-    """Write a row a record, or with ``samples`` a row a timed call, to ``path``.
+    """Writes a row for each record, or with ``samples`` for each timed call, to ``path``.
 
     Columns and types are RECORD_COLUMNS or SAMPLE_COLUMNS; times are microseconds a call,
-    ``roof_share`` is 0 to 1, ``intensity`` FLOPs per byte. What is missing is empty in CSV and
+    ``roof_share`` is 0 to 1, ``intensity`` FLOPs per byte. A missing value is empty in CSV and
     null in parquet. Lists are joined: impls by `` + ``, warnings by ``; ``. An existing file is
     replaced.
 
@@ -56,20 +56,20 @@ def export(
 
 
 def _record_rows(results: Results) -> Iterator[dict[str, Any]]:
-    sweep = {
+    of_sweep = {
         "title": results.title,
         "created": results.created,
         "cpu": results.fingerprint.get("cpu"),
     }
     for record in results.records:
-        plain = record.model_dump(
+        of_record = record.model_dump(
             include=set(RECORD_COLUMNS) - {"impls", "warnings", "rounds"}, mode="python"
         )
         roof = record.roof
         yield {
             **dict.fromkeys(RECORD_COLUMNS),
-            **sweep,
-            **plain,
+            **of_sweep,
+            **of_record,
             **({} if record.is_model else _problem_columns(Problem.parse(record.problem))),
             **(record.time.model_dump() if record.time else {}),
             "impls": " + ".join(record.impls) or None,
@@ -84,14 +84,14 @@ def _record_rows(results: Results) -> Iterator[dict[str, Any]]:
 def _problem_columns(problem: Problem) -> dict[str, Any]:
     names = ("batch", "in_channels", "out_channels", "height", "width", "channel_multiplier")
     columns = {name: getattr(problem, name) for name in (*names, "bias", "dtype")}
-    for field, parts in (
+    for field, columns_of_field in (
         ("kernel", ("kernel_h", "kernel_w")),
         ("stride", ("stride_h", "stride_w")),
         ("padding", ("padding_top", "padding_bottom", "padding_left", "padding_right")),
         ("dilation", ("dilation_h", "dilation_w")),
         ("activations", ("activation_depthwise", "activation_pointwise")),
     ):
-        columns |= zip(parts, getattr(problem, field), strict=True)
+        columns |= zip(columns_of_field, getattr(problem, field), strict=True)
     return columns
 
 
@@ -101,11 +101,11 @@ def _sample_rows(results: Results) -> Iterator[dict[str, Any]]:
 
 
 def _samples_of(record: Record) -> Iterator[dict[str, Any]]:
-    own = record.model_dump(include={"problem", "name", "backend", "threads", "cache"})
+    case = record.model_dump(include={"problem", "name", "backend", "threads", "cache"})
     for index, turn in enumerate(record.rounds):
         for call, us in enumerate(turn.calls_us):
             yield {
-                **own,
+                **case,
                 "visit": turn.visit,
                 "round": index,
                 "call": call,

@@ -1,4 +1,4 @@
-"""Sweeps' results as one HTML page that needs no network: charts, tables, warnings, commands."""
+"""Writes results as one HTML page that needs no network: charts, tables, warnings, commands."""
 
 from __future__ import annotations
 
@@ -51,10 +51,11 @@ summary { cursor: pointer; margin: 8px 0; }
 
 
 def as_html(files: Sequence[tuple[str, Results]]) -> str:
-    """One page of the results of one or more files, each with the label it is shown under.
+    """Returns one page of the results of one or more files, each under its label.
 
     Times are microseconds a call, rates GFLOP/s. Speed-ups are against the first backend that ran
-    in the same file. Raises ValueError where a record's problem is not a descriptor.
+    in the same file. Raises ValueError where a record's problem is neither a model nor a
+    descriptor.
     """
     from plotly.offline import get_plotlyjs
 
@@ -62,7 +63,7 @@ def as_html(files: Sequence[tuple[str, Results]]) -> str:
     titles = " + ".join(dict.fromkeys(results.title for _, results in files))
     title = escape(f"dnnsep: {titles}" if titles else "dnnsep")
     links = [f'<a href="#file{i}">{escape(label)}</a>' for i, (label, _) in enumerate(files)]
-    parts = [
+    lines = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
@@ -72,10 +73,11 @@ def as_html(files: Sequence[tuple[str, Results]]) -> str:
         *(_file(i, label, results, styles) for i, (label, results) in enumerate(files)),
         "</main></body></html>\n",
     ]
-    return "\n".join(parts)
+    return "\n".join(lines)
 
 
 def _file(index: int, label: str, results: Results, styles: dict[str, Style]) -> str:
+    """Returns the section of one file."""
     records = results.records
     ok = sum(record.status == "ok" for record in records)
     groups: dict[str, list[Record]] = {}
@@ -99,6 +101,7 @@ def _file(index: int, label: str, results: Results, styles: dict[str, Style]) ->
 
 
 def _facts(facts: dict[str, Any]) -> str:
+    """Returns named facts, such as a fingerprint's, as a list."""
     rows = (
         f"<dt>{escape(name.removesuffix('_bytes').replace('_', ' '))}</dt>"
         f"<dd>{escape(_fact(name, value))}</dd>"
@@ -108,9 +111,10 @@ def _facts(facts: dict[str, Any]) -> str:
 
 
 def _fact(name: str, value: Any) -> str:
+    """Returns a value as text that is not escaped; a name that ends in ``_bytes`` is a size."""
     if isinstance(value, dict):
-        inner = f"{name}_bytes" if name == "caches" else ""
-        return ", ".join(f"{key} {_fact(inner, v)}" for key, v in value.items()) or "none set"
+        inner_name = f"{name}_bytes" if name == "caches" else ""
+        return ", ".join(f"{key} {_fact(inner_name, v)}" for key, v in value.items()) or "none set"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     if value is None:
@@ -144,8 +148,8 @@ def _roofs(roofs: Roofs) -> str:
 
 
 def _roofline(roofs: Roofs, records: Sequence[Record], styles: dict[str, Style]) -> str:
-    own = [record for record in records if record.threads == roofs.threads]
-    figure = roofline(own, roofs, styles)
+    of_threads = [record for record in records if record.threads == roofs.threads]
+    figure = roofline(of_threads, roofs, styles)
     symbols = ", ".join(f"{symbol} {dtype}" for dtype, symbol in SYMBOLS.items())
     return _chart(
         f"<h3>Roofline, threads {roofs.threads}</h3>"
@@ -157,6 +161,7 @@ def _roofline(roofs: Roofs, records: Sequence[Record], styles: dict[str, Style])
 def _group(
     title: str, group: Sequence[Record], records: Sequence[Record], styles: dict[str, Style]
 ) -> str:
+    """Returns the charts and the table of records that are compared; empty without a time."""
     if all(record.time is None for record in group):
         return ""
     return (
@@ -170,7 +175,10 @@ def _group(
 def _speedups(
     group: Sequence[Record], base: str, base_us: dict[tuple[str, int, str], float]
 ) -> str:
-    """Layers by backends: speed against the base, and the median; the fastest of a row marked."""
+    """Returns a table of layers by backends: the speed against the base, and the median in µs.
+
+    The fastest of each row is marked; ``base_us`` are the base's medians.
+    """
     by_cell = {(record.problem, record.backend): record for record in group}
     backends = list(dict.fromkeys(record.backend for record in group))
     ratios: dict[str, list[float]] = {backend: [] for backend in backends}
@@ -207,12 +215,12 @@ def _speedups(
 
 
 def _hint(record: Record | None) -> str:
-    """The hover text of a table's cell."""
+    """Returns the hover text of a table's cell."""
     return "not measured" if record is None else hover_text(record).replace("<br>", "&#10;")
 
 
 def _doubts(records: Sequence[Record]) -> str:
-    """What is doubtful and what is missing, each with its reason."""
+    """Returns the tables of all warnings, and of all records without figures with their reasons."""
     warned = [(record, warning) for record in records for warning in record.warnings]
     missing = [
         (record, f"{record.status}: {record.reason or 'no reason given'}")
@@ -223,6 +231,7 @@ def _doubts(records: Sequence[Record]) -> str:
 
 
 def _reasons(title: str, head: str, reasons: Sequence[tuple[Record, str]]) -> str:
+    """Returns a table with a row for each reason under a title with their number."""
     rows = (
         (shortened(record.name or ""), record.backend, reason, group_of(record), record.problem)
         for record, reason in reasons
@@ -243,7 +252,7 @@ def _commands(results: Results) -> str:
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
-    """A table in a box of its own that scrolls; cells are HTML."""
+    """Returns a table in a box of its own that scrolls; cells are HTML, headings are not."""
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return (
@@ -253,7 +262,7 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") 
 
 
 def _chart(head: str, figure: Figure | None) -> str:
-    """A figure under its heading; nothing at all where there is nothing to draw."""
+    """Returns a figure under its heading; empty where there is nothing to draw."""
     from plotly.io import to_html
 
     if figure is None:

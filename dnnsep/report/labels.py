@@ -1,4 +1,4 @@
-"""How backends, problems and records are shown all over a report: colours, labels, hover texts."""
+"""Gives backends, problems and records the same colours, labels and hover texts everywhere."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ _HOVER_WIDTH = 46
 
 @dataclass(frozen=True)
 class Style:
-    """How a backend is drawn everywhere: a colour, and where colours repeat a pattern for bars
-    and a plotly suffix for symbols."""
+    """How a backend is drawn in every chart.
+
+    Where colours repeat, bars differ by plotly's ``pattern`` and symbols by ``symbol_suffix``.
+    """
 
     colour: str
     pattern: str
@@ -32,33 +34,36 @@ class Style:
 
 
 def styles_of(backends: Iterable[str]) -> dict[str, Style]:
-    """A style for each backend, in order of appearance; up to 24 differ."""
-    again = (("", ""), ("/", "-open"), ("x", "-dot"))
-    found = {}
+    """Returns a style for each backend, in order of appearance; the first 24 differ."""
+    variants = (("", ""), ("/", "-open"), ("x", "-dot"))
+    styles = {}
     for index, backend in enumerate(dict.fromkeys(backends)):
-        turn, colour = divmod(index, len(_COLOURS))
-        found[backend] = Style(_COLOURS[colour], *again[turn % len(again)])
-    return found
+        repetition, colour = divmod(index, len(_COLOURS))
+        styles[backend] = Style(_COLOURS[colour], *variants[repetition % len(variants)])
+    return styles
 
 
 def labels_of(records: Iterable[Record]) -> dict[str, str]:
-    """A short label for each problem, by descriptor: its name, or what of the descriptor differs
-    within a group; numbered where two would be the same. Not escaped."""
-    found: dict[str, str] = {}
+    """Returns a short label for each problem, by descriptor. It is not escaped.
+
+    The label is the problem's name, or those sizes of the descriptor that differ within a group;
+    where two would be the same they are numbered.
+    """
+    labels: dict[str, str] = {}
     for record in records:
-        if record.problem in found:
+        if record.problem in labels:
             continue
         label = base = shortened(record.name or _sizes(record))
         count = 1
-        while label in found.values():
+        while label in labels.values():
             count += 1
             label = f"{base} ({count})"
-        found[record.problem] = label
-    return found
+        labels[record.problem] = label
+    return labels
 
 
 def hover_text(record: Record) -> str:
-    """Everything about a record that a chart has no room for, as plotly's HTML."""
+    """Returns what a chart has no room for about a record, as HTML that plotly reads."""
     ran_on = f" on {record.ran_on}" if record.ran_on not in (None, record.backend) else ""
     lines = [record.name or "", record.problem]
     lines.append(f"{record.backend}{ran_on}, threads {record.threads}, {record.cache}")
@@ -71,12 +76,14 @@ def hover_text(record: Record) -> str:
             lines[-1] += f", {record.roof_share:.0%} of the {record.roof.binds} roof"
         lines.append(impl_text(record.impls))
         lines += [f"! {warning}" for warning in record.warnings]
-    return "<br>".join(escape(part) for line in lines for part in textwrap.wrap(line, _HOVER_WIDTH))
+    return "<br>".join(escape(text) for line in lines for text in textwrap.wrap(line, _HOVER_WIDTH))
 
 
 def shortened(text: str) -> str:
-    """At most 26 characters: the middle goes, since layers differ at their names' ends. Not
-    escaped."""
+    """Returns at most 26 characters of a text. They are not escaped.
+
+    The middle is left out, since the names of layers differ at their ends.
+    """
     if len(text) <= _LABEL_LENGTH:
         return text
     tail = _LABEL_LENGTH // 3
@@ -84,7 +91,7 @@ def shortened(text: str) -> str:
 
 
 def _interval(record: Record) -> str:
-    """``(190.1 to 201.2)``, in µs; empty where there is none."""
+    """Returns the median's interval in µs, ``(190.1 to 201.2)``; empty without one."""
     time = record.time
     if time is None or time.low_us is None or time.high_us is None:
         return ""

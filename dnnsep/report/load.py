@@ -1,4 +1,4 @@
-"""Results from files: a sweep's own, or what pytest-benchmark wrote in perf/."""
+"""Reads results from files: those of a sweep, or those that pytest-benchmark wrote in perf/."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from dnnsep.sweep.results import Record, Results
 
 
 def load(path: Path) -> Results:
-    """Raises ValueError naming the file and what is wrong with it."""
+    """Returns a file's results. Raises ValueError naming the file and what is wrong with it."""
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(found, dict) or "benchmarks" not in found:
+    if not isinstance(content, dict) or "benchmarks" not in content:
         return Results.load(path)
     try:
-        machine = found["machine_info"]["dnnsep"]
-        return of_benchmarks(found["benchmarks"], machine)
+        machine = content["machine_info"]["dnnsep"]
+        return of_benchmarks(content["benchmarks"], machine)
     except (KeyError, TypeError, ValidationError) as error:
         raise ValueError(f"{path}: not written by perf/: {error!r:.100}") from None
 
 
 def of_benchmarks(benchmarks: Sequence[dict[str, Any]], machine: dict[str, Any]) -> Results:
-    """Results of pytest-benchmark's entries, with one record for the visits of each case.
+    """Makes results of pytest-benchmark's entries, with one record for all visits of a case.
 
     ``machine`` holds ``fingerprint`` and ``roofs``, as perf/ adds them to the machine's facts.
     Raises KeyError, TypeError or ValidationError for entries that perf/ did not write.
@@ -42,8 +42,8 @@ def of_benchmarks(benchmarks: Sequence[dict[str, Any]], machine: dict[str, Any])
     records: dict[tuple[str, ...], Record] = {}
     for entry in benchmarks:
         record = _record(entry, roofs)
-        before = records.get((record.problem, record.backend))
-        records[record.problem, record.backend] = _merged(before, record) if before else record
+        earlier = records.get((record.problem, record.backend))
+        records[record.problem, record.backend] = _merged(earlier, record) if earlier else record
     return Results(
         title="perf",
         fingerprint=machine["fingerprint"],
@@ -54,11 +54,12 @@ def of_benchmarks(benchmarks: Sequence[dict[str, Any]], machine: dict[str, Any])
 
 
 def _record(entry: dict[str, Any], roofs: dict[int, Roofs]) -> Record:
+    """Makes a record of an entry, which is one visit."""
     info = entry["extra_info"]
     calls = [1e6 * seconds for seconds in entry["stats"]["data"]]
     turn = Round(visit=info["visit"], before=info["before"], after=info["after"], calls_us=calls)
     time = Stats.of([turn])
-    measured = roofs.get(info["threads"])
+    measured_roofs = roofs.get(info["threads"])
     return Record(
         problem=info["problem"],
         name=info["name"],
@@ -70,13 +71,14 @@ def _record(entry: dict[str, Any], roofs: dict[int, Roofs]) -> Record:
         flops=info["flops"],
         time=time,
         gflops=info["flops"] / time.median_us / 1000,
-        roof=measured.of(Problem.parse(info["problem"]), "hot") if measured else None,
+        roof=measured_roofs.of(Problem.parse(info["problem"]), "hot") if measured_roofs else None,
         rounds=[turn],
     )
 
 
-def _merged(before: Record, record: Record) -> Record:
-    rounds = [*before.rounds, *record.rounds]
+def _merged(earlier: Record, record: Record) -> Record:
+    """Returns a record with the rounds of both and the figures that follow from them."""
+    rounds = [*earlier.rounds, *record.rounds]
     time = Stats.of(rounds)
     gflops = record.flops / time.median_us / 1000
     return record.model_copy(update={"rounds": rounds, "time": time, "gflops": gflops})

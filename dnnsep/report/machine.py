@@ -1,4 +1,4 @@
-"""``dnnsep machine``'s answer, and the line of roofs at the head of a sweep."""
+"""Shows a machine and its roofs: the answer of ``dnnsep machine``, and the head of a sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dnnsep.measure.roofs import Roofs
 
 
 def head(roofs: Roofs) -> str:
-    """One line: ``roofs, 2 threads at 4.1 GHz: f32 520 GFLOP/s, …; L2 500 GB/s, …``."""
+    """Returns ``roofs, threads 2, 4.10 GHz: f32 520, … GFLOP/s (int8: GOP/s); L2 500, … GB/s``."""
     fma = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in roofs.fma_gflops.items())
     memory = ", ".join(f"{level.name} {level.gbs:.0f}" for level in roofs.memory)
     return (
@@ -22,6 +22,7 @@ def head(roofs: Roofs) -> str:
 
 
 def as_text(fingerprint: dict[str, Any], measured: Sequence[Roofs]) -> Group:
+    """Returns the fingerprint in three lines, and two tables for each number of threads."""
     packages = ", ".join(f"{name} {v}" for name, v in fingerprint["packages"].items())
     lines: list[Any] = [
         f"{fingerprint['cpu']}, {fingerprint['cores']} cores, {fingerprint['logical_cpus']} CPUs",

@@ -1,4 +1,4 @@
-"""The layers of a model as a table and as JSON."""
+"""Shows the layers of a model: as a table, and as a plain dict for JSON."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dnnsep.models.layers import LayerCost
 def as_dict(
     name: str, input_shape: tuple[int, ...], layers: list[LayerCost], report: Report
 ) -> dict[str, Any]:
+    """Returns the model's layers, their totals, and what ``optimize`` made of each layer."""
     return {
         "model": name,
         "input": list(input_shape),
@@ -30,6 +31,7 @@ def as_dict(
 
 
 def as_table(name: str, input_shape: tuple[int, ...], layers: list[LayerCost]) -> Table:
+    """Returns a row for each layer, with the totals at the foot."""
     table = Table(
         title=f"{name}, input {list(input_shape)} (1 MAC = 1 multiply-add = 2 FLOPs)",
         title_justify="left",

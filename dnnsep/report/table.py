@@ -1,4 +1,4 @@
-"""A sweep's results as a table: for the terminal, as markdown, as CSV. Reads results only."""
+"""Shows a sweep's results as a table: for the terminal, as markdown, as CSV."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Place = tuple[str, int, str]
 
 @dataclass(frozen=True)
 class Row:
-    """A record as it is shown, every field as text; empty where there is no figure."""
+    """A record as it is shown: every field is text, and empty where there is no figure."""
 
     problem: str
     threads: str
@@ -51,14 +51,17 @@ HEADINGS = {
 
 
 def rows(results: Results) -> list[Row]:
-    """A row a record; speed-ups are against the first backend that ran."""
+    """Returns a row for each record; speed-ups are against the first backend that ran."""
     _, base = base_times(results.records)
     return [_row(record, base.get(place(record))) for record in results.records]
 
 
 def summary(results: Results) -> list[str]:
-    """Geometric means of the speed-ups against the first backend that ran, by dtype, batch,
-    threads and cache state, with the number of problems each is over; then the warnings."""
+    """Returns lines of geometric means of the speed-ups, then lines that count the warnings.
+
+    Speed-ups are against the first backend that ran; there is a line for each dtype, batch, number
+    of threads and cache state, with the number of problems that each mean is over.
+    """
     base_name, base = base_times(results.records)
     groups: dict[str, dict[str, list[float]]] = {}
     for record in results.records:
@@ -77,33 +80,35 @@ def summary(results: Results) -> list[str]:
 
 
 def group_of(record: Record) -> str:
-    """What records must share for their mean to mean something, e.g. ``f32 batch 1 threads 2``."""
+    """Returns what records must share to be averaged, such as ``f32 batch 1 threads 2``."""
     cold = " cold caches" if record.cache == "cold" else ""
     return f"{record.dtype} batch {record.batch} threads {record.threads}{cold}"
 
 
 def place(record: Record) -> Place:
+    """Returns where backends are compared with each other: problem, threads and cache state."""
     return (record.problem, record.threads, record.cache)
 
 
 def _warning_counts(results: Results) -> list[str]:
-    """A line for each kind of warning: how many records have it, and one of them."""
+    """Returns a line for each kind of warning: how many records have it, and the first of them."""
     kinds: dict[str, dict[Key, tuple[Record, str]]] = {}
     for record in results.records:
         for warning in record.warnings:
             of_kind = kinds.setdefault(warning.partition(":")[0], {})
             of_kind.setdefault(record.key, (record, warning))
     lines = []
-    for found in kinds.values():
-        record, warning = next(iter(found.values()))
+    for warned in kinds.values():
+        record, warning = next(iter(warned.values()))
         lines.append(
-            f"warning, {len(found)} of {len(results.records)} records: {warning} "
+            f"warning, {len(warned)} of {len(results.records)} records: {warning} "
             f"({record.name or record.problem}, {record.backend})"
         )
     return lines
 
 
 def as_rich(results: Results) -> Table:
+    """Returns a table for the terminal, a row a record, in sections of one problem each."""
     shown = _columns(results)
     table = Table(title=results.title, title_justify="left", header_style="bold")
     for name in shown:
@@ -125,6 +130,7 @@ def as_rich(results: Results) -> Table:
 
 
 def as_markdown(results: Results) -> str:
+    """Returns a markdown table, a row a record, with the summary below it."""
     shown = _columns(results)
     lines = [
         "| " + " | ".join(HEADINGS[name] for name in shown) + " |",
@@ -137,16 +143,20 @@ def as_markdown(results: Results) -> str:
 
 
 def as_csv(results: Results) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    """Returns CSV text with all columns of HEADINGS, a row a record."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADINGS)
     for row in rows(results):
         writer.writerow([str(v).replace("\n", " ") for v in vars(row).values()])
-    return out.getvalue()
+    return text.getvalue()
 
 
 def impl_text(impls: Sequence[str]) -> str:
-    """``brdgmm_dw:avx512_core + brg_matmul:avx512_core`` of oneDNN's kinds and impls."""
+    """Returns the implementations of ``kind:impl`` texts: ``brdgmm_dw:avx512_core + jit:avx2``.
+
+    Only a reorder is shown as its kind.
+    """
     return " + ".join(
         "reorder" if kind == "reorder" else impl
         for kind, _, impl in (text.partition(":") for text in impls)
@@ -154,7 +164,7 @@ def impl_text(impls: Sequence[str]) -> str:
 
 
 def base_times(records: Sequence[Record]) -> tuple[str, dict[Place, float]]:
-    """The first backend that ran, and its median in µs wherever it ran."""
+    """Returns the first backend that ran, and its median in µs wherever it ran."""
     base = next((r.backend for r in records if r.time is not None), "")
     ran = (r for r in records if r.backend == base)
     return base, {place(r): r.time.median_us for r in ran if r.time is not None}
@@ -182,7 +192,7 @@ def _row(record: Record, base_us: float | None) -> Row:
 
 
 def _interval_text(record: Record) -> str:
-    """Half the 95 % interval of the median in %, with a ! where there is a warning."""
+    """Returns half the median's 95 % interval in %, with a ! where there is a warning."""
     if record.time is None:
         return ""
     precision = record.time.precision
@@ -191,13 +201,15 @@ def _interval_text(record: Record) -> str:
 
 
 def _stages_text(record: Record) -> str:
+    """Returns each stage's median in µs, and the call's over their sum; empty without stages."""
     if not record.stages:
         return ""
-    parts = " + ".join(f"{name} {s.median_us:.1f}" for name, s in record.stages.items())
-    return f"{parts} ({record.stage_overhead:.2f})"
+    medians = " + ".join(f"{name} {s.median_us:.1f}" for name, s in record.stages.items())
+    return f"{medians} ({record.stage_overhead:.2f})"
 
 
 def _columns(results: Results) -> list[str]:
+    """Returns the columns that are shown: stages and caches only where they say something."""
     shown = dict.fromkeys(HEADINGS)
     if not any(record.stages for record in results.records):
         del shown["stages"]
