@@ -1,1 +1,1 @@
-"""Whole models: by name, their layers, and the engines that they are measured on."""
+"""Loads whole models by name, lists their layers, and runs them on other engines."""

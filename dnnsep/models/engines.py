@@ -1,4 +1,7 @@
-"""The engines that a whole model is measured on. Each imports what it needs when it is used."""
+"""Runs whole models on the engines they are measured on.
+
+Each engine is imported only when it is used.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from dnnsep.backends.versions import installed_version, torch_verdict
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    # A model bound to its input, and what the engine says that it runs.
+    # A model bound to its input, and texts about what the engine runs: kind:text.
     Bound = tuple[Callable[[], Any], list[str]]
 
 
 def verdict(engine: str) -> Verdict:
-    """Whether an engine of ENGINES is there."""
+    """Returns whether an engine of ENGINES is installed, with the reason if not."""
     if engine == "onnxruntime" and installed_version("onnx") is None:
         return Verdict(False, "onnx is not installed (extra: peers)")
     return torch_verdict() if engine == "dnnsep" else get_backend(engine).available()
@@ -35,8 +38,8 @@ def _dnnsep(model: nn.Module, x: Tensor) -> Bound:
     optimized(images)
     counts = Counter(what_ran(optimized))
     return partial(optimized, images), [
-        f"layers:{what}" if count == 1 else f"layers:{count} x {what}"
-        for what, count in counts.items()
+        f"layers:{kernels}" if count == 1 else f"layers:{count} x {kernels}"
+        for kernels, count in counts.items()
     ]
 
 
@@ -71,7 +74,7 @@ def _ipex_trace(model: nn.Module, x: Tensor) -> Bound:
     ready = intel_extension_for_pytorch.optimize(model, dtype=x.dtype, sample_input=images)
     trace: Callable[..., Any] = torch.jit.trace
     traced = torch.jit.freeze(trace(ready, images))
-    for _ in range(3):  # it is compiled in its first calls
+    for _ in range(3):  # the first calls compile it
         traced(images)
     return partial(traced, images), [_version("intel-extension-for-pytorch")]
 
@@ -88,7 +91,7 @@ def _openvino(model: nn.Module, x: Tensor) -> Bound:
     request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
     infer = partial(request.infer, share_outputs=True)
 
-    # OpenVINO's tensors do not keep the memory that they share.
+    # OpenVINO's tensors do not keep the memory alive that they share.
     def call(_kept: Tensor = x) -> list[Tensor]:
         return [torch.from_numpy(values) for values in infer().values()]
 
@@ -116,12 +119,13 @@ def _version(distribution: str) -> str:
 
 
 def _channels_last(x: Tensor) -> Tensor:
+    """Returns images (N, C, H, W) in the channels-last layout, and other tensors as they are."""
     import torch
 
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-# f(model, x): the model ready to be called on x again and again.
+# Each takes a model and its input and returns a Bound: a call without arguments, and texts.
 ENGINES: dict[str, Callable[[Any, Any], Any]] = {
     "dnnsep": _dnnsep,
     "eager": _eager,

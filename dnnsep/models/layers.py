@@ -1,4 +1,4 @@
-"""The layers of a model with their parameters and multiply-adds. Imports torch."""
+"""Lists the layers of a model with their parameters and multiply-adds. Imports torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from dnnsep.nn.module import SeparableConv2d
 
 @dataclass(frozen=True)
 class LayerCost:
-    """A layer as an example calls it: its parameters, and its multiply-adds over all calls.
+    """A layer of a model as an example calls it.
 
-    Multiply-adds are counted of convolutions and linear layers, without biases; FLOPs are twice
-    as many. ``output`` is the last call's.
+    ``macs`` are the multiply-adds of all its calls; they are counted for convolutions and linear
+    layers, without biases, and are 0 for others. ``output`` is the shape that the last call
+    returned.
     """
 
     name: str
@@ -28,28 +29,29 @@ class LayerCost:
 
     @property
     def flops(self) -> int:
+        """Returns two operations for each multiply-add."""
         return 2 * self.macs
 
 
 def layers(model: nn.Module, *example: Tensor) -> list[LayerCost]:
-    """Every layer that has parameters of its own, in the order in which the example meets them."""
-    found: dict[nn.Module, LayerCost] = {}
+    """Returns the layers that have parameters of their own, in the order of their first calls."""
+    costs: dict[nn.Module, LayerCost] = {}
     names = {module: name for name, module in model.named_modules()}
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(module, SeparableConv2d):  # its stages are not called as modules
+        if isinstance(module, SeparableConv2d):  # it does not call its two convolutions as modules
             *batch, _, height, width = output.shape
-            for stage in (module.depthwise, module.pointwise):
-                add(stage, (*batch, stage.out_channels, height, width))
+            for convolution in (module.depthwise, module.pointwise):
+                add(convolution, (*batch, convolution.out_channels, height, width))
         elif isinstance(output, Tensor):
             add(module, tuple(output.shape))
 
     def add(module: nn.Module, output: tuple[int, ...]) -> None:
-        own = sum(p.numel() for p in module.parameters(recurse=False))
-        if own:
-            before = found[module].macs if module in found else 0
+        count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        if count:
+            before = costs[module].macs if module in costs else 0
             macs = before + _macs(module, output)
-            found[module] = LayerCost(names[module], type(module).__name__, output, own, macs)
+            costs[module] = LayerCost(names[module], type(module).__name__, output, count, macs)
 
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
@@ -58,10 +60,11 @@ def layers(model: nn.Module, *example: Tensor) -> list[LayerCost]:
     finally:
         for hook in hooks:
             hook.remove()
-    return list(found.values())
+    return list(costs.values())
 
 
 def _macs(module: nn.Module, output: tuple[int, ...]) -> int:
+    """Returns the multiply-adds of one call that returns a tensor of shape ``output``."""
     if isinstance(module, nn.Conv2d):
         taps = module.kernel_size[0] * module.kernel_size[1]
         return prod(output) * module.in_channels // module.groups * taps

@@ -1,4 +1,4 @@
-"""Models by name: timm's, torchvision's, or a function in a file. Imports torch."""
+"""Loads models by name: timm's, torchvision's, or those of a function in a file. Imports torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _DEFAULT_INPUT = (1, 3, 224, 224)
 
 
 def load(name: str, input_shape: tuple[int, ...] | None = None) -> tuple[nn.Module, torch.Tensor]:
-    """A model in eval mode with random weights, the same each time, and an example input.
+    """Returns a model in eval mode and an example input, both random but the same each time.
 
     ``name`` is a name that timm or torchvision know (``timm:NAME`` and ``torchvision:NAME`` say
     which), or ``path.py:factory``, a function without arguments in a file. The input's shape is
-    ``input_shape``, else the model's own where it says one, else 1x3x224x224.
+    ``input_shape``, else the one that the model names, else (1, 3, 224, 224).
 
     Raises ValueError naming the model and the reason.
     """
@@ -27,19 +27,19 @@ def load(name: str, input_shape: tuple[int, ...] | None = None) -> tuple[nn.Modu
     factory = _factory(name)
     try:
         model = factory()
-    except Exception as error:  # the model's own code
+    except Exception as error:  # the model's own code may raise anything
         raise ValueError(f"model {name!r}: {type(error).__name__}: {error}") from None
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r}: gives {type(model).__name__}, not a torch.nn.Module")
     model.eval()
-    own = getattr(model, "default_cfg", {}).get("input_size")
-    shape = input_shape or ((1, *own) if own else _DEFAULT_INPUT)
-    _settle(model)
+    image = getattr(model, "default_cfg", {}).get("input_size")
+    shape = input_shape or ((1, *image) if image else _DEFAULT_INPUT)
+    _randomize_statistics(model)
     return model, torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def _settle(model: nn.Module) -> None:
-    """Give normalisations statistics that are not those of doing nothing."""
+def _randomize_statistics(model: nn.Module) -> None:
+    """Gives batch norms random means and variances: those of a new model change nothing."""
     generator = torch.Generator().manual_seed(2)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None:
@@ -49,9 +49,10 @@ def _settle(model: nn.Module) -> None:
 
 
 def _factory(name: str) -> Callable[[], nn.Module]:
-    origin, _, rest = name.rpartition(":")
+    """Returns the function that makes the model. Raises ValueError naming the model."""
+    origin, _, own_name = name.rpartition(":")
     if origin.endswith(".py"):
-        return _from_file(Path(origin), rest)
+        return _from_file(Path(origin), own_name)
     known = {"timm": _timm, "torchvision": _torchvision}
     if origin and origin not in known:
         raise ValueError(
@@ -63,21 +64,23 @@ def _factory(name: str) -> Callable[[], nn.Module]:
         raise ValueError(f"model {name!r}: {' and '.join(wanted)} not installed (extra: models)")
     for library in installed:
         try:
-            found = known[library](rest)
-        except (ImportError, RuntimeError) as error:  # such as one built for another torch
+            factory = known[library](own_name)
+        except (ImportError, RuntimeError) as error:  # as where it was built for another torch
             raise ValueError(f"model {name!r}: {library} does not load: {error}") from None
-        if found is not None:
-            return found
+        if factory is not None:
+            return factory
     raise ValueError(f"model {name!r}: {' and '.join(installed)} do not have it")
 
 
 def _timm(name: str) -> Callable[[], nn.Module] | None:
+    """Returns the function that makes a model of timm, or None if timm has none of that name."""
     import timm
 
     return (lambda: timm.create_model(name)) if timm.is_model(name) else None
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module] | None:
+    """Returns the function that makes a model of torchvision, or None if it has none so named."""
     from torchvision import models
 
     if name not in models.list_models():
@@ -85,14 +88,15 @@ def _torchvision(name: str) -> Callable[[], nn.Module] | None:
     return lambda: models.get_model(name, weights=None)
 
 
-def _from_file(path: Path, factory: str) -> Callable[[], nn.Module]:
+def _from_file(path: Path, name: str) -> Callable[[], nn.Module]:
+    """Returns the function of that name in a Python file. Raises ValueError naming the file."""
     try:
         names = runpy.run_path(str(path))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    except Exception as error:  # the file's own
+    except Exception as error:  # the file's own code may raise anything
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from None
-    found: Any = names.get(factory)
-    if not callable(found):
-        raise ValueError(f"{path}: has no function {factory!r}")
-    return lambda: found()
+    factory: Any = names.get(name)
+    if not callable(factory):
+        raise ValueError(f"{path}: has no function {name!r}")
+    return lambda: factory()
