@@ -1,1 +1,1 @@
-"""Whole models: captured, matched, linked into programs, and reported on."""
+"""Rewrites whole models: traces, matches layers, packs them, links them, and reports."""

@@ -1,4 +1,7 @@
-"""How far two models' results are apart. Imports torch: import it from inside functions."""
+"""Measures how far two models' results are apart.
+
+Imports torch: import it from inside functions.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,29 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 
-def difference(found: Any, expected: Any) -> float:
-    """The largest difference between two results, relative to the largest value of each tensor."""
-    pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
+def difference(actual: Any, expected: Any) -> float:
+    """Returns the largest difference between two results, which are trees of tensors.
+
+    It is relative to the largest value of each expected tensor. It is infinite where shapes differ,
+    or values that are not floating-point. Raises ValueError where one result has more values.
+    """
+    pairs = zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True)
     worst = 0.0
-    for a, b in pairs:
-        if not isinstance(b, Tensor) or not b.is_floating_point():
-            worst = worst if _same(a, b) else float("inf")
+    for ours, theirs in pairs:
+        if not isinstance(theirs, Tensor) or not theirs.is_floating_point():
+            worst = worst if _equal(ours, theirs) else float("inf")
             continue
-        if a.shape != b.shape:
+        if ours.shape != theirs.shape:
             return float("inf")
-        apart = (a.double() - b.double()).abs()
-        apart[(a == b) | (a.isnan() & b.isnan())] = 0.0  # infinities too
+        apart = (ours.double() - theirs.double()).abs()
+        # The difference of equal infinities is nan, too.
+        apart[(ours == theirs) | (ours.isnan() & theirs.isnan())] = 0.0
         if apart.numel():
-            scale = float(b.abs().max())
+            scale = float(theirs.abs().max())
             error = float(apart.max()) / (scale if 0 < scale < float("inf") else 1.0)
             worst = max(worst, float("inf") if error != error else error)
     return worst
 
 
-def _same(a: Any, b: Any) -> bool:
-    return bool(torch.equal(a, b)) if isinstance(b, Tensor) else bool(a == b)
+def _equal(ours: Any, theirs: Any) -> bool:
+    return bool(torch.equal(ours, theirs)) if isinstance(theirs, Tensor) else bool(ours == theirs)

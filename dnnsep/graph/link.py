@@ -1,4 +1,4 @@
-"""Packed layers that feed each other become one chain.
+"""Links packed layers that feed each other into chains.
 
 Imports torch: import it from inside functions.
 """
@@ -15,12 +15,14 @@ from dnnsep.nn.chain import PackedChain, can_be_linked, gives_rows, takes_rows
 
 
 def link_chains(traced: fx.GraphModule) -> None:
-    """Put a PackedChain in the place of layers of whose results only the last one's is seen
-    outside."""
+    """Replaces packed layers that feed each other by a PackedChain, as many as can be linked.
+
+    Only the last result of a chain is used outside of it.
+    """
     for nodes in list(_chains(traced)):
         source = nodes[0].args[0]
         assert isinstance(source, fx.Node)
-        number = {source: INPUT, **{node: place for place, node in enumerate(nodes)}}
+        number = {source: INPUT, **{node: index for index, node in enumerate(nodes)}}
         layers = [traced.get_submodule(str(node.target)) for node in nodes]
         sources = [_sources(node).map(number.__getitem__) for node in nodes]
         chain = PackedChain(layers, sources)  # type: ignore[arg-type]
@@ -35,26 +37,30 @@ def link_chains(traced: fx.GraphModule) -> None:
 
 
 def _chains(traced: fx.GraphModule) -> Iterator[list[fx.Node]]:
-    nodes = [node for node in traced.graph.nodes if _is_link(traced, node)]
+    """Yields the nodes of each chain, two or more, in the order of the graph."""
+    nodes = [node for node in traced.graph.nodes if _can_be_linked(traced, node)]
     layers = {node: traced.get_submodule(str(node.target)) for node in nodes}
 
     def fits(node: fx.Node, chain: list[fx.Node]) -> bool:
-        """Whether a layer reads only the chain's input and results, as what they are."""
+        """Returns whether a layer reads only the chain's input and results, in their shapes.
+
+        A value is either (N, C, H, W) or (..., C), and must be read as what it is.
+        """
         source = chain[0].args[0]
-        rows: dict[object, bool] = {link: gives_rows(layers[link]) for link in chain}
+        rows: dict[object, bool] = {linked: gives_rows(layers[linked]) for linked in chain}
         rows[source] = takes_rows(layers[chain[0]])
         return all(
             rows.get(value) == takes_rows(layers[node]) for _, value in _sources(node).items()
         )
 
     taken: set[fx.Node] = set()
-    for place, node in enumerate(nodes):
+    for index, node in enumerate(nodes):
         if node in taken or not fits(node, [node]):
             continue
         chain = [node]
-        for other in nodes[place + 1 :]:
-            if other not in taken and fits(other, chain):
-                chain.append(other)
+        for following in nodes[index + 1 :]:
+            if following not in taken and fits(following, chain):
+                chain.append(following)
         while not _closed(chain):
             chain.pop()
         if len(chain) > 1:
@@ -63,16 +69,16 @@ def _chains(traced: fx.GraphModule) -> Iterator[list[fx.Node]]:
 
 
 def _closed(chain: list[fx.Node]) -> bool:
-    """Whether only the last result is seen outside."""
+    """Returns whether only the last result is used outside of the chain."""
     return all(set(node.users) <= set(chain) for node in chain[:-1])
 
 
 def _sources(node: fx.Node) -> Sources[fx.Node]:
-    """Returns what a packed layer's node reads."""
+    """Returns the nodes that a packed layer's node reads."""
     return Sources(*node.args)  # type: ignore[arg-type]
 
 
-def _is_link(traced: fx.GraphModule, node: fx.Node) -> bool:
+def _can_be_linked(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_module" or not node.args or node.kwargs:
         return False
     layer: nn.Module = traced.get_submodule(str(node.target))

@@ -33,12 +33,13 @@ from dnnsep.nn.convolution import is_pointwise
 
 @dataclass
 class Match:
-    """A convolution or linear layer with what belongs to it on its only path.
+    """A convolution or linear layer with the operations around it that one packed layer can do.
 
-    That is the normalisation, the addition and the activation that follow it, the mean and the
-    product before it: ``nodes`` are all of these, in order, and ``layer_node`` is the layer's own.
-    ``sources`` is what they read; the residual is added before the activation. ``pooled`` says
-    whether the mean over all pixels of x is taken first.
+    These are the mean or the product before it, and the normalisation, the addition and the
+    activation after it; no other node reads a value between them. ``nodes`` are all of these in
+    order, the layer's own ``layer_node`` among them. ``sources`` are the nodes that they read; the
+    residual is added before the activation. ``pooled`` says whether the mean over all pixels of x
+    is taken first.
     """
 
     nodes: list[fx.Node]
@@ -51,17 +52,23 @@ class Match:
 
     @property
     def last(self) -> fx.Node:
+        """Returns the node whose value is the result of the match."""
         return self.nodes[-1]
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Returns the names of the modules that are called in the match."""
         return tuple(str(node.target) for node in self.nodes if node.op == "call_module")
 
 
 @dataclass
 class Matches:
-    """Separable layers as pairs of matches, other convolutions (of depthwise ones with why they are
-    not separable) and linear layers, and convolutions to leave with why."""
+    """The layers of a model, each in one of the lists.
+
+    ``separable`` has the depthwise and the pointwise half of separable layers, ``single`` the other
+    convolutions, where a depthwise one comes with the reason why it is not separable, ``linear``
+    the linear layers, and ``left`` the convolutions that stay as they are, with the reasons.
+    """
 
     separable: list[tuple[Match, Match]] = field(default_factory=list)
     single: list[tuple[Match, str]] = field(default_factory=list)
@@ -70,11 +77,20 @@ class Matches:
 
 
 def match_layers(traced: fx.GraphModule) -> Matches:
-    """All convolutions of a traced model whose nodes have the shapes of an example (ShapeProp)."""
+    """Returns the convolutions and linear layers of a traced model.
+
+    The nodes of the model must have the shapes of an example, as torch's ShapeProp writes them.
+    """
     return _Matcher(traced).matches()
 
 
 class _Matcher:
+    """Matches the layers of one model.
+
+    It counts how often each module is called and each parameter is owned (by ``id``), and keeps
+    which modules have attributes that are read and which nodes belong to a match already.
+    """
+
     def __init__(self, traced: fx.GraphModule) -> None:
         self._modules = dict(traced.named_modules(remove_duplicate=False))
         self._nodes = list(traced.graph.nodes)
@@ -90,10 +106,10 @@ class _Matcher:
         self._read = {
             str(node.target).rpartition(".")[0] for node in self._nodes if node.op == "get_attr"
         }
-
-        self._taken: set[fx.Node] = set()  # by what was found so far
+        self._taken: set[fx.Node] = set()
 
     def matches(self) -> Matches:
+        """Returns all matches; separable layers come first, since they take two convolutions."""
         matches = Matches()
         taken = self._taken
         for node in self._convolutions():
@@ -131,6 +147,7 @@ class _Matcher:
                 yield node
 
     def _separable(self, node: fx.Node) -> tuple[Match, Match] | None:
+        """Returns both halves of a separable layer that begins at a depthwise convolution."""
         if self._obstacle(node):
             return None
         first = self._match(node)
@@ -143,28 +160,28 @@ class _Matcher:
         return first, second
 
     def _why_not(self, match: Match) -> str:
-        """Why a depthwise convolution is not the first half of a separable layer."""
+        """Returns why a depthwise convolution is not the first half of a separable layer."""
         users = list(match.last.users)
         if len(users) != 1:
             return f"depthwise only: its result goes to {len(users)} places"
         (user,) = users
         if self._is_pointwise(user):
             return f"depthwise only: {user.target}: {self._obstacle(user)}"
-        what: Any = user.target
+        follower: Any = user.target
         if user.op == "call_module":
-            what = f"{user.target} ({type(self._modules[str(user.target)]).__name__})"
+            follower = f"{user.target} ({type(self._modules[str(user.target)]).__name__})"
         elif user.op == "call_function":
-            what = getattr(user.target, "__name__", user.target)
+            follower = getattr(user.target, "__name__", user.target)
         elif user.op == "output":
-            what = "the model's output"
-        return f"depthwise only: followed by {what}, not by a pointwise convolution"
+            follower = "the model's output"
+        return f"depthwise only: followed by {follower}, not by a pointwise convolution"
 
     def _is_pointwise(self, node: fx.Node) -> bool:
         return node.op == "call_module" and is_pointwise(self._modules[str(node.target)])
 
     def _is_linear(self, node: fx.Node) -> bool:
-        """Whether it is a linear layer on (..., C) that nothing else needs."""
-        if node.op != "call_module" or self._seen_by_others(node):
+        """Returns whether a node is a linear layer on (..., C) that may be replaced."""
+        if node.op != "call_module" or self._other_use(node):
             return False
         layer = self._modules[str(node.target)]
         return (
@@ -175,8 +192,10 @@ class _Matcher:
         )
 
     def _take_mean(self, match: Match) -> None:
-        """What makes the layer's (N, C) or (N, C, 1, 1) from (N, C, H, W), if that is the mean over
-        all pixels."""
+        """Adds to the match the mean over all pixels that makes the layer's input, if there is one.
+
+        It makes (N, C) or (N, C, 1, 1) of (N, C, H, W), maybe with reshapes after it.
+        """
         nodes: list[fx.Node] = []
         x = match.sources.x
         while len(x.users) == 1 and x.args and isinstance(x.args[0], fx.Node):
@@ -192,7 +211,10 @@ class _Matcher:
             match.sources, match.pooled = replace(match.sources, x=x), True
 
     def _take_scale(self, match: Match) -> None:
-        """The product that is the layer's input, if that is of (N, C, H, W) and (N, C, 1, 1)."""
+        """Adds to the match the product that is the layer's input, if there is one.
+
+        Its factors must be (N, C, H, W) and (N, C, 1, 1), of one dtype.
+        """
         node = match.sources.x
         if match.pooled or len(node.users) > 1 or not is_product(node):
             return
@@ -208,15 +230,15 @@ class _Matcher:
             match.sources = replace(match.sources, x=x, scale=scale)
 
     def _obstacle(self, node: fx.Node) -> str:
-        """Why a convolution has to stay as it is; empty if it has not."""
+        """Returns why a convolution has to stay as it is; empty if it may be replaced."""
         layer = self._modules[str(node.target)]
         assert isinstance(layer, nn.Conv2d)
         if len(shape_of(node.args[0])) != 4:
             return "its input has no batch"
-        return why_not_packed(layer) or self._seen_by_others(node)
+        return why_not_packed(layer) or self._other_use(node)
 
-    def _seen_by_others(self, node: fx.Node) -> str:
-        """What else needs a module, or its parameters, as they are."""
+    def _other_use(self, node: fx.Node) -> str:
+        """Returns what else needs a node's module, or its parameters, as they are; else empty."""
         layer = self._modules[str(node.target)]
         if self._calls[id(layer)] > 1:
             return f"used {self._calls[id(layer)]} times (shared weights)"
@@ -230,20 +252,22 @@ class _Matcher:
         return ""
 
     def _match(self, node: fx.Node) -> Match:
+        """Matches a layer with the normalisation and the activation that follow it."""
         layer = self._modules[str(node.target)]
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         x = node.args[0]
         assert isinstance(x, fx.Node)
         match = Match([node], layer, node, Sources(x))
         following = _only_user(node)
-        of_images = isinstance(layer, nn.Conv2d)
-        if of_images and following is not None and self._take_norm(match, following):
+        is_convolution = isinstance(layer, nn.Conv2d)
+        if is_convolution and following is not None and self._take_norm(match, following):
             following = _only_user(match.last)
         self._take_activation(match, following)
         return match
 
     def _take_norm(self, match: Match, node: fx.Node) -> bool:
-        if node.op != "call_module" or self._seen_by_others(node):
+        """Adds the node to the match if it is a batch norm; returns whether it is."""
+        if node.op != "call_module" or self._other_use(node):
             return False
         norm = self._modules[str(node.target)]
         if (
@@ -256,10 +280,10 @@ class _Matcher:
         activation = "none"
         if type(norm) is not nn.BatchNorm2d:
             # timm's BatchNormAct2d: the normalisation, a dropout and an activation in one.
-            parts = dict(norm.named_children())
-            if set(parts) != {"drop", "act"} or type(parts["drop"]) is not nn.Identity:
+            children = dict(norm.named_children())
+            if set(children) != {"drop", "act"} or type(children["drop"]) is not nn.Identity:
                 return False
-            activation = activation_of_module(parts["act"]) or ""
+            activation = activation_of_module(children["act"]) or ""
             if not activation:
                 return False
         match.norm, match.activation = norm, activation
@@ -267,25 +291,31 @@ class _Matcher:
         return True
 
     def _take_activation(self, match: Match, node: fx.Node | None) -> None:
-        activation = activation_of(node, self._modules) if node is not None else None
+        """Adds the node to the match if it is an activation and the match has none yet."""
         if node is None or match.activation != "none":
             return
+        activation = activation_of(node, self._modules)
         if activation is not None:
             match.activation = activation
             match.nodes.append(node)
 
     def _with_residual(self, match: Match, then_activation: bool = True) -> Match:
-        """The match with the addition after it, if it is of a tensor of the same shape."""
+        """Adds to the match the addition after it, if that adds a tensor of the same shape.
+
+        ``then_activation`` says whether the activation after the addition is added too.
+        """
         node = _only_user(match.last)
         if match.activation != "none" or node is None or node in self._taken:
             return match
-        if node.target not in ADDITIONS or len(node.args) != 2 or node.kwargs:  # alpha=
+        if (
+            node.target not in ADDITIONS or len(node.args) != 2 or node.kwargs
+        ):  # kwargs may hold alpha=
             return match
         first, second = node.args
         if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or first is second:
             return match
         if node.target is operator.iadd and first is not match.last:
-            return match  # it would write into the other one
+            return match  # the addition would write into the other tensor
         if shape_of(first) != shape_of(second) or dtype_of(first) != dtype_of(second):
             return match
         residual = second if first is match.last else first
@@ -297,7 +327,7 @@ class _Matcher:
 
 
 def why_not_packed(layer: nn.Conv2d) -> str:
-    """What about a convolution itself keeps it from being replaced; empty if nothing does."""
+    """Returns what in a convolution itself keeps it from being replaced; empty if nothing does."""
     if parametrize.is_parametrized(layer):
         return "parametrized weights"
     if type(layer) is not nn.Conv2d:
@@ -312,7 +342,7 @@ def why_not_packed(layer: nn.Conv2d) -> str:
 
 
 def _is_plain_linear(layer: nn.Module) -> bool:
-    """timm's only differs while it is scripted."""
+    """Returns whether a module is torch's Linear, or timm's, which differs only in TorchScript."""
     kind = type(layer)
     timm = issubclass(kind, nn.Linear) and kind.__module__ == "timm.layers.linear"
     return kind is nn.Linear or timm

@@ -1,4 +1,4 @@
-"""``dnnsep.optimize``: a model with packed layers in the place of its convolutions.
+"""Replaces the convolutions and linear layers of a model by packed ones: ``dnnsep.optimize``.
 
 Imports torch: import it from inside functions.
 """
@@ -29,8 +29,8 @@ from dnnsep.nn.module import SeparableConv2d
 from dnnsep.nn.packed import FUSED_NAMES, PackedConv2d, PackedLayer, PackedLinear
 from dnnsep.problem import Problem
 
-# The largest difference of an output from the original's, relative to the largest output: sums in
-# another order and folded normalisations, through some fifty layers.
+# How far outputs may differ from the original's, relative to the largest one: sums in another order
+# and folded normalisations add up through some fifty layers.
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 Filter = Callable[[str], bool]
@@ -45,22 +45,24 @@ def optimize(
     filter: Filter | None = None,
     inplace: bool = False,
 ) -> nn.Module:
-    """The model with its separable layers on a backend and its other convolutions packed.
+    """Returns the model with its separable layers on a backend and its other layers packed.
 
-    ``model`` is in eval mode, on a CPU. Each depthwise convolution [batch norm] [activation]
-    pointwise convolution [batch norm] [activation] [addition] becomes one SeparableConv2d, each
-    other convolution a PackedConv2d, each linear layer a PackedLinear where the backend is "auto"
-    or "fused", and those of them that feed each other a PackedChain; normalisations are folded.
-    ``example_inputs`` are the model's arguments: the result is compared on them with the original
-    before it is returned, and must agree within BOUNDS. ``dtype`` torch.bfloat16 converts the whole
-    model; inputs are then converted on the way in and outputs on the way out. ``filter`` takes the
-    name of a convolution and says whether it may be replaced. The model itself is left as it was,
-    unless ``inplace`` lets its modules be taken and changed.
+    ``model`` must be in eval mode and on a CPU. Each depthwise convolution [batch norm]
+    [activation] pointwise convolution [batch norm] [activation] [addition] becomes one
+    SeparableConv2d and each other convolution a PackedConv2d. Where the backend is "auto" or
+    "fused", each linear layer becomes a PackedLinear, and packed layers that feed each other
+    become a PackedChain. Normalisations are folded into the weights.
 
-    The result has ``dnnsep_report``: what was replaced, what was not, and why.
+    ``example_inputs`` are the model's arguments. The result is compared with the original on them:
+    where it does not agree within BOUNDS, the model is returned as it was. ``dtype`` torch.bfloat16
+    converts the whole model; inputs are then converted on the way in and outputs on the way out.
+    ``filter`` takes the name of a convolution or linear layer and returns whether it may be
+    replaced. ``model`` itself is not changed, unless ``inplace`` lets its modules be reused.
+
+    The result has an attribute ``dnnsep_report``, a Report of what was replaced and what was not.
 
     Raises ValueError if the model is in training mode, if the backend or dtype is unknown, or if
-    the example does not run.
+    the model fails on the example.
     """
     get_backend(backend)
     if model.training:
@@ -70,39 +72,39 @@ def optimize(
     example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     with torch.no_grad():
         expected = _run(model, example)
-        ours = model if inplace else copy.deepcopy(model)
-        found, report = _Rewriter(backend, filter or (lambda name: True)).rewrite(
-            ours, example, expected
+        taken = model if inplace else copy.deepcopy(model)
+        optimized, report = _Rewriter(backend, filter or (lambda name: True)).rewrite(
+            taken, example, expected
         )
         if dtype is not None:
-            found = Converted(found, dtype)
+            optimized = Converted(optimized, dtype)
         report.bound = BOUNDS[dtype or torch.float32]
-        report.error = _error(found, example, expected)
+        report.error = _error(optimized, example, expected)
         if not report.error <= report.bound:
             report = Report([], [f"left as it is: outputs differed by {report.error:.1e}"])
-            found = model if inplace else copy.deepcopy(model)
-    found.dnnsep_report = cast("Any", report)
-    return found
+            optimized = model if inplace else copy.deepcopy(model)
+    optimized.dnnsep_report = cast("Any", report)
+    return optimized
 
 
 def report_of(model: nn.Module) -> Report:
-    """What ``optimize`` did to the model that it returned."""
+    """Returns what ``optimize`` did to the model that it returned."""
     return cast("Report", model.dnnsep_report)
 
 
 def what_ran(model: nn.Module) -> list[str]:
-    """By which kernels each packed layer or chain of the optimized model has run."""
-    found: list[str] = []
+    """Returns the kernels that each packed layer or chain of an optimized model ran on so far."""
+    kernels: list[str] = []
     inside: set[nn.Module] = set()
     for layer in model.modules():
         if isinstance(layer, PackedLayer) and layer not in inside:
-            found += layer.runs_on.values()
+            kernels += layer.runs_on.values()
             inside.update(layer.modules())
-    return found
+    return kernels
 
 
 class Converted(nn.Module):
-    """A model in another dtype than its inputs and outputs."""
+    """A model that runs in another dtype than that of its inputs and outputs."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -116,26 +118,31 @@ class Converted(nn.Module):
 
 
 class _Rewriter:
-    def __init__(self, backend: str, wanted: Filter) -> None:
-        self._backend, self._wanted = backend, wanted
+    """Replaces layers, for a backend, where the filter ``may_replace`` allows it."""
+
+    def __init__(self, backend: str, may_replace: Filter) -> None:
+        self._backend, self._may_replace = backend, may_replace
 
     def rewrite(
         self, model: nn.Module, example: tuple[Any, ...], expected: Any
     ) -> tuple[nn.Module, Report]:
-        """As a whole where it can be traced, otherwise part by part."""
+        """Rewrites a model as a whole where it can be traced, else its modules one by one."""
         report = Report()
         try:
-            return self._whole(model, example, expected, "", report), report
+            return self._rewrite_whole(model, example, expected, "", report), report
         except UntraceableError as error:
             report.notes.append(f"taken part by part: {error}")
         calls = _Calls(model, example)
-        self._parts(model, "", calls, report)
+        self._rewrite_modules(model, "", calls, report)
         return model, report
 
-    def _whole(
+    def _rewrite_whole(
         self, model: nn.Module, example: tuple[Any, ...], expected: Any, name: str, report: Report
     ) -> nn.Module:
-        """Raises UntraceableError and leaves the model as it is where this cannot be done."""
+        """Returns the traced model with its layers replaced, and adds them to the report.
+
+        Raises UntraceableError, and leaves the model as it is, where it cannot be traced.
+        """
         traced = trace(model, example)
         entries = self._replace(traced, name)
         error = _error(traced, example, expected)
@@ -144,8 +151,8 @@ class _Rewriter:
         report.entries += entries
         return traced
 
-    def _parts(self, module: nn.Module, path: str, calls: _Calls, report: Report) -> None:
-        """Each part that the example calls once as a whole, or its parts."""
+    def _rewrite_modules(self, module: nn.Module, path: str, calls: _Calls, report: Report) -> None:
+        """Rewrites each submodule as a whole if the example calls it once, else its submodules."""
         for name, child in module.named_children():
             full = f"{path}.{name}" if path else name
             example = calls.only.get(child)
@@ -154,46 +161,52 @@ class _Rewriter:
                 if not reason:
                     setattr(module, name, PackedConv2d(child, backend=self._backend))
                 kind = "left" if reason else "convolution"
-                report.entries.append(Entry((full,), kind, 0, reason or "in a part not traced"))
+                report.entries.append(Entry((full,), kind, 0, reason or "in a module not traced"))
                 continue
             if example is not None and any(isinstance(m, nn.Conv2d) for m in child.modules()):
                 try:
-                    found = self._whole(child, example, _run(child, example), full, report)
+                    expected = _run(child, example)
+                    rewritten = self._rewrite_whole(child, example, expected, full, report)
                 except UntraceableError:
                     pass
                 else:
-                    setattr(module, name, found)
+                    setattr(module, name, rewritten)
                     continue
-            self._parts(child, full, calls, report)
+            self._rewrite_modules(child, full, calls, report)
 
-    def _why_left(self, layer: nn.Conv2d, name: str, called: bool) -> str:
-        if not self._wanted(name):
+    def _why_left(self, layer: nn.Conv2d, name: str, called_once: bool) -> str:
+        """Returns why a convolution outside of traced modules is left; empty if it is packed."""
+        if not self._may_replace(name):
             return "filtered out"
-        return why_not_packed(layer) if called else "the example calls it not once"
+        return why_not_packed(layer) if called_once else "the example calls it not once"
 
     def _replace(self, traced: fx.GraphModule, path: str) -> list[Entry]:
+        """Replaces the layers of a traced module, whose name in the model is ``path``.
+
+        Returns an entry for each match, in the order of the graph.
+        """
         prefix = f"{path}." if path else ""
-        order = {node: place for place, node in enumerate(traced.graph.nodes)}
+        order = {node: index for index, node in enumerate(traced.graph.nodes)}
         matches = match_layers(traced)
         entries: dict[fx.Node, Entry] = {}
 
-        now: dict[fx.Node, fx.Node] = {}  # what stands for the last node of a match
+        replacements: dict[fx.Node, fx.Node] = {}  # by the last node of each match
 
         def swap(layer: nn.Module, match: Match, last: Match | None = None) -> None:
             """Puts a layer in the place of a match, or of two that follow each other."""
             residual = (last or match).sources.residual
             sources = replace(match.sources, residual=residual)
             nodes = [*match.nodes, *(last.nodes if last else ())]
-            now[nodes[-1]] = _swap(
+            replacements[nodes[-1]] = _swap(
                 traced,
                 layer,
                 str(match.layer_node.target),
                 nodes,
-                sources.map(lambda node: now.get(node, node)),
+                sources.map(lambda node: replacements.get(node, node)),
             )
 
-        def names(*of: Match) -> tuple[str, ...]:
-            return tuple(prefix + name for match in of for name in match.names)
+        def names(*of_layer: Match) -> tuple[str, ...]:
+            return tuple(prefix + name for match in of_layer for name in match.names)
 
         for node, reason in matches.left:
             layer = traced.get_submodule(str(node.target))
@@ -202,7 +215,7 @@ class _Rewriter:
         for first, second in matches.separable:
             flops = sum(_flops(match.layer, match.nodes[0]) for match in (first, second))
             node = first.nodes[0]
-            if not self._wanted(names(first)[0]):
+            if not self._may_replace(names(first)[0]):
                 entries[node] = Entry(names(first, second), "left", flops, "filtered out")
                 continue
             layer = SeparableConv2d.from_layers(
@@ -217,7 +230,7 @@ class _Rewriter:
             entries[node] = Entry(names(first, second), "separable", flops, problem=problem)
         for match, reason in matches.single:
             node, flops = match.layer_node, _flops(match.layer, match.layer_node)
-            if not self._wanted(f"{prefix}{node.target}"):
+            if not self._may_replace(f"{prefix}{node.target}"):
                 entries[node] = Entry(names(match), "left", flops, "filtered out")
                 continue
             convolution = folded(cast("nn.Conv2d", match.layer), match.norm)
@@ -226,7 +239,7 @@ class _Rewriter:
             entries[node] = Entry(names(match), "convolution", flops, reason)
         for match in matches.linear if self._backend in FUSED_NAMES else ():
             node, flops = match.layer_node, _flops(match.layer, match.layer_node)
-            if self._wanted(f"{prefix}{node.target}"):
+            if self._may_replace(f"{prefix}{node.target}"):
                 linear = cast("nn.Linear", match.layer)
                 swap(PackedLinear(linear, match.activation, match.pooled), match)
                 entries[node] = Entry(names(match), "linear", flops)
@@ -261,7 +274,10 @@ def _swap(
 
 
 class _Calls:
-    """The arguments of modules that an example calls just once, with tensors one after another."""
+    """Runs an example and keeps the arguments of each module that it calls just once.
+
+    Modules whose arguments are named, or not tensors, are left out of ``only``.
+    """
 
     def __init__(self, model: nn.Module, example: tuple[Any, ...]) -> None:
         self.only: dict[nn.Module, tuple[Any, ...]] = {}
@@ -283,7 +299,10 @@ class _Calls:
 
 
 def _run(model: nn.Module, example: tuple[Any, ...]) -> Any:
-    """The model on a copy of the example, which it may write into."""
+    """Runs the model on a copy of the example, since it may write into its arguments.
+
+    Raises ValueError where the model fails.
+    """
     copied = pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, example)
     try:
         return model(*copied)
@@ -292,7 +311,7 @@ def _run(model: nn.Module, example: tuple[Any, ...]) -> Any:
 
 
 def _error(model: nn.Module, example: tuple[Any, ...], expected: Any) -> float:
-    """The difference from what is expected; infinity where the model fails."""
+    """Returns the difference from the expected result; infinity where the model fails."""
     try:
         return difference(_run(model, example), expected)
     except ValueError:
@@ -300,7 +319,7 @@ def _error(model: nn.Module, example: tuple[Any, ...], expected: Any) -> float:
 
 
 def _problem(layer: SeparableConv2d, node: fx.Node) -> Problem:
-    """What a layer runs on the example."""
+    """Returns the problem that a layer is on the example."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     meta = source.meta["tensor_meta"]
@@ -310,7 +329,7 @@ def _problem(layer: SeparableConv2d, node: fx.Node) -> Problem:
 
 
 def _flops(layer: nn.Conv2d | nn.Linear, node: fx.Node) -> int:
-    """2 for each multiply-add."""
+    """Returns a layer's FLOPs on the example, two for each multiply-add."""
     outputs = prod(node.meta["tensor_meta"].shape)
     if isinstance(layer, nn.Linear):
         return int(2 * outputs * layer.in_features)
@@ -322,4 +341,5 @@ def _is_float(value: Any) -> bool:
 
 
 def _cast(values: Any, dtype: torch.dtype) -> Any:
+    """Returns a tree of values with its floating-point tensors in ``dtype``."""
     return pytree.tree_map(lambda v: v.to(dtype) if _is_float(v) else v, values)

@@ -1,4 +1,7 @@
-"""What a single node of a traced model does. Imports torch: import it from inside functions."""
+"""Recognizes what a single node of a traced model does.
+
+Imports torch: import it from inside functions.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from dnnsep.backends.tensors import TORCH_ACTIVATIONS
 
 Modules = Mapping[str, nn.Module]
 
-# GELU and Hardtanh are activations of ours with some arguments only.
+# GELU and Hardtanh are known activations with some arguments only: activation_of_module checks.
 _MODULES: dict[Any, str] = {
     activation.module: name for name, activation in TORCH_ACTIVATIONS.items() if name != "gelu"
 }
@@ -31,7 +34,7 @@ ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
 def only_reshapes(node: fx.Node, modules: Modules) -> bool:
-    """Whether it gives (N, C) for (N, C, 1, 1)."""
+    """Returns whether a node makes (N, C) of (N, C, 1, 1)."""
     (n, c, *pixels), after = shape_of(node.args[0]) or (0, 0), shape_of(node)
     if pixels != [1, 1] or after != (n, c):
         return False
@@ -42,7 +45,7 @@ def only_reshapes(node: fx.Node, modules: Modules) -> bool:
 
 
 def is_mean(node: fx.Node, modules: Modules) -> bool:
-    """Whether it gives the means over all pixels."""
+    """Returns whether a node takes the mean of (N, C, H, W) over all pixels."""
     if node.op == "call_module":
         layer = modules[str(node.target)]
         pools = type(layer) is nn.AdaptiveAvgPool2d and not has_hooks(layer)
@@ -52,19 +55,20 @@ def is_mean(node: fx.Node, modules: Modules) -> bool:
     if node.target not in _MEANS or set(node.kwargs) - {"dim", "keepdim"}:
         return False
     dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
-    four = isinstance(dims, (tuple, list)) and all(isinstance(dim, int) for dim in dims)
-    return four and sorted(dim % 4 for dim in dims) == [2, 3]
+    are_numbers = isinstance(dims, (tuple, list)) and all(isinstance(dim, int) for dim in dims)
+    return are_numbers and sorted(dim % 4 for dim in dims) == [2, 3]
 
 
 def is_product(node: fx.Node) -> bool:
-    """Whether it gives a product, and changes no factor."""
+    """Returns whether a node multiplies two values without writing into one of them."""
     return node.op != "call_module" and node.target in _PRODUCTS and not node.kwargs
 
 
 def activation_of(node: fx.Node, modules: Modules) -> str | None:
+    """Returns the name of the activation that a node is; None if it is not a known one."""
     if node.op == "call_module":
-        found = activation_of_module(modules[str(node.target)])
-        return None if found is None or has_hooks(modules[str(node.target)]) else found
+        module = modules[str(node.target)]
+        return None if has_hooks(module) else activation_of_module(module)
     if len(node.args) != 1 or set(node.kwargs) - {"inplace", "approximate"}:
         return None
     if node.op == "call_method":
@@ -75,7 +79,7 @@ def activation_of(node: fx.Node, modules: Modules) -> str | None:
 
 
 def activation_of_module(layer: nn.Module) -> str | None:
-    """The activation that a module is, if it is one of ours."""
+    """Returns the name of the activation that a module is; None if it is not a known one."""
     if isinstance(layer, nn.GELU):
         return "gelu" if layer.approximate == "none" else None
     if type(layer) is nn.Hardtanh:
@@ -84,15 +88,16 @@ def activation_of_module(layer: nn.Module) -> str | None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody watches or changes the module's calls."""
+    """Returns whether hooks watch or change the module's calls."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def shape_of(node: Any) -> tuple[int, ...]:
-    """Of what a node gives on the example; empty where that is no tensor."""
+    """Returns the shape of a node's value on the example; empty where it is not a tensor."""
     meta: Any = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
     return tuple(getattr(meta, "shape", ()))
 
 
 def dtype_of(node: fx.Node) -> torch.dtype | None:
+    """Returns the dtype of a node's value on the example; None where it is not a tensor."""
     return getattr(node.meta.get("tensor_meta"), "dtype", None)

@@ -1,4 +1,4 @@
-"""What a rewrite did to a model."""
+"""Reports what ``optimize`` did to a model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dnnsep.problem import Problem
 
 @dataclass(frozen=True)
 class Entry:
-    """Some layers of the model, by their names in it.
+    """What became of some layers of the model, which ``layers`` names.
 
     ``kind`` is ``separable`` (they became one SeparableConv2d), ``convolution`` (one PackedConv2d),
     ``linear`` (one PackedLinear) or ``left``, which ``reason`` explains. ``flops`` are those on the
-    example, 2 for a multiply-add; ``problem`` is what a separable layer runs.
+    example, two for each multiply-add; ``problem`` is what a separable layer is on the example.
     """
 
     layers: tuple[str, ...]
@@ -28,8 +28,8 @@ class Report:
     """What became of each convolution and of replaced linear layers. Prints as a table.
 
     ``error`` is the largest difference of an output from the original model's on the example,
-    relative to the largest output; ``bound`` is what it was held to. ``notes`` say what kept the
-    rewrite from taking the model as a whole.
+    relative to the largest output; ``bound`` is the most it may be. ``notes`` say why the model
+    was not rewritten as a whole, or not at all.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -39,19 +39,20 @@ class Report:
 
     @property
     def separable_share(self) -> float:
-        """Of the FLOPs of all entries, those in layers that became a SeparableConv2d."""
+        """Returns the share of all FLOPs, 0 to 1, in layers that became a SeparableConv2d."""
         total = sum(entry.flops for entry in self.entries)
         return sum(e.flops for e in self.entries if e.kind == "separable") / total if total else 0.0
 
     def count(self, kind: str) -> int:
+        """Returns the number of entries of a kind."""
         return sum(entry.kind == kind for entry in self.entries)
 
     def __str__(self) -> str:
         rows = [("layers", "became", "MFLOP", "problem, or why it was left")]
         for entry in self.entries:
             layers = entry.layers[0] + (f" … {entry.layers[-1]}" if len(entry.layers) > 1 else "")
-            why = entry.reason or (str(entry.problem) if entry.problem else "")
-            rows.append((layers, entry.kind, f"{entry.flops / 1e6:.1f}", why))
+            detail = entry.reason or (str(entry.problem) if entry.problem else "")
+            rows.append((layers, entry.kind, f"{entry.flops / 1e6:.1f}", detail))
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [
             f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()

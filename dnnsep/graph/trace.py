@@ -1,4 +1,7 @@
-"""A model's graph with the shapes of an example. Imports torch: import it from inside functions."""
+"""Traces a model's graph, with the shapes of an example.
+
+Imports torch: import it from inside functions.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,12 @@ _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 class UntraceableError(Exception):
-    pass
+    """A model cannot be traced, or what was traced does not do the same; the text says why."""
 
 
 class _Tracer(fx.Tracer):
+    """A tracer that does not look into layers that are matched, nor into modules with hooks."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d))
@@ -27,7 +32,11 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
-    """The model's graph with the example's shapes. Raises UntraceableError."""
+    """Returns the model's graph, in eval mode, with the example's shapes as ``tensor_meta``.
+
+    Arguments that the example leaves out keep their defaults. Raises UntraceableError where the
+    model has hooks or its code cannot be traced.
+    """
     if has_hooks(model):
         raise UntraceableError("it has hooks")
     defaults = {
@@ -50,7 +59,7 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
 
 
 def _drop_identities(traced: fx.GraphModule) -> None:
-    """Take out what does nothing in eval mode."""
+    """Removes the nodes that do nothing in eval mode."""
     for node in list(traced.graph.nodes):
         if _is_identity(traced, node):
             node.replace_all_uses_with(node.args[0])
@@ -61,6 +70,6 @@ def _is_identity(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module" and len(node.args) == 1:
         layer = traced.get_submodule(str(node.target))
         return type(layer) in _IDENTITIES and not has_hooks(layer)
-    # torchvision's, (x, p, mode, training).
+    # torchvision's function, called with (x, p, mode, training).
     name = getattr(node.target, "__name__", "")
     return node.op == "call_function" and name == "stochastic_depth" and node.args[-1] is False
