@@ -14,13 +14,22 @@ import pytest
 
 from dnnsep.activations import ACTIVATIONS
 from dnnsep.codegen.choose import Caches, all_plans
+from dnnsep.codegen.fuse import Extras
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, Isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.dtypes import DTYPES
 from dnnsep.problem import KINDS, Problem
 from dnnsep.sweep.check import CheckData
 from tests.codegen.conftest import CAPS, ISAS
-from tests.codegen.guarded import Case, Guarded, Inputs, run_guarded
+from tests.codegen.guarded import Case, Guarded, Inputs, random_plan, run_guarded
+
+EXTRAS = {
+    "g1mb3ic37oc70ih5kh1_act:relu": Extras(residual=True, scale=True),
+    "g1mb3ic20oc33ih2iw40kh1_bf16": Extras(residual=True, scale=True),
+    "g1mb3ic5oc33ih5kh3ph1_act:relu6": Extras(residual=True),
+    "mb3ic20oc70ih2iw40kh3ph1_bf16": Extras(residual=True),
+    "linear_mb40ic20oc70_act:silu": Extras(residual=True),
+}
 
 
 def _run(cap: str, seed: int, count: int) -> None:
@@ -98,6 +107,16 @@ def test_a_byte_outside_kills() -> None:
     watched = Guarded(100, at_end=False)
     watched._rest[0] = 0
     assert not watched.untouched
+
+
+@pytest.mark.parametrize("text", EXTRAS)
+def test_extras(text: str, isa: Isa) -> None:
+    """A residual of every panel's channels, a scale of each image's own."""
+    problem = Problem.parse(text)
+    inputs = Inputs.of(problem, EXTRAS[text], seed=1)
+    plan = random_plan(problem, isa, np.random.default_rng(0))
+    right, finding = inputs.check.verdict(run_guarded(problem, plan, inputs, at_end=True))
+    assert right, finding
 
 
 @pytest.mark.parametrize(
