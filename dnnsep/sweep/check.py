@@ -1,4 +1,4 @@
-"""Data whose right answer is known, and whether a backend's answer is it."""
+"""Makes data whose right result is known, and judges a backend's result."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from dnnsep.activations import Exact
 from dnnsep.backends.reference import error_bound, naive
-from dnnsep.problem import Problem
 from dnnsep.dtypes import DTYPES, Array
+from dnnsep.problem import Problem
 from dnnsep.weights import Weights, integer_data, random_data
 
 # With a smaller share of nonzero outputs a wrong kernel could pass by writing nothing.
@@ -31,10 +31,10 @@ class CheckData:
 
     @classmethod
     def exact(cls, problem: Problem, seed: int = 0) -> CheckData:
-        """Small integers and tolerance 0.
+        """Makes data of small integers, on which a result must be right to the bit.
 
-        The error bound instead where an activation makes integers fractions, and random data
-        where nearly all outputs of the integers are zero.
+        Where an activation makes fractions of integers, the result is held to the error bound;
+        where nearly all outputs would be zero, the data is random instead.
         """
         weights, x = integer_data(problem, seed)
         if not problem.keeps_integers:
@@ -46,27 +46,30 @@ class CheckData:
 
     @classmethod
     def random(cls, problem: Problem, seed: int = 0) -> CheckData:
-        """Normally distributed numbers, held to the error bound."""
+        """Makes data of normally distributed numbers, whose result is held to the error bound."""
         return cls._bounded(problem, *random_data(problem, seed))
 
     @classmethod
     def _bounded(cls, problem: Problem, weights: Weights, x: Array) -> CheckData:
+        """Adds the reference's output and its error bound to weights and an input."""
         expected = naive(problem, weights, x)
         return cls(weights, x, expected, error_bound(problem, weights, x))
 
     def save(self, path: Path) -> None:
+        """Writes the data to a .npz file. Raises OSError where it cannot be written."""
         arrays = {**vars(self.weights), "x": self.x, "expected": self.expected, "bound": self.bound}
         np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
 
     @classmethod
     def load(cls, path: Path) -> CheckData:
+        """Returns the data that ``save`` wrote to a file."""
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         x, expected, bound = arrays.pop("x"), arrays.pop("expected"), arrays.pop("bound", None)
         return cls(Weights(**arrays), x, expected, bound)
 
     def verdict(self, y: Array) -> tuple[bool, str]:
-        """Whether y (N, OC, OH, OW) is right, and what was found."""
+        """Returns whether y (N, OC, OH, OW) is right, and a line that says how right or wrong."""
         if y.shape != self.expected.shape:
             return False, f"shape {y.shape}, the reference has {self.expected.shape}"
         error = np.abs(y.astype(np.float64) - self.expected)
@@ -78,9 +81,9 @@ class CheckData:
             share = float(np.max(error / np.maximum(self.bound, np.finfo(np.float64).tiny)))
             allowed = f"within the error bound (at most {share:.2g} of it)"
         if wrong.any():
-            where = tuple(int(i) for i in np.argwhere(wrong)[0])
+            first = tuple(int(i) for i in np.argwhere(wrong)[0])
             return False, (
-                f"{wrong.sum()} of {wrong.size} outputs are wrong, first at {where}: "
-                f"{y[where]:g}, the reference has {self.expected[where]:g}"
+                f"{wrong.sum()} of {wrong.size} outputs are wrong, first at {first}: "
+                f"{y[first]:g}, the reference has {self.expected[first]:g}"
             )
         return True, allowed

@@ -1,4 +1,4 @@
-"""Sweep files: YAML validated by pydantic, expanded to cases, with errors that name the line."""
+"""Reads sweep files: YAML, validated and expanded to cases, with errors that name the line."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ AxisValue = bool | int | str
 
 
 class ConfigError(ValueError):
-    """A sweep file, or what was given in place of one, breaks a rule; one line says where."""
+    """A sweep file, or a descriptor in its place, breaks a rule; one line of text says where."""
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line puts in place of a file's own lists; empty means no change."""
+    """Lists of the command line that replace a sweep file's own; an empty one replaces nothing."""
 
     backends: Sequence[str] = ()
     threads: Sequence[int] = ()
@@ -51,7 +51,7 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The cases of one or more sweep files, and the lines of shape files that are no problems."""
+    """The cases of one or more sweep files, and the lines of shape files that are left out."""
 
     title: str
     cases: list[Case]
@@ -59,14 +59,17 @@ class Sweep:
 
     @property
     def backends(self) -> list[str]:
+        """Returns the names of all backends of the cases, sorted."""
         return sorted({backend for case in self.cases for backend in case.backends})
 
     @property
     def threads(self) -> list[int]:
+        """Returns all numbers of threads of the cases, sorted."""
         return sorted({case.threads for case in self.cases})
 
     @property
     def caches(self) -> list[str]:
+        """Returns all cache states of the cases, sorted."""
         return sorted({case.cache for case in self.cases})
 
 
@@ -75,7 +78,7 @@ class _Model(BaseModel):
 
 
 class _Shape(_Model):
-    """A descriptor, with a name."""
+    """An entry that is a problem's descriptor, maybe with a name."""
 
     shape: str
     name: str | None = None
@@ -88,8 +91,12 @@ class _Shape(_Model):
 
 
 class _Axes(_Model):
-    """Descriptor keys with the values they take, expanded as a product or in step (zip); ``kind``
-    names the kinds that begin with a word, and ``g`` tells convolutions apart."""
+    """An entry of descriptor keys with the values that each takes.
+
+    It is expanded to all combinations (``product``) or to the lists' first values, second values
+    and so on (``zip``). The key ``kind`` is for problems whose descriptors begin with a word; ``g``
+    tells the kinds of convolutions apart.
+    """
 
     axes: dict[str, AxisValue | list[AxisValue]]
     combine: Literal["product", "zip"] = "product"
@@ -100,21 +107,22 @@ class _Axes(_Model):
         return self
 
     def problems(self) -> Iterator[Problem]:
+        """Yields the problems. Raises ValueError for lists or values that break a rule."""
         lists = [v if isinstance(v, list) else [v] for v in self.axes.values()]
         if self.combine == "zip":
             longest = max(map(len, lists))
             lists = [v * longest if len(v) == 1 else v for v in lists]
             if any(len(v) != longest for v in lists):
                 raise ValueError("zip: the lists must be of one length")
-            rows: Iterator[tuple[AxisValue, ...]] = zip(*lists, strict=True)
+            combinations: Iterator[tuple[AxisValue, ...]] = zip(*lists, strict=True)
         else:
-            rows = itertools.product(*lists)
-        for row in rows:
-            yield _problem_of_axes(dict(zip(self.axes, row, strict=True)))
+            combinations = itertools.product(*lists)
+        for values in combinations:
+            yield _problem_of_axes(dict(zip(self.axes, values, strict=True)))
 
 
 class _Include(_Model):
-    """Another sweep file's problems, or a benchdnn shape file's."""
+    """An entry that takes the problems of another sweep file or of a benchdnn shape file."""
 
     include: str
 
@@ -139,8 +147,11 @@ _Entry = Annotated[
 
 
 def backend_names(value: Any) -> list[str]:
-    """The names of ``ipex``, ``ipex:pointwise=conv1x1``, ``{ipex: {pointwise: conv1x1}}``, or of
-    all peers for ``peers``. Raises ValueError naming the backend, the option and the rule."""
+    """Returns the full names of the backends that a value of a sweep file stands for.
+
+    It may be ``ipex``, ``ipex:pointwise=conv1x1``, ``{ipex: {pointwise: conv1x1}}``, or ``peers``
+    for all peers. Raises ValueError naming the backend, the option and the rule.
+    """
     if value == "peers":
         return list(PEERS)
     if isinstance(value, dict):
@@ -164,21 +175,21 @@ class _File(_Model):
 
 
 def load_sweep(sources: Sequence[str], overrides: Overrides, default_threads: int) -> Sweep:
-    """Expand sweep files, benchdnn shape files and descriptors to cases, each only once.
+    """Expands sweep files, benchdnn shape files and descriptors to cases, each only once.
 
-    Raises ConfigError.
+    A case that several sources have gets the backends of all of them. Raises ConfigError.
     """
     titles, cases, left_out = [], dict[tuple[Any, ...], Case](), list[LeftOut]()
     for source in sources:
-        file, read = _read_source(source)
-        left_out += read.left_out
+        file, shapes = _read_source(source)
+        left_out += shapes.left_out
         titles.append(file.title)
-        own = [name for names in file.backends for name in names]
-        backends = tuple(overrides.backends or own or DEFAULT_BACKENDS)
+        of_file = [name for names in file.backends for name in names]
+        backends = tuple(overrides.backends or of_file or DEFAULT_BACKENDS)
         threads = overrides.threads or file.threads or [default_threads]
         caches = overrides.caches or file.cache or ["hot"]
         for named in _vary(
-            read.problems, overrides.dtypes or file.dtypes, overrides.batch or file.batch
+            shapes.problems, overrides.dtypes or file.dtypes, overrides.batch or file.batch
         ):
             for count, cache in itertools.product(threads, caches):
                 case = Case(named.problem, named.name, count, backends, cache)
@@ -194,6 +205,7 @@ def load_sweep(sources: Sequence[str], overrides: Overrides, default_threads: in
 def _vary(
     problems: list[NamedProblem], dtypes: Sequence[str], batches: Sequence[int]
 ) -> Iterator[NamedProblem]:
+    """Yields each problem in each dtype and batch; an empty list keeps the problem's own."""
     for dtype, batch, named in itertools.product(dtypes or [""], batches or [0], problems):
         problem = named.problem
         yield replace(
@@ -203,7 +215,7 @@ def _vary(
 
 
 def _read_source(source: str) -> tuple[_File, ShapeFile]:
-    """A command-line CONFIG: a file, or else a descriptor."""
+    """Reads a CONFIG of the command line: a file, or else a descriptor. Raises ConfigError."""
     path = Path(source)
     if path.exists():
         return _read_file(path, ())
@@ -218,6 +230,7 @@ def _read_source(source: str) -> tuple[_File, ShapeFile]:
 
 
 def _read_file(path: Path, including: tuple[Path, ...]) -> tuple[_File, ShapeFile]:
+    """Reads a file and all that it includes; ``including`` are the files that include it."""
     if path.suffix not in (".yaml", ".yml"):
         return _read_benchdnn(path)
     file, lines = _parse_yaml(path)
@@ -235,9 +248,9 @@ def _read_file(path: Path, including: tuple[Path, ...]) -> tuple[_File, ShapeFil
                 raise ConfigError(f"{where}: {entry.include} includes itself")
             if not target.is_file():
                 raise ConfigError(f"{where}: no such file: {target}")
-            _, found = _read_file(target, (*including, path.resolve()))
-            problems += found.problems
-            left_out += found.left_out
+            _, included = _read_file(target, (*including, path.resolve()))
+            problems += included.problems
+            left_out += included.left_out
     return file, ShapeFile(problems, left_out)
 
 
@@ -246,7 +259,7 @@ def _read_benchdnn(path: Path) -> tuple[_File, ShapeFile]:
         shapes = read_shape_file(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    # Not validated: other files of a sweep may have the problems that this one lacks.
+    # It is not validated, since other files may have the problems where this one has none.
     return _File.model_construct(title=path.name), shapes
 
 
@@ -254,7 +267,7 @@ Location = tuple[str | int, ...]
 
 
 def _parse_yaml(path: Path) -> tuple[_File, dict[Location, int]]:
-    """The validated file and the line number of every place in it."""
+    """Returns the validated file and the line number of every place in it."""
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -283,6 +296,10 @@ def _parse_yaml(path: Path) -> tuple[_File, dict[Location, int]]:
 
 
 def _collect_lines(path: Path, node: Any, at: Location, lines: dict[Location, int]) -> None:
+    """Adds the line numbers of a node, which is at ``at``, and of all below it.
+
+    Raises ConfigError where a mapping has a key twice.
+    """
     lines[at] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -297,7 +314,7 @@ def _collect_lines(path: Path, node: Any, at: Location, lines: dict[Location, in
 
 
 def _locate(location: Location, lines: dict[Location, int]) -> tuple[int, str]:
-    """The line of the innermost known place, and the field's path as a user would write it.
+    """Returns the line of the innermost known place, and the field's path as a user writes it.
 
     Under a problem pydantic's location first names the kind of entry, which the file does not.
     """
@@ -311,7 +328,10 @@ def _locate(location: Location, lines: dict[Location, int]) -> tuple[int, str]:
 
 
 def _problem_of_axes(values: dict[str, AxisValue]) -> Problem:
-    """A problem from descriptor keys; ``ph: same`` pads by half the dilated kernel on each side."""
+    """Returns the problem of descriptor keys. Raises ValueError naming a key and its rule.
+
+    ``ph: same`` pads by half the dilated kernel on each side.
+    """
     values = dict(values)
     kind, act, dtype, bias = (values.pop(k, None) for k in ("kind", "act", "dtype", "bias"))
     if kind not in (None, "linear", "mean"):

@@ -1,4 +1,4 @@
-"""What runs where: one problem's oneDNN log, and which backends this machine has."""
+"""Finds what runs where: one problem's oneDNN log, and which backends this machine has."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dnnsep.sweep.client import Client, WorkerError
 
 
 def explain(problem: Problem, backend: str, threads: int) -> dict[str, Any]:
-    """Run a problem in a process of its own: its check, its stages and the primitives that ran.
+    """Runs a problem in a process of its own; returns its check, stages, primitives and plans.
 
     ``setup`` holds the primitives of the preparation, ``hot`` those of a later call; ``reorders``
     counts the hot call's reorders. Raises WorkerError if the backend crashes, cannot run the
-    problem or is not there.
+    problem or is not available.
     """
     with Client(backend) as client, tempfile.TemporaryDirectory(prefix="dnnsep-") as folder:
         started = client.ask("start")
@@ -40,12 +40,15 @@ def explain(problem: Problem, backend: str, threads: int) -> dict[str, Any]:
 
 
 def survey() -> dict[str, dict[str, Any]]:
-    """Each backend's answer to being started in a process of its own."""
-    found: dict[str, dict[str, Any]] = {}
+    """Starts each backend in a process of its own; returns their answers by backend.
+
+    An answer has ``unavailable`` with the reason where the backend cannot run here.
+    """
+    answers: dict[str, dict[str, Any]] = {}
     for name in BACKENDS:
         with Client(name) as client:
             try:
-                found[name] = client.ask("start")
+                answers[name] = client.ask("start")
             except WorkerError as error:
-                found[name] = {"unavailable": str(error)}
-    return found
+                answers[name] = {"unavailable": str(error)}
+    return answers

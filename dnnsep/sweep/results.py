@@ -1,4 +1,4 @@
-"""What a sweep writes: one versioned JSON file, whole at every moment."""
+"""Defines what a sweep writes: one versioned JSON file, whole at every moment."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from dnnsep.problem import Problem
 
 Cache = Literal["hot", "cold"]
 
-# What makes a record one of its kind within a sweep: problem, backend, threads, cache state.
+# What tells a sweep's records apart: problem, backend, threads, cache state.
 Key = tuple[str, str, int, str]
 
 
 class Record(BaseModel):
-    """One (problem, backend, threads, cache state): its figures, or the reason why there are none.
+    """The figures of one problem on one backend, or the reason why there are none.
 
     ``status`` is ``ok``, ``refused`` (the backend cannot run the problem, or is not there),
     ``incorrect`` (it does not agree with the reference, and was not timed) or ``failed`` (it
-    crashed or hung). Times are microseconds a call. ``flops`` is 2·bs·oh·ow·ic·m·(kh·kw+oc).
-    ``output`` says where the calls' results went, ``cpus`` which CPUs the threads were kept on
-    (None where the system does not let them). ``stages`` are of the last visit.
+    crashed or hung). ``time`` is in microseconds a call; ``flops`` are a call's, of a separable
+    problem 2·bs·oh·ow·ic·m·(kh·kw+oc). ``output`` says where the calls' results went, ``cpus``
+    which CPUs the threads were kept on (None where the system does not allow it). ``stages`` are
+    the times of the last visit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,45 +55,51 @@ class Record(BaseModel):
 
     @property
     def dtype(self) -> str:
+        """Returns the problem's dtype; a model's is f32."""
         return "f32" if self.is_model else Problem.parse(self.problem).dtype
 
     @property
     def batch(self) -> int:
+        """Returns the number of images, which a model's input begins with."""
         if self.is_model:
             return int(self.problem.rpartition(" ")[2].partition("x")[0])
         return Problem.parse(self.problem).batch
 
     @property
     def is_model(self) -> bool:
-        """Whether ``problem`` is a model and its input's shape: ``mobilenetv2_100 1x3x224x224``."""
+        """Returns whether ``problem`` is a model and its input: ``mobilenetv2_100 1x3x224x224``."""
         return " " in self.problem
 
     @property
     def key(self) -> Key:
+        """Returns what tells the record apart from the others of its sweep."""
         return (self.problem, self.backend, self.threads, self.cache)
 
     @property
     def visits(self) -> int:
-        """How many times the sweep came to it; a refused one counts as visited for good."""
+        """Returns how many times the sweep came to the record, at least once."""
         return 1 + max((r.visit for r in self.rounds), default=0)
 
     @property
     def roof_share(self) -> float | None:
-        """Achieved over attainable, 0 to 1."""
+        """Returns the achieved over the attainable GFLOP/s, 0 to 1; None without one of them."""
         if self.gflops is None or self.roof is None:
             return None
         return self.gflops / self.roof.gflops
 
     @property
     def stage_overhead(self) -> float | None:
-        """The call's median over the sum of its stages' medians."""
+        """Returns the call's median over the sum of its stages' medians; None without stages."""
         if self.time is None or not self.stages:
             return None
         return self.time.median_us / sum(s.median_us for s in self.stages.values())
 
 
 class Results(BaseModel):
-    """A sweep's records with what they were made with; ``roofs`` by number of threads."""
+    """A sweep's records, and the machine, software and settings they were made with.
+
+    ``roofs`` are by number of threads; ``workers`` has each backend's answer to being started.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -109,18 +116,18 @@ class Results(BaseModel):
     records: list[Record] = Field(default_factory=list)
 
     def to_json(self) -> str:
-        """JSON text with each record on a line of its own."""
+        """Returns JSON text with each record on a line of its own."""
         head = self.model_dump_json(exclude={"records"})
         records = ",\n".join(record.model_dump_json() for record in self.records)
         return f'{head[:-1]},"records":[\n{records}\n]}}\n'
 
     def save(self, path: Path) -> None:
-        """Writes the file at once, so that a kill leaves the old or the new one, never a part."""
+        """Writes the file at once, so that a kill leaves the old or the new one, whole."""
         replace_whole(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """Raises ValueError naming the file and what is wrong with it."""
+        """Returns a file's results. Raises ValueError naming the file and what is wrong with it."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except OSError as error:

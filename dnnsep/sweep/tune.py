@@ -1,4 +1,4 @@
-"""Measures the plans of the fused kernel that its model finds close, and keeps the best."""
+"""Measures the plans of the fused kernel whose modelled costs are close, and keeps the best."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from dnnsep.host.affinity import keep_on, pin_workers
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
 
-# Plans are visited in turn so many times, each for so long.
+# Plans are measured in turn so many times, each for so long.
 _ROUNDS = 7
 _VISIT_SECONDS = 0.02
 
-# Another plan than the model's has to be faster by this share: less is noise.
+# A plan must be faster than the model's choice by this share, since less is noise.
 _GAIN = 0.01
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Microseconds of each plan measured: the model's first choice comes first."""
+    """The time of each plan measured in microseconds, the model's choice first, and the best."""
 
     times: dict[Plan, float]
     best: Plan
 
     @property
     def gain(self) -> float:
-        """How many times faster the best is than the model's choice."""
+        """Returns how many times as fast as the model's choice the best plan is, at least 1."""
         return next(iter(self.times.values())) / self.times[self.best]
 
 
 def tune(problem: Problem, cpus: list[int]) -> Tuned:
-    """Measure a problem's close plans in turn, a thread on each CPU; keep the best for later.
+    """Measures a problem's close plans in turn, a thread on each CPU, and keeps the best.
 
-    Raises ValueError where a plan's result is wrong; nothing is kept then.
+    It is saved in the user's cache folder for later processes. Raises ValueError where a plan's
+    result is wrong; nothing is kept then.
     """
     threads = len(cpus)
     torch.set_num_threads(threads)
@@ -58,7 +59,7 @@ def tune(problem: Problem, cpus: list[int]) -> Tuned:
             raise ValueError(f"{problem}: {plan}: {verdict.reason}")
         calls[plan] = call
     pin_workers(cpus, calls[plans[0]])
-    visits: dict[Plan, list[float]] = {plan: [] for plan in plans}
+    fastest_us: dict[Plan, list[float]] = {plan: [] for plan in plans}
     for _ in range(_ROUNDS):
         for plan, call in calls.items():
             fastest, end = float("inf"), perf_counter() + _VISIT_SECONDS
@@ -66,8 +67,8 @@ def tune(problem: Problem, cpus: list[int]) -> Tuned:
                 start = perf_counter_ns()
                 call()
                 fastest = min(fastest, perf_counter_ns() - start)
-            visits[plan].append(fastest / 1000)
-    times = {plan: median(found) for plan, found in visits.items()}
+            fastest_us[plan].append(fastest / 1000)
+    times = {plan: median(of_plan) for plan, of_plan in fastest_us.items()}
     best = min(plans, key=lambda plan: times[plan])
     if times[best] > (1 - _GAIN) * times[plans[0]]:
         best = plans[0]

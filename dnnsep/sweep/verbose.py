@@ -1,6 +1,6 @@
-"""oneDNN's own log of what ran, captured around a block of code and parsed.
+"""Captures oneDNN's own log of what ran in a block of code, and parses it.
 
-The log is the proof: it names each primitive, its implementation and its memory formats. oneDNN
+The log proves what ran: it names each primitive, its implementation and its memory formats. oneDNN
 prints it to the C library's stdout (file descriptor 1); torch and IPEX hold a copy of oneDNN each,
 and both can be told to log at run time.
 """
@@ -34,7 +34,11 @@ class Primitive:
 
     @property
     def weights_dims(self) -> tuple[int, ...]:
-        """The weights' dimensions; a grouped convolution has 5: (groups, oc, ic, kh, kw)."""
+        """Returns the dimensions that oneDNN's descriptor gives the weights; empty for other kinds.
+
+        They are (oc, ic, kh, kw) of a convolution, (groups, oc, ic, kh, kw) of a grouped one,
+        (oc, ic) of an inner product, and the second factor's of a matmul.
+        """
         if self.kind == "convolution":
             size = {k: int(v) for k, v in re.findall(r"([a-z]+)(\d+)", self.problem)}
             filters = (size["kh"], size["kw"])
@@ -51,7 +55,7 @@ class Primitive:
 
     @classmethod
     def parse(cls, line: str) -> Primitive | None:
-        """The primitive of an ``exec`` line of the log (format v1), or None for any other line."""
+        """Returns the primitive of an ``exec`` line of a log (format v1), None for other lines."""
         fields = line.strip().split(",")
         if len(fields) != 13 or fields[:4] != ["onednn_verbose", "v1", "primitive", "exec"]:
             return None
@@ -74,7 +78,7 @@ class Primitive:
 
 
 def _memory_descriptors(text: str) -> Iterator[tuple[str, str]]:
-    """("wei", "f32:debcA16a") of each ``wei:f32:a:blocked:debcA16a::f0``."""
+    """Yields ("wei", "f32:debcA16a") for each ``wei:f32:a:blocked:debcA16a::f0``."""
     for descriptor in text.split():
         fields = descriptor.split(":")
         if len(fields) >= 5 and fields[1] != "undef":
@@ -83,31 +87,32 @@ def _memory_descriptors(text: str) -> Iterator[tuple[str, str]]:
 
 @dataclass
 class Log:
-    """What a block made oneDNN print; filled when the block ends."""
+    """The lines that a block made oneDNN print; they are there when the block has ended."""
 
     lines: list[str]
 
     @property
     def primitives(self) -> list[Primitive]:
+        """Returns the primitives that ran, in order."""
         return [p for p in map(Primitive.parse, self.lines) if p is not None]
 
     @property
     def versions(self) -> list[str]:
-        """oneDNN's versions, where this block was the first in the process that used it."""
+        """Returns oneDNN's versions if this block was the first of the process that used oneDNN."""
         return [line.split(",")[3] for line in self.lines if ",info,oneDNN v" in line]
 
     @property
     def isa(self) -> str | None:
-        """The instruction set oneDNN says it uses, under the same condition."""
-        found = [line.split(",isa:")[1] for line in self.lines if ",info,cpu,isa:" in line]
-        return found[-1].strip() if found else None
+        """Returns the instruction set that oneDNN uses, if this block was the first to use it."""
+        names = [line.split(",isa:")[1] for line in self.lines if ",info,cpu,isa:" in line]
+        return names[-1].strip() if names else None
 
 
 @contextmanager
 def onednn_log() -> Iterator[Log]:
-    """Capture the log of the block. What else is written to file descriptor 1 goes with it.
+    """Captures the log of the block, and all else that is written to file descriptor 1.
 
-    A framework imported within the block is not told to log: import it before.
+    A framework that is imported within the block does not log: import it before.
     """
     log = Log([])
     sys.stdout.flush()
@@ -128,6 +133,7 @@ def onednn_log() -> Iterator[Log]:
 
 
 def _set_verbose(level: int) -> None:
+    """Sets how much oneDNN logs, in torch's copy and in IPEX's, where they are imported."""
     if "torch" in sys.modules:
         import torch
 

@@ -1,7 +1,8 @@
-"""The process that runs one backend: reads requests, answers each with one line of JSON.
+"""Runs one backend in a process that reads requests and answers each with a line of JSON.
 
-Run as ``python -m dnnsep.sweep.worker BACKEND keep|system``. A process for each backend keeps a
-crash in one engine, or what it does to its process, away from the others and from the sweep.
+Run as ``python -m dnnsep.sweep.worker BACKEND keep|system``: with ``keep`` the allocator keeps
+freed memory. A process for each backend keeps a crash in one engine, or changes that an engine
+makes to its process, away from the others and from the sweep.
 """
 
 from __future__ import annotations
@@ -30,20 +31,24 @@ if TYPE_CHECKING:
 
     from dnnsep.backends.executor import Executor
 
-# Long enough for the caches, and for the other workers' idle OpenMP threads, which spin for some
-# milliseconds before they sleep; then for as long as the calls are not near the best known.
+# The warm-up is long enough for the caches, and for the other workers' idle OpenMP threads, which
+# spin for some milliseconds before they sleep. It goes on while the latest calls take longer than
+# the best known by the ratio.
 _WARM_UP_SECONDS = 0.01
 _LONGEST_WARM_UP_SECONDS = 0.15
-_WARM = 1.1
-_WINDOW = 9
+_WARM_RATIO = 1.1
+_LATEST_CALLS = 9
 _MAX_BURST = 100
 
-# The smallest normal number of both dtypes.
+# The smallest normal number of f32 and of bf16.
 _SMALLEST_NORMAL = 2.0**-126
 
 
 class Timer:
-    """Times calls, by the name of what they run."""
+    """Times calls, each under the name of its target: ``all``, or a stage.
+
+    Garbage is collected between problems only, never while a call is timed.
+    """
 
     def __init__(self) -> None:
         gc.disable()
@@ -52,7 +57,7 @@ class Timer:
         self._best: dict[str, float] = {}  # seconds, by target
 
     def reset(self, cpus: list[int]) -> None:
-        """Forget the calls, and use a thread on each of these CPUs for the next."""
+        """Forgets the calls, and lets the next ones use a thread on each of these CPUs."""
         import torch
 
         self.calls, self._best = {}, {}
@@ -64,7 +69,11 @@ class Timer:
         keep_on(cpus)
 
     def time(self, target: str, seconds: float, cache: str) -> dict[str, Any]:
-        """Times of single calls in microseconds, over about so many seconds after a warm-up."""
+        """Times 1 to 100 single calls, for about so many seconds after a warm-up.
+
+        Returns the times in microseconds and the process's peak memory. ``cache`` is ``hot`` or
+        ``cold``. Raises KeyError for an unknown target.
+        """
         call = self.calls[target]
         assert self.evict is not None
         evict = self.evict if cache == "cold" else None
@@ -77,37 +86,40 @@ class Timer:
             start = perf_counter_ns()
             y = call()
             calls.append(round((perf_counter_ns() - start) / 1000, 2))
-            del y  # freed outside the timed part
+            del y  # so that it is freed outside of the timed span
         return {"calls_us": calls, "peak_memory_bytes": _peak_memory()}
 
     def _warm_up(self, target: str) -> None:
-        """Call until the last few calls take about as long as the best few ever did."""
-        call, latest = self.calls[target], deque[float](maxlen=_WINDOW)
+        """Calls until the latest calls take about as long as the best calls ever did."""
+        call, latest = self.calls[target], deque[float](maxlen=_LATEST_CALLS)
         known = target in self._best
         start = perf_counter()
         while (before := perf_counter()) - start < _LONGEST_WARM_UP_SECONDS:
             call()
             latest.append(perf_counter() - before)
-            if len(latest) == _WINDOW:
-                median = sorted(latest)[_WINDOW // 2]
+            if len(latest) == _LATEST_CALLS:
+                median = sorted(latest)[_LATEST_CALLS // 2]
                 best = self._best[target] = min(median, self._best.get(target, median))
-                if known and before - start > _WARM_UP_SECONDS and median <= _WARM * best:
+                if known and before - start > _WARM_UP_SECONDS and median <= _WARM_RATIO * best:
                     return
 
 
 class Worker(Timer):
-    """A backend, and the executor it was last asked to prepare."""
+    """A backend, and the calls of the problem that it prepared last."""
 
     def __init__(self, backend: str) -> None:
         super().__init__()
         self._backend = get_backend(backend)
 
     def start(self) -> dict[str, Any]:
-        """Import the framework and say which versions run here, or why nothing can."""
+        """Imports the framework and runs a small problem.
+
+        Returns which versions of oneDNN run here, or under ``unavailable`` why nothing does.
+        """
         available = self._backend.available()
         if not available:
             return {"unavailable": available.reason}
-        probe = Problem.parse("mb1ic64oc64ih56kh3ph1")  # small ones torch keeps from oneDNN
+        probe = Problem.parse("mb1ic64oc64ih56kh3ph1")  # torch does not give smaller ones to oneDNN
         self._backend.supports(probe)
         data = CheckData.exact(probe)
         with onednn_log() as log:
@@ -115,8 +127,11 @@ class Worker(Timer):
         return {"reason": available.reason, "onednn": log.versions, "isa": log.isa}
 
     def prepare(self, problem: str, cpus: list[int], data: str) -> dict[str, Any]:
-        """Prepare a problem for a thread on each CPU, check it against the reference, and log what
-        ran."""
+        """Prepares a problem for a thread on each CPU, checks its result and logs what ran.
+
+        ``data`` is the path of a saved CheckData. Returns the findings, or under ``refused`` why
+        the backend does not run the problem. A problem whose result is wrong cannot be timed.
+        """
         self.reset(cpus)
         parsed = Problem.parse(problem)
         verdict = self._backend.supports(parsed)
@@ -127,18 +142,18 @@ class Worker(Timer):
         with onednn_log() as setup:
             executor = self._backend.prepare(parsed, check.weights)
         call = executor.bind(x)
-        call()  # what is done on the first call only is not the hot path
+        call()  # work that only the first call does is not in the hot path
         with onednn_log() as hot:
             y = call()
-        correct, finding = check.verdict(y.float().numpy())
-        pinned = keep_on(cpus)  # the threads that the engine has started since
+        correct, reason = check.verdict(y.float().numpy())
+        pinned = keep_on(cpus)  # also threads that the engine has started since
         if correct:
             self.calls = {"all": call, **_stage_calls(executor, x)}
             self.evict = Evictor(cpus, executor.on_torch_threads)
             pin_workers(cpus, call)
         return {
             "correct": correct,
-            "check": finding,
+            "check": reason,
             "ran_on": executor.backend,
             "stages": [stage.name for stage in executor.stages],
             "impls": list(executor.impls) or [f"{p.kind}:{p.impl}" for p in hot.primitives],
@@ -158,7 +173,7 @@ def _input(problem: Problem, check: CheckData) -> Tensor:
 
 
 def _stage_calls(executor: Executor, x: Any) -> dict[str, Callable[[], Any]]:
-    """Each stage by its name, on the input it gets."""
+    """Returns the call of each stage by its name, on the input that it gets."""
     calls: dict[str, Callable[[], Any]] = {}
     for stage in executor.stages:
         calls[stage.name] = partial(stage.run, x)
@@ -167,8 +182,10 @@ def _stage_calls(executor: Executor, x: Any) -> dict[str, Callable[[], Any]]:
 
 
 def _makes_denormals(executor: Executor, x: Tensor, y: Tensor) -> bool:
-    """Whether the result, or what passes between the stages, holds denormal numbers: CPUs take
-    many times as long for them."""
+    """Returns whether the result, or a tensor between stages, holds denormal numbers.
+
+    CPUs take many times as long for them.
+    """
     tensors = [y]
     for stage in executor.stages:
         x = stage.run(x)
@@ -177,11 +194,12 @@ def _makes_denormals(executor: Executor, x: Tensor, y: Tensor) -> bool:
 
 
 def _primitives(log: Log) -> list[dict[str, Any]]:
+    """Returns the primitives of a log as dicts that can be written as JSON."""
     return [{**vars(p), "weights_dims": p.weights_dims} for p in log.primitives]
 
 
 def _forget_peak_memory() -> None:
-    """Start Linux's high-water mark of this process anew, where it may."""
+    """Resets Linux's high-water mark of this process's memory, where that is allowed."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -189,6 +207,7 @@ def _forget_peak_memory() -> None:
 
 
 def _peak_memory() -> int | None:
+    """Returns the most bytes that this process held since the reset; None where it is unknown."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -200,24 +219,26 @@ def _peak_memory() -> int | None:
 
 
 def serve(make: Callable[[str], Any]) -> None:
-    """Serve requests until the pipe closes, by the methods of what is made of the first argument.
+    """Answers the requests on stdin until it closes.
 
-    The answers' pipe is kept apart from stdout.
+    The process's arguments are a name, of which ``make`` makes a worker, and ``keep`` or
+    ``system``. A request names a method of the worker under ``do``; an exception becomes an answer
+    with ``error``. Answers go to what was stdout; what others print to stdout goes to stderr.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _, name, allocator = sys.argv
-    kept = keep_pages() if allocator == "keep" else False
+    pages_kept = keep_pages() if allocator == "keep" else False
     worker = make(name)
     for line in sys.stdin:
         request = json.loads(line)
         method = request.pop("do")
         try:
             if method == "start":
-                answer = {**worker.start(), "pages_kept": kept}
+                answer = {**worker.start(), "pages_kept": pages_kept}
             else:
                 answer = getattr(worker, method)(**request)
-        except Exception as error:  # whatever it is, it becomes a row's reason
+        except Exception as error:  # any error becomes the reason in a record
             text = str(error).strip().splitlines()
             answer = {"error": f"{type(error).__name__}: {text[0] if text else ''}"}
         print(json.dumps(answer), file=answers, flush=True)
