@@ -1,4 +1,4 @@
-"""Commands that look at a problem, the backends or the machine."""
+"""Defines the commands that look at a problem, the backends or the machine."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class Dump(str, Enum):
+    """The forms in which the fused kernel's code can be printed."""
+
     ir = "ir"
     asm = "asm"
 
@@ -56,19 +58,20 @@ def explain(
         typer.echo(_code(problem, threads or default_threads(), dump))
         return
     try:
-        found = run(problem, name, threads or default_threads())
+        answer = run(problem, name, threads or default_threads())
     except WorkerError as error:
         typer.echo(f"{name} on {problem}: {error}", err=True)
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(json.dumps(answer, indent=1))
     else:
-        console().print(as_text(found))
-    if not found.get("correct", False):
+        console().print(as_text(answer))
+    if not answer.get("correct", False):
         raise typer.Exit(1)
 
 
 def _code(problem: Problem, threads: int, dump: Dump) -> str:
+    """Returns the code of the fused kernel; ends the command where there is none."""
     from dnnsep.codegen.choose import choose
     from dnnsep.codegen.kernel import Specialization
     from dnnsep.codegen.lang.isa import this_isa
@@ -87,8 +90,8 @@ def cost(
     descriptor: Annotated[list[str], typer.Argument(help="Problems, e.g. mb1ic3oc64ih228kh5sh2.")],
     as_json: AsJson = False,
 ) -> None:
-    """Parameters, operations and bytes of a layer; of a separable or depthwise one against an
-    ordinary convolution."""
+    """Count a layer's parameters, operations and bytes; a separable or depthwise layer's also
+    against an ordinary convolution's."""
     from dnnsep.problem import Problem
     from dnnsep.report.cost import as_dict, as_table
 
@@ -104,20 +107,20 @@ def cost(
 
 
 def backends(as_json: AsJson = False) -> None:
-    """Each backend: available or why not, and the versions found by running it."""
+    """Say for each backend whether it is available, or why not, and which versions run."""
     from dnnsep.host.machine import default_threads, fingerprint
     from dnnsep.report.backends import as_table
     from dnnsep.sweep.explain import survey
 
-    found = {
+    answers = {
         "backends": survey(),
         "machine": fingerprint(),
         "default_threads": default_threads(),
     }
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(json.dumps(answers, indent=1))
     else:
-        console().print(as_table(found))
+        console().print(as_table(answers))
 
 
 def machine(
@@ -126,23 +129,23 @@ def machine(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """This machine's fingerprint and its roofs, measured: multiply-adds and memory bandwidth."""
+    """Show this machine's fingerprint and measure its roofs: multiply-adds, memory bandwidth."""
     from dnnsep.host.machine import default_threads, fingerprint
     from dnnsep.report.machine import as_text
 
     measured = [roofs for t in threads or [default_threads()] if (roofs := measure_roofs(t))]
-    found = fingerprint()
+    described = fingerprint()
     if as_json:
         dumped = [roofs.model_dump() for roofs in measured]
-        typer.echo(json.dumps({"fingerprint": found, "roofs": dumped}, indent=1))
+        typer.echo(json.dumps({"fingerprint": described, "roofs": dumped}, indent=1))
     else:
-        console().print(as_text(found, measured), highlight=False)
+        console().print(as_text(described, measured), highlight=False)
     if not measured:
         raise typer.Exit(1)
 
 
 def measure_roofs(threads: int) -> Roofs | None:
-    """The roofs, or None with a line that says why there are none."""
+    """Returns the roofs of so many threads, or prints why there are none and returns None."""
     from dnnsep.host.machine import cpus_for
     from dnnsep.measure.calibrate import Calibrator
 

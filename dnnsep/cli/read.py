@@ -1,4 +1,4 @@
-"""Commands that read results: compare, report, export."""
+"""Defines the commands that read results: compare, report, export."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 
 from dnnsep.cli.common import AsJson, bad_input, console
 
-Results = Annotated[Path, typer.Argument(help="Results of a sweep or of perf/, as JSON.")]
+ResultsFile = Annotated[Path, typer.Argument(help="Results of a sweep or of perf/, as JSON.")]
 
 
 def compare(
-    base: Results,
-    new: Results,
+    base: ResultsFile,
+    new: ResultsFile,
     threshold: Annotated[
         float, typer.Option(min=0, help="The least difference that counts, in %.")
     ] = 5.0,
@@ -49,19 +49,20 @@ def compare(
     try:
         before, after = load(base), load(new)
         how = how_to_compare(before, after, normalize)
-        found = compare_results(before, after, threshold / 100, how)
-        failed = failures(found, words)
+        comparisons = compare_results(before, after, threshold / 100, how)
+        failed = failures(comparisons, words)
     except ValueError as error:
         bad_input(error)
     if as_json:
-        typer.echo(json.dumps({"compared": how, "cases": compare_table.as_dicts(found)}, indent=1))
+        cases = compare_table.as_dicts(comparisons)
+        typer.echo(json.dumps({"compared": how, "cases": cases}, indent=1))
     elif output_format == "markdown":
-        typer.echo(compare_table.as_markdown(found))
+        typer.echo(compare_table.as_markdown(comparisons))
     else:
         if how == "roof":
             typer.echo("shares of the roof are compared, not times")
-        console().print(compare_table.as_rich(found))
-        typer.echo(compare_table.summary(found))
+        console().print(compare_table.as_rich(comparisons))
+        typer.echo(compare_table.summary(comparisons))
     for comparison in failed:
         typer.echo(f"failed: {compare_table.line(comparison)}", err=True)
     if failed:
@@ -89,7 +90,7 @@ def report(
         if output_format == "html":
             text, output = as_html(files), output or Path("report.html")
         else:
-            text = "\n\n".join(f"### {name}\n\n{as_markdown(found)}" for name, found in files)
+            text = "\n\n".join(f"### {name}\n\n{as_markdown(shown)}" for name, shown in files)
     except ValueError as error:
         bad_input(error)
     if output is None:
@@ -103,7 +104,7 @@ def report(
 
 
 def export(
-    results: Results,
+    results: ResultsFile,
     to: Annotated[Literal["csv", "parquet"], typer.Option(help="The file's format.")] = "csv",
     samples: Annotated[
         bool, typer.Option("--samples", help="A row a timed call instead of a row a record.")

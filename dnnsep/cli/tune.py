@@ -1,4 +1,4 @@
-"""``dnnsep tune``: find the fastest plans of the fused kernel and keep them."""
+"""Defines ``dnnsep tune``, which finds the fastest plans of the fused kernel and keeps them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tune(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the file's.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the plans of the fused kernel that its model finds close; keep the fastest.
+    """Measure the plans of the fused kernel that its cost model finds close; keep the fastest.
 
     They are kept in your cache folder (DNNSEP_CACHE_DIR, or the system's place for caches) for this
     CPU, this version, the problem and the number of threads; each is kept as soon as it is found.
@@ -48,7 +48,7 @@ def tune(
     from dnnsep.sweep.tune import tune as measure
 
     keep_pages()
-    # Measuring pins this process: what it may run on has to be asked for before.
+    # Measuring pins this process, so the CPUs it may run on are asked for before.
     cpus = {case.threads: cpus_for(case.threads) for case in cases}
     for problem, count in dict.fromkeys((case.problem, case.threads) for case in cases):
         try:
@@ -66,10 +66,12 @@ def _as_line(problem: str, threads: int, tuned: Tuned) -> str:
     best = tuned.best
     split = f"{best.pixel_parts}x{best.channel_parts}"
     plans = f"{len(tuned.times)} plan{'s' if len(tuned.times) > 1 else ''}"
-    won = f"{tuned.gain:.2f} times the model's choice" if tuned.gain > 1 else "the model's choice"
+    outcome = (
+        f"{tuned.gain:.2f} times the model's choice" if tuned.gain > 1 else "the model's choice"
+    )
     return (
         f"{problem} threads {threads}: {tuned.times[best]:.1f} us, tiles of {best.tile} x "
-        f"{best.pixels} pixels, split {split}: {won}, of {plans}"
+        f"{best.pixels} pixels, split {split}: {outcome}, of {plans}"
     )
 
 
