@@ -1,4 +1,4 @@
-"""Files that are whole at every moment."""
+"""Writes files that are whole at every moment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def replace_whole(path: Path, text: str) -> None:
-    """Writes a text file at once, so that a kill leaves the old one or the new one, never a part.
+    """Writes a text file at once, so that a kill leaves the old or the new one, whole.
 
     Raises OSError if it cannot be written.
     """
