@@ -35,7 +35,9 @@ class Dtype:
             return single
         bits = single.view(np.uint32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-        return np.where(np.isfinite(single), rounded.astype(np.uint32).view(np.float32), single)
+        nearest = np.where(np.isfinite(single), rounded.astype(np.uint32).view(np.float32), single)
+        # A NaN with just low bits would be cut to infinity.
+        return np.where(np.isnan(single), np.float32(np.nan), nearest)
 
     def stored(self, values: Array) -> NDArray[Any]:
         """Returns values that this dtype can hold as it stores them: float32, or the upper halves

@@ -29,15 +29,15 @@ class FusedBackend:
 
     def supports(self, problem: Problem) -> Verdict:
         from dnnsep.codegen.lang.isa import this_isa
+        from dnnsep.codegen.layer import layer_of
         from dnnsep.codegen.team import openmp
 
         try:
             isa = this_isa()
             openmp()
+            layer_of(problem, isa)
         except (RuntimeError, ValueError, OSError) as error:
             return Verdict(False, str(error))
-        if problem.kind == "depthwise" and problem.channel_multiplier > 1:
-            return Verdict(False, "no kernel for a depthwise convolution alone with a multiplier")
         return Verdict(True, f"generated for {isa.name}")
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:

@@ -34,7 +34,12 @@ class Specialization:
 
     @classmethod
     def of(cls, problem: Problem, plan: Plan, extras: Extras = PLAIN) -> Specialization:
-        """Returns that of a problem cut up by a plan."""
+        """Returns that of a problem cut up by a plan.
+
+        Raises ValueError for a linear layer with a scale: its rows are pixels of one image.
+        """
+        if extras.scale and problem.kind == "linear":
+            raise ValueError("scale: a linear layer takes none")
         layer = layer_of(problem, plan.isa)
         used = layer.gathered() if plan.gathers or extras.scale else layer
         tile = -(-tile_bytes(problem, used, plan) // 4096) * 4096

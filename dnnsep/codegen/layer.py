@@ -137,7 +137,12 @@ class Layer:
 
 @lru_cache(4096)
 def layer_of(problem: Problem, isa: Isa) -> Layer:
-    """Returns a problem's layer, multiplied as its dtype is on this CPU."""
+    """Returns a problem's layer, multiplied as its dtype is on this CPU.
+
+    Raises ValueError with the reason where the generator has no kernel for it.
+    """
+    if problem.kind == "depthwise" and problem.channel_multiplier > 1:
+        raise ValueError("no kernel for a depthwise convolution alone with a multiplier")
     return Layer(stages_of(problem), isa, dot_for(problem.dtype, isa))
 
 

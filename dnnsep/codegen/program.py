@@ -75,6 +75,7 @@ class Program:
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
+        """Raises ValueError where a step's result is not read by a later one."""
         self.steps = tuple(steps)
         self.threads = max(step.plan.parts for step in steps)
         self._kernels = [compiled(step.special) for step in steps]
@@ -233,6 +234,9 @@ def _offsets(steps: Sequence[Step]) -> tuple[list[int], int]:
     last_use: dict[int, int] = {}
     for number, step in enumerate(steps):
         last_use.update({source: number for _, source in step.sources.items()})
+    for number in range(len(steps) - 1):
+        if number not in last_use:
+            raise ValueError(f"step {number}: no later step reads its result")
     taken: dict[int, tuple[int, int]] = {}
     offsets: list[int] = []
     total = 0

@@ -122,7 +122,8 @@ class Bf16Element:
         code.store(self.rounded(code, isa, value), place, lanes, streaming)
 
     def rounded(self, code: Code, isa: Isa, value: ir.Value) -> ir.Value:
-        """Returns the nearest values, ties to even; NaN stays NaN."""
+        """Returns the nearest values, ties to even; NaN stays NaN. The instruction for it makes
+        zeros of denormal numbers."""
         b, lanes = code.builder, value.type.count
         halves, words = ir.VectorType(I16, lanes), ir.VectorType(I32, lanes)
         if isa.has("avx512bf16") and lanes == isa.lanes:
