@@ -1,7 +1,8 @@
-"""Problems that oneDNN gets wrong or never finishes, found by this project's own tests.
+"""Problems that oneDNN gets wrong, never finishes or dies of, found by this project's own tests.
 
-Seen alike with oneDNN 3.7.1, 3.7.2 and 3.12.0, the hang in OpenVINO 2026.4 too, on AVX-512 CPUs.
-A backend that would run into one refuses the problem.
+Seen alike with oneDNN 3.7.1, 3.7.2 and 3.12.0 on AVX-512 CPUs; what is unwritten and what hangs in
+OpenVINO 2026.4 too. A backend that would run into one refuses the problem, and pads an image
+itself where oneDNN would do that wrongly. Linear layers and means are not concerned.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dnnsep.problem import Problem
 
 _UNWRITTEN = Verdict(
     False,
-    "oneDNN leaves outputs unwritten where a convolution that is not depthwise (one channel, or a "
-    "channel multiplier over 1) strides over 1 along a width that comes out as 1",
+    "oneDNN leaves outputs unwritten where a convolution that is not depthwise (ordinary ones, one "
+    "channel, a channel multiplier over 1) strides over 1 along a width that comes out as 1",
 )
 _HANGS = Verdict(
     False,
@@ -23,9 +24,14 @@ _NONE = Verdict(True, "no known fault")
 
 
 def depthwise_verdict(problem: Problem) -> Verdict:
-    """For a depthwise convolution over mid_channels, each a group of its own."""
-    if problem.mid_channels == 1:  # one group: an ordinary convolution
-        return _UNWRITTEN if _strides_to_one_column(problem) else _NONE
+    """Returns whether oneDNN runs a problem whose depthwise stage, if it has one, is given to it
+    as a convolution over mid_channels, each of them a group of its own."""
+    if problem.kind in ("linear", "mean"):
+        return _NONE
+    if problem.kind == "convolution" or problem.mid_channels == 1:  # one group
+        # Of several channels only kernels as wide as the image were seen to be affected.
+        affected = problem.in_channels == 1 or problem.kernel[1] > 1
+        return _UNWRITTEN if affected and _strides_to_one_column(problem) else _NONE
     # 17 channels, a kernel width of 14, a stride of 2 or an output width of 30 do not hang.
     hangs = (
         problem.dtype == "bf16"
@@ -38,11 +44,42 @@ def depthwise_verdict(problem: Problem) -> Verdict:
 
 
 def grouped_verdict(problem: Problem) -> Verdict:
-    """For a convolution of in_channels groups with channel_multiplier outputs each."""
+    """Returns whether oneDNN runs a problem whose depthwise stage, if it has one, is given to it
+    as a convolution of in_channels groups with channel_multiplier outputs each."""
     if problem.channel_multiplier == 1:
         return depthwise_verdict(problem)
     affected = problem.dtype == "bf16" or problem.in_channels == 1
     return _UNWRITTEN if affected and _strides_to_one_column(problem) else _NONE
+
+
+def padding_verdict(problem: Problem) -> Verdict:
+    """Returns whether torch can leave a convolution's padding to oneDNN.
+
+    Torch pads both sides of an axis alike. With the padding of a whole window oneDNN ends the
+    process where a width is strided and dilated, and hangs on wide depthwise kernels. In bf16 it
+    takes an image for one without padding where the last window ends exactly ``left`` before the
+    image's end, and writes beyond its buffers; depthwise convolutions do not.
+    """
+    if problem.symmetric_padding is None:
+        return Verdict(False, "torch pads both sides of an axis alike")
+    if padded_by_a_window(problem):
+        return Verdict(False, "oneDNN fails on a padding of a whole window or more")
+    left = problem.padding[2]
+    covered = (problem.out_width - 1) * problem.stride[1]
+    covered += problem.dilation[1] * (problem.kernel[1] - 1) + 1
+    is_depthwise = problem.kind != "convolution" and problem.channel_multiplier == 1
+    is_depthwise = is_depthwise and problem.mid_channels > 1
+    if problem.dtype == "bf16" and not is_depthwise and left and covered == problem.width:
+        return Verdict(False, "oneDNN overlooks a padding whose two sides add up to nothing")
+    return _NONE
+
+
+def padded_by_a_window(problem: Problem) -> bool:
+    """Returns whether a side is padded by the dilated kernel's whole reach or more."""
+    (kernel_h, kernel_w), (dilation_h, dilation_w) = problem.kernel, problem.dilation
+    top, bottom, left, right = problem.padding
+    rows, columns = dilation_h * (kernel_h - 1), dilation_w * (kernel_w - 1)
+    return max(top, bottom) > rows or max(left, right) > columns
 
 
 def _strides_to_one_column(problem: Problem) -> bool:
