@@ -1,8 +1,9 @@
-"""The two stages through plain torch's oneDNN operators: the way on for any torch >= 2.8.
+"""Each stage through plain torch's oneDNN operators: the way on for any torch >= 2.8.
 
-Depthwise is a grouped convolution with weights reordered once; pointwise is torch's prepacked
-oneDNN linear, which oneDNN runs as an inner product (torch 2.8: impl brgemm; torch 2.13: impl
-brg_matmul). Both fuse the activation as a post-op.
+Depthwise is a grouped convolution with weights reordered once, and so is any ordinary convolution
+with its one group; pointwise and linear are torch's prepacked oneDNN linear, which oneDNN runs as
+an inner product (torch 2.8: impl brgemm; torch 2.13: impl brg_matmul). They fuse the activation as
+a post-op. A mean is torch's own average pooling: oneDNN's would take copies into its own tensors.
 """
 
 from __future__ import annotations
@@ -13,24 +14,13 @@ from typing import TYPE_CHECKING, Any
 from dnnsep.backends.base import Verdict
 from dnnsep.backends.onednn_faults import depthwise_verdict
 from dnnsep.backends.versions import torch_verdict, x86_verdict
-from dnnsep.problem import Problem
+from dnnsep.problem import Pair, Problem
 from dnnsep.weights import Weights
 
-# An activation as torch's fusion passes name it: attribute, scalars, algorithm.
-POST_OPS: dict[str, tuple[str, list[Any], str]] = {
-    "none": ("none", [], ""),
-    "relu": ("relu", [], ""),
-    "relu6": ("hardtanh", [0.0, 6.0], ""),
-    "silu": ("swish", [], ""),
-    "hardswish": ("hardswish", [], ""),
-    "gelu": ("gelu", [], "none"),
-}
-
-
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dnnsep.backends.executor import Executor
+    from dnnsep.backends.operations import Operation, Shape
+    from dnnsep.backends.tensors import View
 
 
 @dataclass(frozen=True)
@@ -49,56 +39,61 @@ class OneDNNBackend:
         return onednn_verdict(problem)
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
-        import torch
-
-        from dnnsep.backends import tensors
-        from dnnsep.backends.executor import Executor, Stage
-
         verdict = self.supports(problem)
         if not verdict:
             raise ValueError(verdict.reason)
-        dw, dw_bias, pw, pw_bias = tensors.weight_tensors(problem, weights)
-        stages, padding, input_shape = tensors.depthwise_input(problem)
-        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the last argument
-        dw_packed = reorder(
-            dw.to_mkldnn(),
-            padding,
-            problem.stride,
-            problem.dilation,
-            problem.mid_channels,
-            input_shape,
-        )
-        pw_packed = torch.ops.mkldnn._reorder_linear_weight(pw.flatten(1), problem.out_pixels)
-        dw_post, pw_post = (POST_OPS[a] for a in problem.activations)
-        convolution = torch.ops.mkldnn._convolution_pointwise
-        as_rows, as_images = tensors.rows_view(problem), tensors.images_view(problem)
-        linear = torch.ops.mkldnn._linear_pointwise
+        from dnnsep.backends import tensors
+        from dnnsep.backends.executor import Executor, Stage
+        from dnnsep.backends.operations import operations
 
-        def depthwise(x: Tensor) -> Tensor:
-            y: Tensor = convolution(
-                x,
-                dw_packed,
-                dw_bias,
-                padding,
-                problem.stride,
-                problem.dilation,
-                problem.mid_channels,
-                *dw_post,
-            )
-            return y
-
-        def pointwise(x: Tensor) -> Tensor:
-            return as_images(linear(as_rows(x), pw_packed, pw_bias, *pw_post))
-
-        stages += [
-            Stage("depthwise", tensors.keep_channels_last(depthwise, input_shape)),
-            Stage("pointwise", pointwise),
-        ]
+        stages, padding, shape = tensors.convolution_input(problem)
+        for operation in operations(problem, weights):
+            if operation.name == "mean":
+                run: View = tensors.mean
+            elif operation.name in ("pointwise", "linear"):
+                run = _linear(operation, problem.dtype)
+            else:
+                run = _convolution(operation, padding, shape, problem.dtype)
+            stages.append(Stage(operation.name, run))
         return Executor(self.name, problem, stages)
 
 
+def _convolution(operation: Operation, padding: Pair, input_shape: Shape, dtype: str) -> View:
+    """Returns what runs a convolution on inputs of a shape; with a channel multiplier they are
+    repeated already, and the groups as many as the outputs."""
+    import torch
+
+    from dnnsep.backends.tensors import TORCH_ACTIVATIONS, keep_channels_last, weight_tensors
+
+    weight, bias = weight_tensors(operation, dtype)
+    groups = len(weight) if operation.name == "depthwise" else 1
+    geometry = (padding, operation.stride, operation.dilation, groups)
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the last argument
+    packed = reorder(weight.to_mkldnn(), *geometry, input_shape)
+    convolution = torch.ops.mkldnn._convolution_pointwise
+    post_op = TORCH_ACTIVATIONS[operation.activation].post_op
+    return keep_channels_last(
+        lambda x: convolution(x, packed, bias, *geometry, *post_op), input_shape
+    )
+
+
+def _linear(operation: Operation, dtype: str) -> View:
+    """Returns what runs a pointwise convolution or a linear layer."""
+    import torch
+
+    from dnnsep.backends.tensors import TORCH_ACTIVATIONS, images_view, rows_view, weight_tensors
+
+    weight, bias = weight_tensors(operation, dtype)
+    batch, _, height, width = operation.input_shape
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), batch * height * width)
+    as_rows, as_images = rows_view(operation.input_shape), images_view(operation.output_shape)
+    linear = torch.ops.mkldnn._linear_pointwise
+    post_op = TORCH_ACTIVATIONS[operation.activation].post_op
+    return lambda x: as_images(linear(as_rows(x), packed, bias, *post_op))
+
+
 def onednn_verdict(problem: Problem) -> Verdict:
-    """Whether oneDNN has kernels for the problem on this CPU, and none known to be at fault."""
+    """Returns whether oneDNN has kernels for the problem on this CPU, none known to be at fault."""
     import torch
 
     if problem.dtype == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():

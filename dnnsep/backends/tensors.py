@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,58 +15,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnnsep.backends.executor import TORCH_DTYPES, Stage
-from dnnsep.problem import Problem
-from dnnsep.weights import Array, Weights
+from dnnsep.backends.onednn_faults import padding_verdict
+from dnnsep.backends.operations import Operation, Shape
+from dnnsep.dtypes import Array
+from dnnsep.problem import Pair, Problem
 
 # A view of a tensor, its shape and strides worked out beforehand.
 View = Callable[[Tensor], Tensor]
 
-# An activation as torch's oneDNN operators name it: attribute, scalars, algorithm.
-PostOp = tuple[str, list[Any], str]
-
 
 @dataclass(frozen=True)
 class TorchActivation:
-    """What torch calls an activation.
+    """What torch has for an activation.
 
-    ``function`` returns a new tensor, ``in_place`` writes into its argument, ``module`` makes a
-    module. ``post_op`` is oneDNN's, None where torch's fused operators have none.
+    ``function`` gives a new tensor, ``in_place`` writes into the one it takes, ``module`` makes
+    the layer. ``post_op`` is how torch's fused oneDNN operators are told: attribute, scalars and
+    algorithm; they have every one.
     """
 
-    function: Callable[[Tensor], Tensor]
-    in_place: Callable[[Tensor], Tensor]
+    function: View
+    in_place: View
     module: Callable[[], nn.Module]
-    post_op: PostOp | None
+    post_op: tuple[str, list[Any], str]
 
 
-# An entry for each of dnnsep.activations.ACTIVATIONS.
+# By the names of dnnsep.activations.ACTIVATIONS.
 TORCH_ACTIVATIONS: dict[str, TorchActivation] = {
     "none": TorchActivation(lambda y: y, lambda y: y, nn.Identity, ("none", [], "")),
     "relu": TorchActivation(F.relu, torch.relu_, nn.ReLU, ("relu", [], "")),
     "relu6": TorchActivation(
-        F.relu6,
-        lambda y: F.hardtanh(y, 0.0, 6.0, inplace=True),
-        nn.ReLU6,
-        ("hardtanh", [0.0, 6.0], ""),
+        F.relu6, partial(F.relu6, inplace=True), nn.ReLU6, ("hardtanh", [0.0, 6.0], "")
     ),
-    "silu": TorchActivation(F.silu, lambda y: F.silu(y, inplace=True), nn.SiLU, ("swish", [], "")),
+    "silu": TorchActivation(F.silu, partial(F.silu, inplace=True), nn.SiLU, ("swish", [], "")),
     "hardswish": TorchActivation(
-        F.hardswish, lambda y: F.hardswish(y, inplace=True), nn.Hardswish, ("hardswish", [], "")
+        F.hardswish, partial(F.hardswish, inplace=True), nn.Hardswish, ("hardswish", [], "")
     ),
     "gelu": TorchActivation(F.gelu, torch.ops.aten.gelu_, nn.GELU, ("gelu", [], "none")),
     "sigmoid": TorchActivation(torch.sigmoid, torch.sigmoid_, nn.Sigmoid, ("sigmoid", [], "")),
     "hardsigmoid": TorchActivation(
-        F.hardsigmoid, lambda y: F.hardsigmoid(y, inplace=True), nn.Hardsigmoid, None
+        F.hardsigmoid, partial(F.hardsigmoid, inplace=True), nn.Hardsigmoid, ("hardsigmoid", [], "")
     ),
-}
-
-ACTIVATE_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda y: y,
-    "relu": torch.relu_,
-    "relu6": lambda y: F.hardtanh(y, 0.0, 6.0, inplace=True),
-    "silu": lambda y: F.silu(y, inplace=True),
-    "hardswish": lambda y: F.hardswish(y, inplace=True),
-    "gelu": torch.ops.aten.gelu_,
 }
 
 
@@ -79,35 +68,28 @@ def to_channels_last(array: Array, dtype: str) -> Tensor:
     return channels_last(to_tensor(array, dtype))
 
 
-def weight_tensors(
-    problem: Problem, weights: Weights
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Depthwise (C·m, 1, kh, kw), its bias, pointwise (OC, C·m, 1, 1), its bias.
+def weight_tensors(operation: Operation, dtype: str) -> tuple[Tensor, Tensor | None]:
+    """Returns an operation's weight (OC, C / groups, kh, kw) and its bias (OC,), contiguous."""
+    bias = None if operation.bias is None else to_tensor(operation.bias, dtype)
+    return to_tensor(operation.filters, dtype), bias
 
-    Raises ValueError if the weights are not the problem's.
+
+def pad_if_needed(problem: Problem) -> tuple[list[Stage], Pair]:
+    """Returns the stages to run before a problem's convolution and the (h, w) padding left to it.
+
+    What oneDNN or torch cannot pad is padded, or cropped, by a stage of its own.
     """
-    weights.check(problem)
-
-    def convert(array: Array | None) -> Tensor | None:
-        return None if array is None else to_tensor(array, problem.dtype)
-
-    return (
-        to_tensor(weights.depthwise, problem.dtype),
-        convert(weights.depthwise_bias),
-        to_tensor(weights.pointwise, problem.dtype),
-        convert(weights.pointwise_bias),
-    )
-
-
-def pad_if_asymmetric(problem: Problem) -> tuple[list[Stage], tuple[int, int]]:
-    """Torch's convolutions pad both sides of an axis alike; anything else is a stage of its own.
-
-    Returns the stages to run before the convolution and the (h, w) padding left to it.
-    """
-    if problem.symmetric_padding is not None:
+    if problem.symmetric_padding is not None and padding_verdict(problem):
         return [], problem.symmetric_padding
     top, bottom, left, right = problem.padding
-    return [Stage("pad", lambda x: F.pad(x, (left, right, top, bottom)))], (0, 0)
+    rows, columns = problem.height + top + bottom, problem.width + left + right
+    sides = (left, max(right, 0), top, max(bottom, 0))
+
+    def pad(x: Tensor) -> Tensor:
+        # Cropped afterwards: F.pad cannot crop more than the image, which leaves only padding.
+        return channels_last(F.pad(x, sides)[:, :, :rows, :columns])
+
+    return [Stage("pad", pad)], (0, 0)
 
 
 def repeat_if_multiplied(problem: Problem) -> list[Stage]:
@@ -115,7 +97,7 @@ def repeat_if_multiplied(problem: Problem) -> list[Stage]:
 
     The convolution after it is a true depthwise one over C·m channels. oneDNN's kernels for m
     outputs a group are slower than the copy and this together, and one of them is wrong (see
-    EagerBackend.supports).
+    onednn_faults).
     """
     m = problem.channel_multiplier
     if m == 1:
@@ -131,14 +113,11 @@ def repeat_if_multiplied(problem: Problem) -> list[Stage]:
     return [Stage("repeat", repeat)]
 
 
-def depthwise_input(
-    problem: Problem,
-) -> tuple[list[Stage], tuple[int, int], tuple[int, int, int, int]]:
-    """What a true depthwise convolution over C·m channels reads.
-
-    Returns the stages to run before it, the (h, w) padding left to it and its input's shape.
-    """
-    stages, padding = pad_if_asymmetric(problem)
+def convolution_input(problem: Problem) -> tuple[list[Stage], Pair, Shape]:
+    """Returns what a problem's convolution reads where a depthwise one is over C·m channels, each
+    a group of its own: the stages to run before it, the (h, w) padding left to it and its input's
+    shape."""
+    stages, padding = pad_if_needed(problem)
     height, width = problem.height, problem.width
     if stages:
         top, bottom, left, right = problem.padding
@@ -147,18 +126,26 @@ def depthwise_input(
     return stages + repeat_if_multiplied(problem), padding, shape
 
 
-def rows_view(problem: Problem) -> View:
-    """Sees channels-last (N, C·m, OH, OW) as the matrix (N·OH·OW, C·m) that it is in memory."""
-    size, stride = (problem.out_pixels, problem.mid_channels), (problem.mid_channels, 1)
+def rows_view(shape: Shape) -> View:
+    """Returns a function that sees a channels-last (N, C, H, W) of a shape as the matrix
+    (N·H·W, C) that it is in memory."""
+    batch, channels, height, width = shape
+    size, stride = (batch * height * width, channels), (channels, 1)
     return lambda x: x.as_strided(size, stride)
 
 
-def images_view(problem: Problem) -> View:
-    """Sees a matrix (N·OH·OW, OC) as the channels-last (N, OC, OH, OW) that it is in memory."""
-    size = problem.output_shape
-    _, channels, height, width = size
+def images_view(shape: Shape) -> View:
+    """Returns a function that sees a matrix (N·H·W, C) as the channels-last (N, C, H, W) of a
+    shape that it is in memory."""
+    _, channels, height, width = shape
     stride = (height * width * channels, 1, width * channels, channels)
-    return lambda rows: rows.as_strided(size, stride)
+    return lambda rows: rows.as_strided(shape, stride)
+
+
+def mean(x: Tensor) -> Tensor:
+    """Returns the mean of each channel over all pixels of a channels-last (N, C, H, W), summed in
+    f32, as (N, C, 1, 1). Tensor.mean would round a bf16 sum before it divides."""
+    return channels_last(F.avg_pool2d(x, x.shape[2:]))
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -166,7 +153,7 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def keep_channels_last(convolution: View, input_shape: tuple[int, int, int, int]) -> View:
+def keep_channels_last(convolution: View, input_shape: Shape) -> View:
     """The convolution, with a channels-last result for every input.
 
     An input of one channel or one pixel is the same in memory in both layouts, and the frameworks

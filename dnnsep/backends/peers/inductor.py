@@ -1,8 +1,9 @@
-"""Both stages as one torch module compiled by TorchInductor: what a torch user does first.
+"""The layer as one torch module compiled by TorchInductor: what a torch user does first.
 
-Freezing turns the weights into constants, which inductor packs for oneDNN ahead of time; both
-convolutions and their activations then run as oneDNN primitives, with post-ops. Everything else,
-such as one-sided padding, becomes a C++ kernel, so a compiler is needed where it runs.
+Freezing turns the weights into constants, which inductor packs for oneDNN ahead of time;
+convolutions and linear layers with their activations then run as oneDNN primitives, with post-ops.
+Everything else, such as one-sided padding or a mean, becomes a C++ kernel, so a compiler is needed
+where it runs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx, nn
+    from torch import Tensor, fx
 
     from dnnsep.backends.executor import Executor
 
@@ -59,10 +60,11 @@ class InductorBackend:
         from torch import fx
 
         from dnnsep.backends.executor import TORCH_DTYPES, Executor, Stage
+        from dnnsep.backends.peers.module import module_of
         from dnnsep.backends.tensors import channels_last, keep_channels_last
 
         # A traced module has code of its own: no other problem counts against its recompilations.
-        module = fx.symbolic_trace(separable_module(problem, weights))
+        module = fx.symbolic_trace(module_of(problem, weights))
         compiled = torch.compile(
             module.forward, backend=_compile_frozen, fullgraph=True, dynamic=False
         )
@@ -71,17 +73,17 @@ class InductorBackend:
         with torch.no_grad(), torch._inductor.config.patch(CONFIG):
             compiled(x)
 
-        def separable(x: Tensor) -> Tensor:
+        def layer(x: Tensor) -> Tensor:
             # Torch's guards compare even the strides of axes of size 1, which mean nothing.
             y: Tensor = compiled(x.as_strided(size, stride))
             return y
 
-        run = keep_channels_last(separable, problem.input_shape)
-        return Executor(self.name, problem, [Stage("separable", run)])
+        run = keep_channels_last(layer, problem.input_shape)
+        return Executor(self.name, problem, [Stage(problem.kind, run)])
 
 
 def convolutions_verdict(problem: Problem) -> Verdict:
-    """Whether oneDNN has kernels for torch's two convolutions, and none known to be at fault."""
+    """Returns whether oneDNN has kernels for torch's convolutions, none known to be at fault."""
     import torch
 
     if not torch._C._has_mkldnn:
@@ -89,58 +91,6 @@ def convolutions_verdict(problem: Problem) -> Verdict:
     if problem.dtype == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return Verdict(False, "oneDNN has no bf16 kernels for this CPU (AVX-512 is needed)")
     return grouped_verdict(problem)
-
-
-def separable_module(problem: Problem, weights: Weights) -> nn.Sequential:
-    """The layer as a model has it: (N, C, H, W) to (N, OC, OH, OW), channels-last, for inference.
-
-    Raises ValueError if the weights are not the problem's.
-    """
-    from torch import nn
-
-    from dnnsep.backends.tensors import channels_last, pad_if_asymmetric, weight_tensors
-
-    activations: dict[str, type[nn.Module]] = {
-        "none": nn.Identity,
-        "relu": nn.ReLU,
-        "relu6": nn.ReLU6,
-        "silu": nn.SiLU,
-        "hardswish": nn.Hardswish,
-        "gelu": nn.GELU,
-    }
-    dw, dw_bias, pw, pw_bias = weight_tensors(problem, weights)
-    act_dw, act_pw = (activations[a]() for a in problem.activations)
-    top, bottom, left, right = problem.padding
-    pads, padding = pad_if_asymmetric(problem)
-
-    def convolution(weight: Tensor, bias: Tensor | None, **sizes: Any) -> nn.Conv2d:
-        groups = sizes.get("groups", 1)
-        layer = nn.Conv2d(
-            weight.shape[1] * groups,
-            weight.shape[0],
-            (weight.shape[2], weight.shape[3]),
-            bias=bias is not None,
-            device="meta",  # no memory for weights that are replaced
-            **sizes,
-        )
-        layer.weight = nn.Parameter(channels_last(weight), requires_grad=False)
-        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        return layer
-
-    return nn.Sequential(
-        *([nn.ZeroPad2d((left, right, top, bottom))] if pads else []),
-        convolution(
-            dw,
-            dw_bias,
-            stride=problem.stride,
-            padding=padding,
-            dilation=problem.dilation,
-            groups=problem.in_channels,
-        ),
-        act_dw,
-        convolution(pw, pw_bias),
-        act_pw,
-    ).eval()
 
 
 def _compile_frozen(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Both stages as one torch module through IPEX's optimizer and TorchScript, as IPEX's guide says.
+"""The layer as one torch module through IPEX's optimizer and TorchScript, as IPEX's guide says.
 
 ``ipex.optimize`` packs the weights for oneDNN, and freezing the trace fuses the activations into
 the convolutions.
@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from dnnsep.backends.base import Verdict
-from dnnsep.backends.peers.inductor import convolutions_verdict, separable_module
+from dnnsep.backends.peers.inductor import convolutions_verdict
 from dnnsep.backends.versions import ipex_verdict, x86_verdict
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
@@ -43,20 +43,21 @@ class IpexTraceBackend:
         import torch
 
         from dnnsep.backends.executor import TORCH_DTYPES, Executor, Stage
+        from dnnsep.backends.peers.module import module_of
         from dnnsep.backends.tensors import channels_last, keep_channels_last
 
         dtype = TORCH_DTYPES[problem.dtype]
         x = channels_last(torch.zeros(problem.input_shape, dtype=dtype))
         with torch.no_grad():
             module = _import_ipex().optimize(
-                separable_module(problem, weights), dtype=dtype, sample_input=x
+                module_of(problem, weights), dtype=dtype, sample_input=x
             )
             trace: Callable[..., Any] = torch.jit.trace
             traced = torch.jit.freeze(trace(module, x))
             for _ in range(_WARM_UP_CALLS):
                 traced(x)
         run = keep_channels_last(traced, problem.input_shape)
-        return Executor(self.name, problem, [Stage("separable", run)])
+        return Executor(self.name, problem, [Stage(problem.kind, run)])
 
 
 @cache
