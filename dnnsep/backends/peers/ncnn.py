@@ -1,4 +1,8 @@
-"""Tencent's ncnn: NCHW with 4, 8 or 16 channels side by side, threads of its own OpenMP."""
+"""Tencent's ncnn: NCHW with 4, 8 or 16 channels side by side, threads of its own OpenMP.
+
+Its Winograd convolutions are turned off, so ordinary 3x3 ones are slower than ncnn's users have
+them: they make fractions of integers and do not keep within the bound that engines are held to.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dnnsep.backends.base import Verdict
+from dnnsep.backends.operations import Operation, operations
 from dnnsep.backends.versions import installed_version
+from dnnsep.dtypes import Array
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
@@ -25,19 +31,26 @@ _FUSED = {
     "relu": " 9=1",
     "relu6": " 9=3 -23310=2,0.0,6.0",
     "hardswish": " 9=6 -23310=2,0.16666667,0.5",
+    "sigmoid": " 9=4",
 }
 
 # Layers of their own, with their parameters; GELU's says not to use tanh.
-_LAYERS = {"silu": ("Swish", ""), "gelu": ("GELU", "0=0")}
+_LAYERS = {
+    "silu": ("Swish", ""),
+    "gelu": ("GELU", "0=0"),
+    "hardsigmoid": ("HardSigmoid", "0=0.16666667 1=0.5"),
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Layer:
     """A layer with ncnn's type and numbered parameters; it reads what the one before it wrote."""
 
     name: str
     type: str
     parameters: str
+    weight: Array | None = None
+    bias: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +65,8 @@ class NcnnBackend:
 
     def supports(self, problem: Problem) -> Verdict:
         if problem.dtype == "bf16":
-            # Told to store in bf16, its grouped form reads f32 as bf16 and answers wrongly.
-            return Verdict(False, "ncnn has no bf16 depthwise convolution for x86")
+            # Told to store in bf16, its grouped form reads f32 as bf16.
+            return Verdict(False, "ncnn runs in f32 only: its bf16 is wrong for grouped layers")
         return Verdict(True, "ncnn has a layer for each part")
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
@@ -65,13 +78,12 @@ class NcnnBackend:
         verdict = self.supports(problem)
         if not verdict:
             raise ValueError(verdict.reason)
-        weights.check(problem)
-        layers = _layers(problem)
-        net = _load(layers, weights, torch.get_num_threads())
+        layers = _layers(problem, weights)
+        net = _load(layers, torch.get_num_threads())
         blank = ncnn.Mat(np.zeros(problem.input_shape, np.float32), 0).clone()
         packings = {layer.name: _run(net, blank, layer.name, 1).elempack for layer in layers}
         # With a channel multiplier the depthwise layer takes its channels one by one.
-        packing = packings["depthwise"] if problem.channel_multiplier == 1 else 1
+        packing = 1 if problem.channel_multiplier > 1 else _packing(blank)
 
         # Python cannot read packed blobs, so a call includes ncnn's own unpacking of its output.
         def bind(x: Tensor) -> Callable[[], Tensor]:
@@ -90,34 +102,61 @@ class NcnnBackend:
         return EngineExecutor(self.name, problem, bind, impls)
 
 
-def _layers(problem: Problem) -> list[_Layer]:
-    (kernel_h, kernel_w), (dilation_h, dilation_w) = problem.kernel, problem.dilation
-    stride_h, stride_w = problem.stride
-    top, bottom, left, right = problem.padding
-    mid, out, bias = problem.mid_channels, problem.out_channels, int(problem.bias)
-    depthwise = (
-        f"0={mid} 1={kernel_w} 11={kernel_h} 2={dilation_w} 12={dilation_h} 3={stride_w} "
-        f"13={stride_h} 4={left} 15={right} 14={top} 16={bottom} 5={bias} "
-        f"6={mid * kernel_h * kernel_w} 7={problem.in_channels}"
-    )
-    pointwise = f"0={out} 1=1 5={bias} 6={out * mid}"
+def _layers(problem: Problem, weights: Weights) -> list[_Layer]:
     layers = []
-    for name, kind, parameters, activation in (
-        ("depthwise", "ConvolutionDepthWise", depthwise, problem.activations[0]),
-        ("pointwise", "Convolution", pointwise, problem.activations[1]),
-    ):
-        layers.append(_Layer(name, kind, parameters + _FUSED.get(activation, "")))
-        if activation in _LAYERS:
-            layers.append(_Layer(f"{name}_{activation}", *_LAYERS[activation]))
+    for operation in operations(problem, weights):
+        kind, parameters = _kind(operation)
+        parameters += _FUSED.get(operation.activation, "")
+        layers += _padding(operation)
+        layers.append(_Layer(operation.name, kind, parameters, operation.weight, operation.bias))
+        if operation.activation in _LAYERS:
+            name = f"{operation.name}_{operation.activation}"
+            layers.append(_Layer(name, *_LAYERS[operation.activation]))
     return layers
 
 
-def _load(layers: list[_Layer], weights: Weights, threads: int) -> Any:
+def _padding(operation: Operation) -> list[_Layer]:
+    """Returns the layers that pad and crop, where the convolution itself cannot."""
+    top, bottom, left, right = operation.padding
+    if min(bottom, right) >= 0:
+        return []
+    return [
+        _Layer("pad", "Padding", f"0={top} 1={max(bottom, 0)} 2={left} 3={max(right, 0)}"),
+        # -233 stands for what is left of the size.
+        _Layer("crop", "Crop", f"3=-233 4=-233 5=-233 6={max(-right, 0)} 7={max(-bottom, 0)}"),
+    ]
+
+
+def _kind(operation: Operation) -> tuple[str, str]:
+    """Returns ncnn's type of layer and its parameters."""
+    channels, bias = operation.output_shape[1], int(operation.bias is not None)
+    if operation.name == "mean":
+        return "Pooling", "0=1 4=1"
+    sizes = f"0={channels} 5={bias} 6={operation.filters.size}"
+    if operation.name == "linear":
+        return "InnerProduct", f"0={channels} 1={bias} 2={operation.filters.size}"
+    (kernel_h, kernel_w), (dilation_h, dilation_w) = operation.kernel, operation.dilation
+    stride_h, stride_w = operation.stride
+    top, bottom, left, right = operation.padding
+    if min(bottom, right) < 0:
+        top = bottom = left = right = 0
+    geometry = (
+        f"{sizes} 1={kernel_w} 11={kernel_h} 2={dilation_w} 12={dilation_h} 3={stride_w} "
+        f"13={stride_h} 4={left} 15={right} 14={top} 16={bottom}"
+    )
+    if operation.name == "depthwise":
+        return "ConvolutionDepthWise", f"{geometry} 7={operation.groups}"
+    return "Convolution", geometry
+
+
+def _load(layers: list[_Layer], threads: int) -> Any:
     """The network with its weights packed; its input is "x", a layer's output has its name."""
     import ncnn
 
     net = ncnn.Net()
     net.opt.num_threads = threads
+    # Winograd's outputs take errors from their neighbours' inputs: no sum of products bounds them.
+    net.opt.use_winograd_convolution = False
     # Its defaults allow fp16 in f32 models.
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     lines, before = ["Input x 0 1 x"], "x"
@@ -128,12 +167,10 @@ def _load(layers: list[_Layer], weights: Weights, threads: int) -> Any:
     if net.load_param_mem(text) != 0:
         raise RuntimeError("ncnn did not accept the layers")
     with NamedTemporaryFile(suffix=".bin") as file:  # Python can give it weights by no other way
-        for weight, bias in (
-            (weights.depthwise, weights.depthwise_bias),
-            (weights.pointwise, weights.pointwise_bias),
-        ):
-            file.write(bytes(4) + weight.tobytes())  # the four bytes say f32
-            file.write(b"" if bias is None else bias.tobytes())
+        for layer in layers:
+            if layer.weight is not None:
+                file.write(bytes(4) + layer.weight.tobytes())  # the four bytes say f32
+                file.write(b"" if layer.bias is None else layer.bias.tobytes())
         file.flush()
         if net.load_model(file.name) != 0:
             raise RuntimeError("ncnn did not accept the weights")
@@ -150,6 +187,13 @@ def _run(net: Any, source: Any, name: str, as_stored: int = 0) -> Any:
     return blob
 
 
+def _packing(source: Any) -> int:
+    """How many channels of a blob ncnn puts side by side for a layer that takes any number."""
+    net = _load([_Layer("relu", "ReLU", "")], threads=1)
+    packing: int = _run(net, source, "relu", 1).elempack
+    return packing
+
+
 def _packed(net: Any, x: Tensor, packing: int) -> Any:
     """A copy of x as a layer before would have left it: ``packing`` channels side by side."""
     import ncnn
@@ -164,9 +208,11 @@ def _view(problem: Problem, sample: Any) -> Callable[[Any], Tensor]:
     import torch
 
     if problem.batch == 1:
-        return lambda blob: torch.from_numpy(np.asarray(blob)[None])
+        return lambda blob: torch.from_numpy(np.asarray(blob)).view(problem.output_shape)
     image, following = (sample.batch(i).numpy() for i in (0, 1))
-    strides = (following.ctypes.data - image.ctypes.data, *image.strides)
+    # Of linear layers and means an image is a row of channels.
+    inner = (*image.strides, 0, 0)[:3]
+    strides = (following.ctypes.data - image.ctypes.data, *inner)
     as_strided = np.lib.stride_tricks.as_strided
     # NumPy is shown the first image only.
     return lambda blob: torch.from_numpy(

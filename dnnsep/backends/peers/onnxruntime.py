@@ -9,10 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dnnsep.backends.base import Verdict
+from dnnsep.backends.operations import Operation, operations
 from dnnsep.backends.versions import installed_version
 from dnnsep.problem import Problem
-from dnnsep.weights import Array, Weights
+from dnnsep.weights import Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
 
 # Gelu is an operator of its own from 20 on.
 _OPSET = 20
+
+# The activations that are an operator of their own without attributes.
+_ACTIVATIONS = {"relu": "Relu", "hardswish": "HardSwish", "gelu": "Gelu", "sigmoid": "Sigmoid"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class OnnxRuntimeBackend:
 
     def supports(self, problem: Problem) -> Verdict:
         if problem.dtype == "bf16":
-            return Verdict(False, "ONNX Runtime's CPU provider has no bf16 convolution")
+            return Verdict(False, "ONNX Runtime's CPU provider has no bf16 kernels for x86")
         return Verdict(True, "ONNX Runtime has an operator for each part")
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
@@ -48,7 +55,6 @@ class OnnxRuntimeBackend:
         verdict = self.supports(problem)
         if not verdict:
             raise ValueError(verdict.reason)
-        weights.check(problem)
         session, impls = session_of(_model(problem, weights), torch.get_num_threads())
 
         def bind(x: Tensor) -> Callable[[], Tensor]:
@@ -89,33 +95,23 @@ def session_of(model: bytes, threads: int) -> tuple[Any, list[str]]:
 
 
 def _model(problem: Problem, weights: Weights) -> bytes:
-    """The layer as an ONNX model from (N, C, H, W) to (N, OC, OH, OW)."""
+    """Returns the layer as an ONNX model from (N, C, H, W) to (N, OC, OH, OW).
+
+    Raises ValueError if the weights are not the problem's.
+    """
     import onnx
     from onnx import helper, numpy_helper
 
-    arrays = {name: array for name, array in vars(weights).items() if array is not None}
-    top, bottom, left, right = problem.padding
-    act_dw, act_pw = problem.activations
-    nodes = [
-        *_convolution(
-            "x",
-            "depthwise",
-            "depthwise_bias" if problem.bias else None,
-            act_dw,
-            "mid",
-            group=problem.in_channels,
-            strides=problem.stride,
-            pads=(top, left, bottom, right),
-            dilations=problem.dilation,
-        ),
-        *_convolution("mid", "pointwise", "pointwise_bias" if problem.bias else None, act_pw, "y"),
-    ]
-    if "relu6" in problem.activations:
-        arrays |= _clip_limits()
+    nodes: list[Any] = []
+    arrays: dict[str, NDArray[Any]] = {}
+    x = "x"
+    for operation in operations(problem, weights):
+        x = _add(operation, x, nodes, arrays)
+    nodes[-1].output[0] = "y"
     f32 = onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         nodes,
-        "separable",
+        problem.kind,
         [helper.make_tensor_value_info("x", f32, problem.input_shape)],
         [helper.make_tensor_value_info("y", f32, problem.output_shape)],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
@@ -127,30 +123,49 @@ def _model(problem: Problem, weights: Weights) -> bytes:
     return serialized
 
 
-def _clip_limits() -> dict[str, Array]:
-    import numpy as np
-
-    return {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
-
-
-def _convolution(
-    x: str, weight: str, bias: str | None, activation: str, y: str, **sizes: Any
-) -> list[Any]:
-    """The nodes from tensor x to tensor y."""
+def _add(operation: Operation, x: str, nodes: list[Any], arrays: dict[str, NDArray[Any]]) -> str:
+    """Adds an operation's nodes and constants, which read tensor x; returns its result's name."""
     from onnx import helper
 
-    raw = y if activation == "none" else f"{y}_raw"
-    inputs = [x, weight, bias] if bias else [x, weight]
-    nodes = [helper.make_node("Conv", inputs, [raw], **sizes)]
-    if activation == "relu":
-        nodes.append(helper.make_node("Relu", [raw], [y]))
-    elif activation == "relu6":
-        nodes.append(helper.make_node("Clip", [raw, "zero", "six"], [y]))
-    elif activation == "silu":
-        nodes.append(helper.make_node("Sigmoid", [raw], [f"{y}_gate"]))
-        nodes.append(helper.make_node("Mul", [raw, f"{y}_gate"], [y]))
-    elif activation == "hardswish":
-        nodes.append(helper.make_node("HardSwish", [raw], [y]))
-    elif activation == "gelu":
-        nodes.append(helper.make_node("Gelu", [raw], [y]))
-    return nodes
+    def node(kind: str, inputs: list[str], **attributes: Any) -> str:
+        y = f"{operation.name}_{len(nodes)}"
+        nodes.append(helper.make_node(kind, inputs, [y], **attributes))
+        return y
+
+    def constant(name: str, array: NDArray[Any]) -> str:
+        arrays[f"{operation.name}_{name}"] = array
+        return f"{operation.name}_{name}"
+
+    if operation.name == "mean":
+        return node("GlobalAveragePool", [x])
+    inputs = [constant("weight", operation.filters)]
+    if operation.bias is not None:
+        inputs.append(constant("bias", operation.bias))
+    if operation.name == "linear":
+        arrays[inputs[0]] = operation.filters.reshape(operation.filters.shape[:2])
+        y = node("Gemm", [node("Flatten", [x]), *inputs], transB=1)
+    else:
+        top, bottom, left, right = operation.padding
+        if min(bottom, right) < 0:
+            x = node("Pad", [x, constant("pads", np.array([0, 0, top, left, 0, 0, bottom, right]))])
+            top = bottom = left = right = 0
+        y = node(
+            "Conv",
+            [x, *inputs],
+            group=operation.groups,
+            strides=operation.stride,
+            pads=(top, left, bottom, right),
+            dilations=operation.dilation,
+        )
+    if operation.activation == "relu6":
+        low, high = (np.array(limit, np.float32) for limit in (0, 6))
+        y = node("Clip", [y, constant("low", low), constant("high", high)])
+    elif operation.activation == "silu":
+        y = node("Mul", [y, node("Sigmoid", [y])])
+    elif operation.activation == "hardsigmoid":
+        y = node("HardSigmoid", [y], alpha=1 / 6, beta=0.5)
+    elif operation.activation != "none":
+        y = node(_ACTIVATIONS[operation.activation], [y])
+    if operation.name == "linear":
+        y = node("Reshape", [y, constant("shape", np.array(operation.output_shape))])
+    return y

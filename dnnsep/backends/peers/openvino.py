@@ -8,10 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dnnsep.backends.base import Verdict
-from dnnsep.backends.onednn_faults import grouped_verdict
+from dnnsep.backends.onednn_faults import grouped_verdict, padded_by_a_window
+from dnnsep.backends.operations import Operation, operations
 from dnnsep.backends.versions import installed_version
 from dnnsep.problem import Problem
-from dnnsep.weights import Array, Weights
+from dnnsep.weights import Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,14 @@ class OpenVinoBackend:
             capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             if "BF16" not in capabilities:
                 return Verdict(False, "OpenVINO does not compute in bf16 on this CPU")
-        return grouped_verdict(problem)  # the plugin runs on a oneDNN of its own
+        # The plugin runs on a oneDNN of its own, and takes a padding before into the convolution.
+        if padded_by_a_window(problem):
+            return Verdict(
+                False,
+                "OpenVINO ends the process or hangs on some convolutions that a side is padded of "
+                "by a whole window or more",
+            )
+        return grouped_verdict(problem)
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
         import openvino
@@ -47,7 +55,6 @@ class OpenVinoBackend:
         verdict = self.supports(problem)
         if not verdict:
             raise ValueError(verdict.reason)
-        weights.check(problem)
         compiled = openvino.Core().compile_model(
             _model(problem, weights),
             "CPU",
@@ -90,14 +97,29 @@ def settings(dtype: str) -> dict[str, Any]:
 
 
 def _model(problem: Problem, weights: Weights) -> Any:
-    """The layer as a model from (N, H, W, C) to (N, OH, OW, OC).
+    """Returns the layer as a model from (N, H, W, C) to (N, OH, OW, OC).
 
     The plugin computes in that order too, so that the transposes at both ends cost nothing.
+    Raises ValueError if the weights are not the problem's.
     """
     import openvino
     from openvino import opset13 as ops
 
     dtype = getattr(openvino.Type, problem.dtype)
+    batch, channels, height, width = problem.input_shape
+    x = ops.parameter([batch, height, width, channels], dtype)
+    y = ops.transpose(x, [0, 3, 1, 2])
+    for operation in operations(problem, weights):
+        y = _operation(operation, y, dtype)
+    return openvino.Model([ops.transpose(y, [0, 2, 3, 1])], [x])
+
+
+def _operation(operation: Operation, x: Any, dtype: Any) -> Any:
+    """Returns the node (N, OC, OH, OW) of an operation on the node x: (N, C, H, W)."""
+    from openvino import opset13 as ops
+
+    if operation.name == "mean":
+        return ops.reduce_mean(x, [2, 3], keep_dims=True)
     activate: dict[str, Callable[[Any], Any]] = {
         "none": lambda y: y,
         "relu": ops.relu,
@@ -105,30 +127,40 @@ def _model(problem: Problem, weights: Weights) -> Any:
         "silu": lambda y: ops.swish(y, ops.constant(1.0, dtype)),
         "hardswish": ops.hswish,
         "gelu": lambda y: ops.gelu(y, "erf"),
+        "sigmoid": ops.sigmoid,
+        "hardsigmoid": ops.hsigmoid,
     }
+    weight = operation.filters
+    if operation.name == "linear":
+        matrix = ops.constant(weight.reshape(weight.shape[:2]), dtype)
+        rows = ops.reshape(x, list(operation.input_shape[:2]), False)
+        y = ops.reshape(ops.matmul(rows, matrix, False, True), list(operation.output_shape), False)
+    else:
+        y = _convolution(operation, x, dtype)
+    if operation.bias is not None:
+        y = ops.add(y, ops.constant(operation.bias.reshape(1, -1, 1, 1), dtype))
+    return activate[operation.activation](y)
 
-    def finish(y: Any, bias: Array | None, activation: str) -> Any:
-        if bias is not None:
-            y = ops.add(y, ops.constant(bias.reshape(1, -1, 1, 1), dtype))
-        return activate[activation](y)
 
-    batch, channels, height, width = problem.input_shape
-    top, bottom, left, right = problem.padding
-    by_group = weights.depthwise.reshape(channels, problem.channel_multiplier, 1, *problem.kernel)
-    x = ops.parameter([batch, height, width, channels], dtype)
-    y = ops.transpose(x, [0, 3, 1, 2])
-    y = ops.group_convolution(
-        y,
-        ops.constant(by_group, dtype),
-        list(problem.stride),
+def _convolution(operation: Operation, x: Any, dtype: Any) -> Any:
+    from openvino import opset13 as ops
+
+    top, bottom, left, right = operation.padding
+    if min(bottom, right) < 0:
+        x = ops.pad(x, [0, 0, top, left], [0, 0, bottom, right], "constant", ops.constant(0, dtype))
+        top = bottom = left = right = 0
+    weight, kind = operation.filters, ops.convolution
+    if operation.groups > 1:
+        by_group = (operation.groups, -1, *weight.shape[1:])
+        weight, kind = weight.reshape(by_group), ops.group_convolution
+    return kind(
+        x,
+        ops.constant(weight, dtype),
+        list(operation.stride),
         [top, left],
         [bottom, right],
-        list(problem.dilation),
+        list(operation.dilation),
     )
-    y = finish(y, weights.depthwise_bias, problem.activations[0])
-    y = ops.convolution(y, ops.constant(weights.pointwise, dtype), [1, 1], [0, 0], [0, 0], [1, 1])
-    y = finish(y, weights.pointwise_bias, problem.activations[1])
-    return openvino.Model([ops.transpose(y, [0, 2, 3, 1])], [x])
 
 
 def _shared(rows: Tensor) -> Any:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.backends.base import Verdict
+from dnnsep.backends.operations import Operation, operations
 from dnnsep.backends.versions import installed_version
 from dnnsep.problem import Problem
-from dnnsep.weights import Array, Weights
+from dnnsep.weights import Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ class XnnpackBackend:
 
     def supports(self, problem: Problem) -> Verdict:
         if problem.dtype == "bf16":
-            return Verdict(False, "LiteRT and XNNPACK have no bf16 convolutions")
+            return Verdict(False, "LiteRT has no operators in bf16")
         # What XNNPACK takes does not depend on the weights' values.
         interpreter = _interpreter(_model(problem, _zero_weights(problem)), threads=1)
         if not _runs_on_xnnpack(interpreter):
@@ -52,7 +53,6 @@ class XnnpackBackend:
         verdict = self.supports(problem)
         if not verdict:
             raise ValueError(verdict.reason)
-        weights.check(problem)
         model, threads = _model(problem, weights), torch.get_num_threads()
 
         def bind(x: Tensor) -> Callable[[], Tensor]:
@@ -111,73 +111,94 @@ def _memory(interpreter: Any, details: list[dict[str, Any]]) -> Tensor:
 
 
 def _zero_weights(problem: Problem) -> Weights:
-    mid, out = problem.mid_channels, problem.out_channels
-    depthwise = np.zeros((mid, 1, *problem.kernel), np.float32)
-    return Weights(depthwise, None, np.zeros((out, mid, 1, 1), np.float32), None)
+    depthwise, pointwise = (
+        None if shape is None else np.zeros(shape, np.float32)
+        for shape in (problem.depthwise_shape, problem.pointwise_shape)
+    )
+    depthwise_bias, pointwise_bias = (
+        None if weight is None or not problem.bias else np.zeros(len(weight), np.float32)
+        for weight in (depthwise, pointwise)
+    )
+    return Weights(depthwise, depthwise_bias, pointwise, pointwise_bias)
 
 
 def _model(problem: Problem, weights: Weights) -> bytes:
-    """The layer as a TFLite model from (N, H, W, C) to (N, OH, OW, OC), f32."""
-    batch, channels, height, width = problem.input_shape
-    top, bottom, left, right = problem.padding
+    """Returns the layer as a TFLite model from (N, H, W, C) to (N, OH, OW, OC), f32.
+
+    Raises ValueError if the weights are not the problem's.
+    """
     graph = _Graph()
+    batch, channels, height, width = problem.input_shape
     x = y = graph.tensor((batch, height, width, channels))
-    if any(problem.padding):
-        # XNNPACK takes it into the convolution, even if one-sided: nothing is copied.
-        sides = np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32)
-        padded = (batch, height + top + bottom, width + left + right, channels)
-        y = graph.add("PAD", [y, graph.constant(sides)], padded, "PadOptions")
-    (stride_h, stride_w), (dilation_h, dilation_w) = problem.stride, problem.dilation
-    y = _convolution(
-        graph,
-        "DEPTHWISE_CONV_2D",
-        [y, graph.constant(weights.depthwise.transpose(1, 2, 3, 0))],
-        weights.depthwise_bias,
-        (batch, problem.out_height, problem.out_width, problem.mid_channels),
-        problem.activations[0],
-        "DepthwiseConv2DOptions",
-        depthMultiplier=problem.channel_multiplier,
-        strideH=stride_h,
-        strideW=stride_w,
-        dilationHFactor=dilation_h,
-        dilationWFactor=dilation_w,
-    )
-    y = _convolution(
-        graph,
-        "CONV_2D",
-        [y, graph.constant(weights.pointwise.transpose(0, 2, 3, 1))],
-        weights.pointwise_bias,
-        (batch, problem.out_height, problem.out_width, problem.out_channels),
-        problem.activations[1],
-        "Conv2DOptions",
-        strideH=1,
-        strideW=1,
-    )
+    for operation in operations(problem, weights):
+        y = _operation(graph, operation, y)
     return graph.serialize(x, y)
 
 
-def _convolution(
-    graph: _Graph,
-    operator: str,
-    inputs: list[int],
-    bias: Array | None,
-    shape: tuple[int, ...],
-    activation: str,
-    kind: str,
-    **options: int,
-) -> int:
-    """A convolution without padding, and its activation; shape is (N, OH, OW, channels)."""
+def _operation(graph: _Graph, operation: Operation, x: int) -> int:
+    """Adds an operation with its activation; returns its result's tensor."""
+    batch, channels, height, width = operation.output_shape
+    shape = (batch, height, width, channels)
+    if operation.name == "mean":
+        axes = graph.constant(np.array([1, 2], np.int32))
+        return graph.add("MEAN", [x, axes], shape, "ReducerOptions", keepDims=True)
+    weight, bias = operation.filters.transpose(0, 2, 3, 1), operation.bias
     # LiteRT refuses a convolution without a bias; its own converter writes zeros as well.
-    bias = np.zeros(shape[-1], np.float32) if bias is None else bias
-    fused = graph.number("ActivationFunctionType", _FUSED.get(activation, "NONE"))
-    options |= {"padding": graph.number("Padding", "VALID"), "fusedActivationFunction": fused}
-    y = graph.add(operator, [*inputs, graph.constant(bias)], shape, kind, **options)
-    if activation == "silu":
+    bias = np.zeros(channels, np.float32) if bias is None else bias
+    (stride_h, stride_w), (dilation_h, dilation_w) = operation.stride, operation.dilation
+    kind, options = "Conv2DOptions", {"strideH": stride_h, "strideW": stride_w}
+    options |= {"dilationHFactor": dilation_h, "dilationWFactor": dilation_w}
+    options["padding"] = graph.number("Padding", "VALID")
+    if operation.name == "linear":
+        operator, kind, options = "FULLY_CONNECTED", "FullyConnectedOptions", {"keepNumDims": True}
+        weight = weight.reshape(channels, -1)
+    elif operation.name == "depthwise":
+        operator, kind = "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions"
+        options["depthMultiplier"] = channels // operation.groups
+        weight = operation.filters.transpose(1, 2, 3, 0)
+    else:
+        operator = "CONV_2D"
+    fused = _FUSED.get(operation.activation, "NONE")
+    options["fusedActivationFunction"] = graph.number("ActivationFunctionType", fused)
+    inputs = [_padded(graph, operation, x), graph.constant(weight), graph.constant(bias)]
+    return _activated(graph, graph.add(operator, inputs, shape, kind, **options), operation)
+
+
+def _padded(graph: _Graph, operation: Operation, x: int) -> int:
+    """Adds what pads and crops an operation's input, the tensor x; returns the tensor it reads."""
+    if not any(operation.padding):
+        return x
+    batch, channels, height, width = operation.input_shape
+    top, bottom, left, right = operation.padding
+    # XNNPACK takes it into the convolution, even if one-sided: nothing is copied.
+    sides = np.array([[0, 0], [top, max(bottom, 0)], [left, max(right, 0)], [0, 0]], np.int32)
+    shape = (batch, height + sum(sides[1]), width + sum(sides[2]), channels)
+    if sides.any():
+        x = graph.add("PAD", [x, graph.constant(sides)], shape, "PadOptions")
+    if min(bottom, right) < 0:
+        shape = (batch, height + top + bottom, width + left + right, channels)
+        begin, size = (graph.constant(np.array(v, np.int32)) for v in ((0, 0, 0, 0), shape))
+        x = graph.add("SLICE", [x, begin, size], shape, "SliceOptions")
+    return x
+
+
+def _activated(graph: _Graph, y: int, operation: Operation) -> int:
+    """Adds the operators of an activation that is not fused."""
+    batch, channels, height, width = operation.output_shape
+    shape = (batch, height, width, channels)
+    if operation.activation == "silu":
         return graph.add("MUL", [y, graph.add("LOGISTIC", [y], shape)], shape, "MulOptions")
-    if activation == "hardswish":
+    if operation.activation == "hardswish":
         return graph.add("HARD_SWISH", [y], shape, "HardSwishOptions")
-    if activation == "gelu":
+    if operation.activation == "gelu":
         return graph.add("GELU", [y], shape, "GeluOptions", approximate=False)
+    if operation.activation == "sigmoid":
+        return graph.add("LOGISTIC", [y], shape)
+    if operation.activation == "hardsigmoid":  # TFLite has none: relu6(y + 3) / 6
+        three, sixth = (graph.constant(np.array([v], np.float32)) for v in (3, 1 / 6))
+        relu6 = graph.number("ActivationFunctionType", "RELU6")
+        y = graph.add("ADD", [y, three], shape, "AddOptions", fusedActivationFunction=relu6)
+        return graph.add("MUL", [y, sixth], shape, "MulOptions")
     return y
 
 
