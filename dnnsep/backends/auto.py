@@ -26,9 +26,10 @@ CANDIDATES: tuple[Backend, ...] = (
 
 
 def _best_first(problem: Problem) -> tuple[Backend, ...]:
-    """Fused, but where oneDNN was measured to be faster: the depthwise stage is most of the work
-    and its kernel too wide for a row of bf16 taps to be kept in registers as f32."""
-    wide = problem.dtype == "bf16" and problem.kernel[1] > 8
+    """Returns the candidates with fused first, but for separable layers that oneDNN was measured
+    to run faster: the depthwise stage is most of the work and its kernel too wide for a row of bf16
+    taps to be kept in registers as f32."""
+    wide = problem.kind == "separable" and problem.dtype == "bf16" and problem.kernel[1] > 8
     if wide and problem.kernel[0] * problem.kernel[1] > problem.out_channels:
         fused, *others, last = CANDIDATES
         return (*others, fused, last)
@@ -49,7 +50,10 @@ class AutoBackend:
         return Verdict(False, "; ".join(reasons))
 
     def choose(self, problem: Problem) -> Backend:
-        """The first candidate that can run the problem. Raises ValueError with every reason."""
+        """Returns the first candidate that can run the problem.
+
+        Raises ValueError with every candidate's reason if there is none.
+        """
         reasons = []
         for backend in _best_first(problem):
             verdict = backend.available()

@@ -29,17 +29,22 @@ class Verdict:
 
 
 class Backend(Protocol):
-    """An engine that runs separable problems."""
+    """An engine that runs problems."""
 
     @property
     def name(self) -> str:
         """The backend's name, with the options that make it differ from its defaults."""
 
     def available(self) -> Verdict:
-        """Whether this machine and environment can run the backend; looks, imports nothing."""
+        """Returns whether this machine and environment can run the backend, by looking only: it
+        imports nothing."""
 
     def supports(self, problem: Problem) -> Verdict:
-        """Whether the backend can run the problem. Imports the framework."""
+        """Returns whether the backend can run the problem. Imports the framework."""
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
-        """Pack the weights. Raises ValueError with the reason if the problem is not supported."""
+        """Returns the problem made ready to run, its weights packed.
+
+        Raises ValueError with the reason if the problem is not supported, or naming the array of
+        weights that does not fit it.
+        """
