@@ -40,7 +40,8 @@ SHAPES = [
 ACTIVATIONS = ["relu,relu", "relu6,none", "silu,none", "none,hardswish", "gelu,gelu", "none,silu"]
 
 
-def _check(backend: Backend, problem: Problem, data: CheckData) -> None:
+def check(backend: Backend, problem: Problem, data: CheckData) -> None:
+    """Asserts that a backend answers rightly, or refuses with a reason."""
     verdict = backend.supports(problem)
     if not verdict:
         assert verdict.reason
@@ -58,22 +59,22 @@ def _check(backend: Backend, problem: Problem, data: CheckData) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes(backend: Backend, shape: str, dtype: str) -> None:
     problem = dataclasses.replace(Problem.parse(shape), dtype=dtype)
-    _check(backend, problem, CheckData.exact(problem))
-    _check(backend, problem, CheckData.random(problem))
+    check(backend, problem, CheckData.exact(problem))
+    check(backend, problem, CheckData.random(problem))
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_activations(backend: Backend, activations: str, dtype: str) -> None:
     problem = Problem.parse(f"mb2ic19oc21ih9kh3ph1_act:{activations}_{dtype}")
-    _check(backend, problem, CheckData.exact(problem))
-    _check(backend, problem, CheckData.random(problem))
+    check(backend, problem, CheckData.exact(problem))
+    check(backend, problem, CheckData.random(problem))
 
 
 @pytest.mark.parametrize("kernel", range(1, 32))
 def test_kernel_sizes(backend: Backend, kernel: int) -> None:
     problem = Problem.parse(f"ic17oc9ih33iw{kernel}kh{kernel}ph{kernel // 2}")
-    _check(backend, problem, CheckData.exact(problem))
+    check(backend, problem, CheckData.exact(problem))
 
 
 @settings(
@@ -81,8 +82,8 @@ def test_kernel_sizes(backend: Backend, kernel: int) -> None:
 )
 @given(problem=problems())
 def test_random_problems(backend: Backend, problem: Problem) -> None:
-    _check(backend, problem, CheckData.exact(problem))
-    _check(backend, problem, CheckData.random(problem))
+    check(backend, problem, CheckData.exact(problem))
+    check(backend, problem, CheckData.random(problem))
 
 
 @pytest.mark.slow
@@ -92,8 +93,8 @@ def test_random_problems(backend: Backend, problem: Problem) -> None:
 @given(problem=problems())
 def test_many_random_problems(onednn_backend: Backend, problem: Problem) -> None:
     """Of fused there are many in tests/codegen/test_guarded.py: each has to be compiled."""
-    _check(onednn_backend, problem, CheckData.exact(problem))
-    _check(onednn_backend, problem, CheckData.random(problem))
+    check(onednn_backend, problem, CheckData.exact(problem))
+    check(onednn_backend, problem, CheckData.random(problem))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -102,7 +103,7 @@ def test_thread_counts(backend: Backend, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         problem = Problem.parse("mb2ic48oc40ih30kh3ph1_act:relu,none")
-        _check(backend, problem, CheckData.exact(problem))
+        check(backend, problem, CheckData.exact(problem))
     finally:
         torch.set_num_threads(before)
 
@@ -216,7 +217,7 @@ def test_auto_takes_the_best_backend_there_is(text: str, expected: str) -> None:
     executor = auto.prepare(problem, data.weights)
     assert executor.backend == expected
     assert executor.backend in auto.supports(problem).reason
-    _check(auto, problem, data)
+    check(auto, problem, data)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_known_oneDNN_hang_is_refused(refused: str, beside: str, reason: str) ->
     assert reason in backend.supports(Problem.parse(refused)).reason
     problem = Problem.parse(beside)
     assert backend.supports(problem)
-    _check(backend, problem, CheckData.exact(problem))
+    check(backend, problem, CheckData.exact(problem))
 
 
 def test_known_unwritten_outputs_are_refused() -> None:
@@ -250,7 +251,7 @@ def test_known_wrong_convolution_is_refused_by_eager() -> None:
 
 def test_reference_backend_runs() -> None:
     problem = Problem.parse("ic6oc5ih6kh3ph1_bf16")
-    _check(get_backend("reference"), problem, CheckData.exact(problem))
+    check(get_backend("reference"), problem, CheckData.exact(problem))
 
 
 def test_nan_and_infinity_reach_the_output(backend: Backend) -> None:

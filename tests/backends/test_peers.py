@@ -30,6 +30,30 @@ SHAPES = [
     "ic1oc1ih1kh1",
     "ic19oc21ih9kh3ph1_act:silu,gelu",
     "ic16oc16ih9kh3ph1_act:hardswish,silu",
+    "mb2ic19oc21ih9kh3ph1_act:sigmoid,hardsigmoid",
+    "ic16oc8ih9kh3ph4",
+    "mb2ic9oc8ih11kh3sh2oh4ow3",
+    "g1mb2ic16oc33ih7kh1_act:sigmoid",
+    "g1mb3ic5oc16ih13iw9kh3sh2ph1_act:silu",
+    "g1ic3oc24ih32kh4sh4_nobias",
+    "g1ic1oc8ih9kh3ph1",
+    "g1mb2ic16oc8ih9kh3ph3_act:hardsigmoid",
+    "g33mb2ic33oc33ih9kh5ph2_act:hardswish",
+    "g8ic8oc24ih9kh3sh2ph1_act:hardsigmoid",
+    "linear_ic64oc40_act:relu6",
+    "linear_mb3ic17oc9_act:hardsigmoid",
+    "linear_mb5ic32oc16_nobias",
+    "mean_ic64ih7",
+    "mean_mb3ic17ih5iw9",
+]
+
+# What the fast tests run: a layer of each kind.
+KINDS = [
+    "ic32oc64ih28kh3ph1_act:relu,relu",
+    "g1mb2ic16oc24ih13iw9kh3ph1_act:relu",
+    "g24mb2ic24oc24ih9kh3ph1_act:hardsigmoid",
+    "linear_mb3ic17oc9_act:silu",
+    "mean_mb2ic24ih7",
 ]
 
 
@@ -67,8 +91,9 @@ def test_right_or_refused(peer: Backend, shape: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_one_layer(peer: Backend, dtype: str) -> None:
-    problem = Problem.parse(f"ic32oc64ih28kh3ph1_act:relu,relu_{dtype}")
+@pytest.mark.parametrize("text", KINDS)
+def test_a_layer_of_each_kind(peer: Backend, text: str, dtype: str) -> None:
+    problem = Problem.parse(f"{text}_{dtype}")
     if not peer.supports(problem):
         return
     data = CheckData.exact(problem)

@@ -3,8 +3,11 @@ from __future__ import annotations
 import platform
 
 import pytest
+import torch
 
+from dnnsep.activations import ACTIVATIONS
 from dnnsep.backends import BACKENDS, get_backend, versions
+from dnnsep.backends.tensors import TORCH_ACTIVATIONS
 
 
 @pytest.mark.parametrize(
@@ -58,3 +61,17 @@ def test_other_cpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ipex", "onednn"):
         assert "aarch64 CPU; an x86-64 one is needed" in get_backend(name).available().reason
     assert get_backend("eager").available()
+
+
+def test_torch_has_every_activation() -> None:
+    assert list(TORCH_ACTIVATIONS) == list(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_forms_of_an_activation_are_one_function(name: str) -> None:
+    x = torch.linspace(-8, 8, 101)
+    expected = torch.from_numpy(ACTIVATIONS[name].naive(x.double().numpy())).float()
+    activation, y = TORCH_ACTIVATIONS[name], x.clone()
+    for found in (activation.function(x), activation.module()(x), activation.in_place(y)):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
