@@ -1,7 +1,7 @@
 """The backends under test, and what every test of them needs.
 
-``DNNSEP_TEST_BACKENDS`` names them, separated by ``;`` or by ``,`` between plain names. A backend
-that is named and not available fails its tests: nothing is skipped for a missing dependency.
+``DNNSEP_TEST_BACKENDS`` names them, separated by ``,``. A backend that is named and not available
+fails its tests: nothing is skipped for a missing dependency.
 """
 
 from __future__ import annotations

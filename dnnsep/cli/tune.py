@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnnsep.cli.common import AsJson, Dtype, bad_input, console
+from dnnsep.cli.common import AsJson, Dtype, console
+from dnnsep.cli.sweep import load
 
 if TYPE_CHECKING:
     from dnnsep.sweep.tune import Tuned
@@ -28,21 +29,15 @@ def tune(
     CPU, this version, the problem and the number of threads; each is kept as soon as it is found.
     """
     from dnnsep.backends.fused import FusedBackend
-    from dnnsep.host.machine import cpus_for, default_threads
-    from dnnsep.sweep.config import Overrides, load_sweep
+    from dnnsep.host.machine import cpus_for
 
-    try:
-        overrides = Overrides(["fused"], threads or (), [d.value for d in dtype or ()], batch or ())
-        cases = load_sweep(config, overrides, default_threads()).cases
-        if not cases:
-            raise ValueError("no problems to tune")
-        backend = FusedBackend()
-        verdict = backend.available() and backend.supports(cases[0].problem)
-    except ValueError as error:
-        bad_input(error)
-    if not verdict:
-        typer.echo(f"fused: {verdict.reason}", err=True)
-        raise typer.Exit(1)
+    cases = load(config, ["fused"], threads, dtype, batch, None).cases
+    backend = FusedBackend()
+    for problem in dict.fromkeys(case.problem for case in cases):
+        verdict = backend.available() and backend.supports(problem)
+        if not verdict:
+            typer.echo(f"fused cannot run {problem}: {verdict.reason}", err=True)
+            raise typer.Exit(1)
 
     from dnnsep.host.allocator import keep_pages
     from dnnsep.sweep.tune import tune as measure

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dnnsep.backends.base import Verdict
 from dnnsep.backends.onednn_faults import grouped_verdict
-from dnnsep.backends.tensors import TORCH_ACTIVATIONS
+from dnnsep.backends.tensors import TORCH_ACTIVATIONS, pad_if_needed
 from dnnsep.nn.layer import DTYPES
 from dnnsep.problem import Pair, Problem
 
@@ -81,72 +80,79 @@ def pair(values: tuple[int, ...]) -> Pair:
 def convolution_problem(layer: nn.Conv2d, x: Tensor, activation: str) -> Problem | None:
     """Returns an ordinary or a depthwise convolution with its activation as a problem, for inputs
     like x: (N, C, H, W); None where it is none, as with other groups."""
-    batch, channels, height, width = x.shape
     if layer.groups not in (1, layer.in_channels):
         return None
     try:
-        return Problem(
-            batch=batch,
-            in_channels=channels,
-            out_channels=layer.out_channels,
-            height=height,
-            width=width,
-            kernel=pair(layer.kernel_size),
-            stride=pair(layer.stride),
-            padding=padding_of(layer),
-            dilation=pair(layer.dilation),
-            channel_multiplier=layer.out_channels // channels if layer.groups > 1 else 1,
-            bias=layer.bias is not None,
-            activations=(activation,),
-            dtype=DTYPES[x.dtype],
-            kind="convolution" if layer.groups == 1 else "depthwise",
-        )
+        return _problem(layer, x, activation, "convolution" if layer.groups == 1 else "depthwise")
     except ValueError:  # an image smaller than the kernel: torch says so
         return None
+
+
+def _problem(layer: nn.Conv2d, x: Tensor, activation: str, kind: str) -> Problem:
+    batch, channels, height, width = x.shape
+    return Problem(
+        batch=batch,
+        in_channels=channels,
+        out_channels=layer.out_channels,
+        height=height,
+        width=width,
+        kernel=pair(layer.kernel_size),
+        stride=pair(layer.stride),
+        padding=padding_of(layer),
+        dilation=pair(layer.dilation),
+        channel_multiplier=layer.out_channels // channels if kind == "depthwise" else 1,
+        bias=layer.bias is not None,
+        activations=(activation,),
+        dtype=DTYPES[x.dtype],
+        kind=kind,
+    )
+
+
+def _as_onednn_sees_it(layer: nn.Conv2d, x: Tensor) -> Problem:
+    """Returns a convolution on inputs like x as its faults are asked for: one with other groups
+    is at fault where an ordinary one is. Raises ValueError for an image smaller than the kernel."""
+    depthwise = 1 < layer.groups == layer.in_channels
+    return _problem(layer, x, "none", "depthwise" if depthwise else "convolution")
 
 
 def onednn_verdict(layer: nn.Conv2d, x: Tensor) -> Verdict:
     """Returns whether oneDNN can be asked to run a convolution on inputs like x."""
     if x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return Verdict(False, "oneDNN has no bf16 on this CPU")
-    problem = convolution_problem(layer, x, "none")
-    if problem is None:
-        return Verdict(True, "a grouped convolution")
-    return grouped_verdict(problem)
+    try:
+        return grouped_verdict(_as_onednn_sees_it(layer, x))
+    except ValueError as error:
+        return Verdict(False, str(error))
 
 
 def onednn_convolution(
-    layer: nn.Conv2d, activation: str, shape: torch.Size
+    layer: nn.Conv2d, activation: str, x: Tensor
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """Returns f(x, residual) for inputs of a shape, through torch's oneDNN operators.
+    """Returns f(x, residual) for inputs like x, through torch's oneDNN operators.
 
-    The activation is fused where the operator knows it; after a residual it knows only relu.
+    The activation is fused, after a residual only relu, which is all that the operator knows then.
     """
-    top, bottom, left, right = padding_of(layer)
-    extra = () if (top, left) == (bottom, right) else (left, right, top, bottom)
-    padding = (0, 0) if extra else (top, left)
-    if extra:
-        shape = torch.Size((*shape[:2], shape[2] + top + bottom, shape[3] + left + right))
+    pads, padding = pad_if_needed(_as_onednn_sees_it(layer, x))
+    shape = x.shape
+    for stage in pads:
+        shape = stage.run(torch.empty(shape, device="meta", dtype=x.dtype)).shape
     geometry = (padding, layer.stride, layer.dilation, layer.groups)
     reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the last argument
     weight = reorder(layer.weight.detach().to_mkldnn(), *geometry, shape)
     bias = None if layer.bias is None else layer.bias.detach()
     operator = torch.ops.mkldnn._convolution_pointwise
-    follows, nothing = TORCH_ACTIVATIONS[activation], TORCH_ACTIVATIONS["none"]
-    post_op, then = follows.post_op, nothing.function
-    if post_op is None:
-        post_op, then = nothing.post_op, follows.function
-    assert post_op is not None
-    # After an addition the operator knows no other activation.
-    by_operator = activation == "relu"
-    of_sums, then_of_sums = ("relu", then) if by_operator else (None, follows.function)
+    follows = TORCH_ACTIVATIONS[activation]
+    fused, apart = ("relu", None) if activation == "relu" else (None, follows.function)
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
-        x = F.pad(x, extra) if extra else x
         x = x.contiguous(memory_format=torch.channels_last)
+        for stage in pads:
+            x = stage.run(x)
         if residual is None:
-            return then(operator(x, weight, bias, *geometry, *post_op))
-        arguments: tuple[Any, ...] = (weight, bias, *geometry, "add", 1.0, of_sums, [], None)
-        return then_of_sums(operator.binary(x, residual, *arguments))
+            y: Tensor = operator(x, weight, bias, *geometry, *follows.post_op)
+            return y
+        arguments: tuple[Any, ...] = (weight, bias, *geometry, "add", 1.0, fused, [], None)
+        y = operator.binary(x, residual, *arguments)
+        return apart(y) if apart else y
 
     return run

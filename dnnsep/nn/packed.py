@@ -177,7 +177,7 @@ class PackedConv2d(PackedLayer):
         verdict = onednn_verdict(layer, image)
         if not verdict:
             return Ready(x.shape, self.plain, f"torch: {verdict.reason}")
-        convolution = onednn_convolution(layer, self.activation, image.shape)
+        convolution = onednn_convolution(layer, self.activation, image)
 
         def run(x: Tensor, residual: Tensor | None) -> Tensor:
             return convolution(self._pooled(x), residual)

@@ -265,7 +265,10 @@ def _verdict(estimate: Estimate, p_value: float, threshold: float) -> tuple[Verd
     if math.exp(-limit) <= low and high <= math.exp(limit):
         return Verdict.SAME, f"within {100 * threshold:g} %"
     if beyond:
-        return Verdict.UNSURE, f"not beyond chance among so many cases, p = {p_value:.1g}"
+        return (
+            Verdict.UNSURE,
+            f"maybe by chance, adjusted p = {p_value:.1g}",
+        )
     return Verdict.UNSURE, f"the interval reaches beyond {100 * threshold:g} %"
 
 

@@ -27,7 +27,7 @@ from dnnsep.sweep.benchdnn import LeftOut, NamedProblem, ShapeFile, read_shape_f
 from dnnsep.sweep.case import Case
 from dnnsep.sweep.results import Cache
 
-DEFAULT_BACKENDS = ("ipex", "onednn", "eager")
+DEFAULT_BACKENDS = ("ipex", "onednn", "eager", "fused")
 
 Dtype = Literal["f32", "bf16"]
 Count = Annotated[int, Field(ge=1, strict=True)]
