@@ -1,28 +1,15 @@
-"""Which packages are installed, found out without importing any of them."""
+"""Whether the frameworks that backends need are there, without importing any of them."""
 
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 from dnnsep.backends.base import Verdict
-
-
-def installed_version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
-
-
-def minor_version(text: str) -> tuple[int, int]:
-    """(2, 8) of "2.8.0+cpu"."""
-    major, minor = text.split("+")[0].split(".")[:2]
-    return int(major), int(minor)
+from dnnsep.host.packages import installed_version, minor_version
 
 
 def torch_verdict() -> Verdict:
-    """Whether torch is there and recent enough."""
+    """Returns whether torch is there and recent enough."""
     found = installed_version("torch")
     if found is None:
         return Verdict(False, "torch is not installed")
@@ -32,13 +19,13 @@ def torch_verdict() -> Verdict:
 
 
 def x86_verdict() -> Verdict:
-    """Whether this is an x86-64 CPU, which the oneDNN backends are written for."""
+    """Returns whether this is an x86-64 CPU, which the oneDNN backends are written for."""
     machine = platform.machine().lower()
     return Verdict(machine in ("x86_64", "amd64"), f"{machine} CPU; an x86-64 one is needed")
 
 
 def ipex_verdict() -> Verdict:
-    """Whether IPEX is there and was built for the torch that is there.
+    """Returns whether IPEX is there and was built for the torch that is there.
 
     With another torch its import raises or ends the process, so the versions decide beforehand.
     """

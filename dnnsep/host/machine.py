@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dnnsep.backends.versions import installed_version
 from dnnsep.host.caches import cpu_list
+from dnnsep.host.packages import installed_version
 
 _PACKAGES = (
     "torch",

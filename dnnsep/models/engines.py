@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from dnnsep.backends import get_backend
 from dnnsep.backends.base import Verdict
-from dnnsep.backends.versions import installed_version, torch_verdict
+from dnnsep.backends.versions import torch_verdict
+from dnnsep.host.packages import installed_version
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

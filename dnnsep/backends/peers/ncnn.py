@@ -15,8 +15,8 @@ import numpy as np
 
 from dnnsep.backends.base import Verdict
 from dnnsep.backends.operations import Operation, operations
-from dnnsep.backends.versions import installed_version
 from dnnsep.dtypes import Array
+from dnnsep.host.packages import installed_version
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dnnsep.backends.base import Verdict
 from dnnsep.backends.onednn_faults import grouped_verdict, padded_by_a_window
 from dnnsep.backends.operations import Operation, operations
-from dnnsep.backends.versions import installed_version
+from dnnsep.host.packages import installed_version
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dnnsep.backends.base import Verdict
 from dnnsep.backends.operations import Operation, operations
-from dnnsep.backends.versions import installed_version
+from dnnsep.host.packages import installed_version
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
