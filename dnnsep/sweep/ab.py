@@ -62,7 +62,7 @@ class Observer(Protocol):
     """Who is told how far a run is."""
 
     def step(self, text: str) -> None:
-        """What is being done now."""
+        """Something is being done now, which the text names."""
 
     def advance(self) -> None:
         """One visit to one case on one backend is over and saved."""
@@ -146,7 +146,7 @@ class Run:
         self._trials: dict[Key, Trial] = {}
 
     def run(self, observer: Observer) -> bool:
-        """Measure the plan into ``results``; returns whether Ctrl-C ended it early."""
+        """Measures the plan into ``results``; returns whether Ctrl-C ended it early."""
         interrupts = Interrupts()
         try:
             with interrupts, ExitStack() as stack:
@@ -167,7 +167,7 @@ class Run:
     def _visit_all(
         self, backend: str, visit: int, observer: Observer, interrupts: Interrupts
     ) -> None:
-        """One visit to each case on a backend, with workers of its own."""
+        """Makes one visit to each case on a backend, with workers of its own."""
         cases = [case for case in self._plan.cases if backend in case.backends]
         random.Random(visit).shuffle(cases)  # what a process did before is not always the same
         with _Workers(self._plan, backend) as workers:
@@ -183,14 +183,14 @@ class Run:
                     raise KeyboardInterrupt
 
     def _save(self) -> None:
-        """Keep the trials in the plan's order, not the visit's."""
+        """Puts the trials in the plan's order, not the visit's."""
         keys = [case.key(b) for b in self._plan.backends for case in self._plan.cases]
         self.results.trials = [self._trials[key] for key in keys if key in self._trials]
         if self._path is not None:
             self.results.save(self._path)
 
     def _visit(self, case: AnyCase, trial: Trial, visit: int, workers: _Workers) -> Trial:
-        """The trial with the pairs of one more visit, or with the reason why there are none."""
+        """Returns the trial with one more visit's pairs, or with the reason why there are none."""
         order = SIDES if visit % 2 == 0 else SIDES[::-1]
         try:
             data = self._data_of(case)

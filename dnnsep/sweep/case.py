@@ -1,4 +1,4 @@
-"""What a sweep measures: a separable problem, or a whole model, under fixed conditions.
+"""What a sweep measures: a problem, or a whole model, under fixed conditions.
 
 Both kinds answer the same questions, so that the loop, the node and the A/B instrument take either:
 which worker module runs it, what its data is, how many operations it takes, and under which key its
@@ -37,18 +37,18 @@ class Case:
         return cost(self.problem).flops
 
     def save_data(self, path: Path) -> None:
-        """Write weights, input and expected result to ``path`` (.npz).
+        """Writes weights, input and expected result to ``path`` (.npz).
 
         Raises MemoryError where they are too large, OSError where they cannot be written.
         """
         CheckData.exact(self.problem).save(path)
 
     def roof(self, roofs: Roofs) -> Roof | None:
-        """What bounds the problem on this machine."""
+        """Returns what bounds the problem on this machine."""
         return roofs.of(self.problem, self.cache)
 
     def key(self, backend: str) -> Key:
-        """The key of a backend's record."""
+        """Returns the key of a backend's record."""
         return (str(self.problem), backend, self.threads, self.cache)
 
 
@@ -75,14 +75,14 @@ class ModelCase:
         return f"{self.model} {'x'.join(map(str, self.input_shape))}"
 
     def key(self, backend: str) -> Key:
-        """The key of an engine's record."""
+        """Returns the key of an engine's record."""
         return (self.problem, backend, self.threads, self.cache)
 
     def save_data(self, path: Path) -> None:
-        """Write nothing: each worker makes the same weights and input itself."""
+        """Writes nothing: each worker makes the same weights and input itself."""
 
     def roof(self, roofs: Roofs) -> Roof | None:
-        """None: a model's layers have different ones."""
+        """Returns None: each of a model's layers has a roof of its own."""
         return None
 
 
@@ -90,7 +90,7 @@ AnyCase = Case | ModelCase
 
 
 def model_and_shape(problem: str) -> tuple[str, tuple[int, ...]]:
-    """The model's name and its input's shape, from the text that ModelCase.problem gives.
+    """Returns the model's name and its input's shape, from the text that ModelCase.problem gives.
 
     Raises ValueError where there is no shape at the end of the text.
     """

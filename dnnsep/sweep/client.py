@@ -42,7 +42,7 @@ class Interpreter:
 
     @classmethod
     def parse(cls, text: str) -> Interpreter:
-        """Of the path or name of an environment's Python, or of the folder of a checkout.
+        """Returns the interpreter that an environment's Python, or a checkout's folder, names.
 
         A checkout runs on this process's own Python, with the folder first among its modules.
         Raises ValueError in one line where there is no such thing, or no dnnsep in it.
@@ -65,7 +65,7 @@ class Interpreter:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables of its processes."""
+        """Returns the environment variables of its processes."""
         if self.search_path is None:
             return dict(os.environ)
         return {**os.environ, "PYTHONPATH": self.search_path}
@@ -167,7 +167,7 @@ class Client:
         self.close()
 
     def _epitaph(self) -> str:
-        """How the process ended, and the last thing it said."""
+        """Returns how the process ended, and the last thing it said."""
         code = self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         self._stderr.seek(0)

@@ -112,7 +112,7 @@ class LocalNode:
         visit: int = 0,
         on_step: Callable[[str], None] = lambda text: None,
     ) -> Iterator[Record]:
-        """One visit to a case: a record for each backend, with the rounds of earlier visits.
+        """Visits a case; yields a record for each backend, with the rounds of earlier visits.
 
         Leaves out backends whose record in ``earlier`` has this visit's figures, or none at all.
         """
@@ -168,7 +168,7 @@ class LocalNode:
         return entry
 
     def _client(self, backend: str, worker: str) -> Client | None:
-        """The backend's running worker, started if need be; None if the backend is not there."""
+        """Returns the backend's worker, started if need be; None if the backend is not there."""
         if backend in self._unavailable:
             return None
         client = self._clients.get(backend)
@@ -188,7 +188,7 @@ class LocalNode:
         return self._calibrators[threads]
 
     def _measure(self, case: AnyCase, entries: list[_Entry], visit: int) -> Load:
-        """Rounds over the entries until all medians are precise or the time is up."""
+        """Makes rounds over the entries until all medians are precise or the time is up."""
         effort = self._effort
         load = Load([c.pid for c in self._clients.values() if c.alive])
         waiting = _WAIT * effort.seconds * len(entries)
@@ -219,13 +219,14 @@ class LocalNode:
         return load
 
     def _is_over(self, entry: _Entry) -> bool:
-        """Whether an entry has had its time."""
+        """Returns whether an entry has had its time."""
         rounds = len(entry.rounds["all"])
         limit = 1.0 if rounds >= MIN_ROUNDS else _PATIENCE
         return rounds >= 3 and entry.seconds >= limit * self._effort.seconds
 
     def _burst(self, case: AnyCase, entry: _Entry) -> dict[str, list[float]]:
-        """The times of a burst of calls of each of an entry's targets; empty if its worker ends."""
+        """Returns the times of a burst of calls of each of an entry's targets; none if its worker
+        ends."""
         assert entry.client is not None
         seconds = min(_BURST, self._effort.seconds / _BURSTS)
         calls: dict[str, list[float]] = {}

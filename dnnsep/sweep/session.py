@@ -34,10 +34,10 @@ class Observer(Protocol):
         """The machine's roofs for a number of threads have been measured."""
 
     def no_roofs(self, reason: str) -> None:
-        """They could not be, which does not keep the session from measuring cases."""
+        """The roofs could not be measured, for this reason; cases are measured all the same."""
 
     def step(self, text: str) -> None:
-        """What is being done now, e.g. ``mb1ic… prepare onednn``."""
+        """Something is being done now, e.g. ``mb1ic… prepare onednn``."""
 
     def advance(self) -> None:
         """One visit to one case is over and saved."""
@@ -70,7 +70,7 @@ class Assignment:
         return len(self.cases) * self.effort.visits
 
     def fresh_results(self) -> Results:
-        """Results without a record, with what they are going to be made with."""
+        """Returns results without a record, with the settings that they are going to be made by."""
         settings = {
             **self.settings,
             "seconds": self.effort.seconds,
@@ -87,7 +87,7 @@ class Session:
     """An assignment with the file that its results are saved in."""
 
     def __init__(self, assignment: Assignment, path: Path, resume: bool) -> None:
-        """Start anew, or with ``resume`` go on with the results in ``path`` if there are any.
+        """Starts anew, or with ``resume`` goes on with the results in ``path`` if there are any.
 
         Raises SessionError where the file exists and is not to be resumed, was made in another way
         or on another machine, or where its folder does not exist.
@@ -105,7 +105,7 @@ class Session:
             raise SessionError(f"{path}: no such directory")
 
     def measure_roofs(self, observer: Observer) -> None:
-        """Measure the roofs that the assignment asks for and the results do not have yet."""
+        """Measures the roofs that the assignment asks for and the results do not have yet."""
         counts = {case.threads for case in self._assignment.cases}
         for count in sorted(counts) if self._assignment.with_roofs else ():
             if count in self.results.roofs:
@@ -119,7 +119,7 @@ class Session:
                 observer.roofs(self.results.roofs[count])
 
     def run(self, observer: Observer) -> bool:
-        """Measure all cases into ``results``; returns whether Ctrl-C ended it early."""
+        """Measures all cases into ``results``; returns whether Ctrl-C ended it early."""
         assignment, results = self._assignment, self.results
         records = {record.key: record for record in results.records}
         probe_cache = assignment.with_roofs and len(assignment.caches) == 1
@@ -143,7 +143,7 @@ class Session:
 
 
 class Interrupts:
-    """Within the block, whether Ctrl-C came: Python drops the exception in a destructor.
+    """Notes within a block whether Ctrl-C came: Python drops the exception in a destructor.
 
     Ctrl-C raises KeyboardInterrupt as ever, and sets ``seen`` for where that got lost.
     """
@@ -164,7 +164,7 @@ class Interrupts:
 
 
 def _resumed(path: Path, fresh: Results) -> Results:
-    """The results to go on with: those in the file, if they were made the same way right here."""
+    """Returns the results to go on with: those in the file, if they were made the same way here."""
     if not path.exists():
         return fresh
     try:
