@@ -93,6 +93,7 @@ def test_two_problems_on_one_and_the_same_version(tmp_path: Path) -> None:
     assert sum(found["counts"].values()) == 2
 
 
+@pytest.mark.slow
 def test_a_checkout_against_this_environment_as_a_table() -> None:
     done = _ab(_SMALL, *_QUICK, "--backend", "onednn", base=_ROOT)
     assert done.returncode == 0, done.stderr
@@ -101,6 +102,7 @@ def test_a_checkout_against_this_environment_as_a_table() -> None:
     assert done.stdout.splitlines()[-1].startswith("1 cases: 1 ")
 
 
+@pytest.mark.slow
 def test_what_an_old_version_does_not_know_is_a_row(tmp_path: Path) -> None:
     done = _ab(_SMALL, _OTHER, *_QUICK, "--json", base=_python(tmp_path, _OLD))
     assert done.returncode == 0, done.stderr
