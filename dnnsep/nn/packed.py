@@ -189,13 +189,12 @@ class PackedConv2d(PackedLayer):
 
     def problems(self, x: Tensor) -> list[Problem] | None:
         layer = self.convolution
-        ordinary = layer.groups == 1
         if self.backend not in FUSED_NAMES or x.shape[1] != layer.in_channels:
             return None
-        if not (ordinary or is_depthwise(layer)):
+        if layer.groups != 1 and not is_depthwise(layer):
             return None
         means = []
-        if self.pooled and ordinary and x.shape[2:] != (1, 1):
+        if self.pooled and x.shape[2:] != (1, 1):
             means, x = [mean_of(x)], x[:, :, :1, :1]
         problem = convolution_problem(layer, x, self.activation)
         return [*means, problem] if problem and FusedBackend().supports(problem) else None

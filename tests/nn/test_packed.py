@@ -169,3 +169,14 @@ def test_weights_are_packed_once_for_all_sizes_of_the_input() -> None:
             next(layer.parameters()).mul_(2)
             torch.testing.assert_close(layer(x), layer.plain(x, None), rtol=1e-4, atol=1e-5)
             assert len(layer._packings.made) == 1
+
+
+def test_a_pooled_depthwise_convolution_is_on_the_mean() -> None:
+    x = torch.randn(2, 16, 5, 6)
+    for kernel in (1, 3):
+        layer = nn.Conv2d(16, 16, kernel, padding=kernel // 2, groups=16)
+        packed = PackedConv2d(layer, pooled=True).eval()
+        with torch.no_grad():
+            expected = packed.plain(x, None)
+            torch.testing.assert_close(packed(x), expected, rtol=1e-5, atol=1e-6)
+        assert "fused" in str(packed.runs_on)
