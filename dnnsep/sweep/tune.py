@@ -11,9 +11,10 @@ import torch
 from dnnsep.backends.base import Verdict
 from dnnsep.backends.fused_executor import FusedExecutor
 from dnnsep.backends.tensors import to_channels_last
-from dnnsep.codegen.choose import choose, close_plans, keep
+from dnnsep.codegen.choose import choose, keep
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.plan import Plan
+from dnnsep.codegen.weigh import close_plans
 from dnnsep.host.affinity import keep_on, pin_workers
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData

@@ -13,7 +13,7 @@ from dnnsep import Problem, get_backend
 from dnnsep.backends.fused_executor import FusedExecutor
 from dnnsep.backends.tensors import to_channels_last
 from dnnsep.codegen import kernel
-from dnnsep.codegen.choose import Caches, all_plans
+from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, this_isa
 from dnnsep.codegen.lang.jit import Target, machine_code
 from dnnsep.host import cachefiles

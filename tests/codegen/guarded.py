@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dnnsep.activations import ACTIVATIONS
 from dnnsep.codegen import team
-from dnnsep.codegen.choose import Caches, all_plans
+from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.codegen.fuse import PLAIN, Extras
 from dnnsep.codegen.kernel import Specialization
 from dnnsep.codegen.lang.isa import Isa, this_isa

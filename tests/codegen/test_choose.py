@@ -6,19 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dnnsep.codegen.choose import (
-    Caches,
-    all_plans,
-    choose,
-    close_plans,
-    cost,
-    keep,
-    layer_for,
-    plan_key,
-)
+from dnnsep.codegen.choose import choose, keep, plan_key
 from dnnsep.codegen.dots import dot_for
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, Isa, this_isa
 from dnnsep.codegen.plan import tile_bytes
+from dnnsep.codegen.weigh import Caches, all_plans, close_plans, cost, layer_for
 from dnnsep.host import cachefiles
 from dnnsep.problem import Problem
 

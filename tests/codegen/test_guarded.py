@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dnnsep.activations import ACTIVATIONS
-from dnnsep.codegen.choose import Caches, all_plans
+from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.codegen.fuse import Extras
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, Isa
 from dnnsep.codegen.layer import layer_of

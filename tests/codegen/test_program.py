@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dnnsep.codegen.choose import Caches, all_plans
+from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.codegen.lang.isa import Isa, this_isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.pack import Packing

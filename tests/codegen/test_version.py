@@ -15,7 +15,8 @@ from shutil import copytree, ignore_patterns
 import pytest
 
 import dnnsep
-from dnnsep.codegen.choose import Caches, all_plans, plan_key
+from dnnsep.codegen.choose import plan_key
+from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.codegen.fuse import Extras
 from dnnsep.codegen.kernel import Specialization
 from dnnsep.codegen.version import generator
@@ -158,7 +159,7 @@ def test_different_kernels_have_different_keys() -> None:
 
 
 _SCRIPT = """
-from dnnsep.codegen.choose import Caches, all_plans
+from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.codegen.kernel import Specialization
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.version import generator

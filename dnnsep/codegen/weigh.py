@@ -1,0 +1,217 @@
+"""The plans that a problem can have, put in order by a small model of what each costs.
+
+Cycles are those of a core that starts two vector multiply-adds each. What a line of memory costs on
+top of the arithmetic that hides most of it was fitted to plans measured on a Zen 5; it only has to
+put plans in order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+from dnnsep.codegen.extent import output_rows
+from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.layer import Layer, layer_of
+from dnnsep.codegen.pack import Packing
+from dnnsep.codegen.plan import Plan, cut, tile_bytes, tile_rows, without_product
+from dnnsep.dtypes import DTYPES
+from dnnsep.host.caches import caches_of
+from dnnsep.problem import Problem
+
+_LINE = 64
+_WAY_BYTES = 4096  # of an L1 cache: x86 finds a line's place by its address within a page
+_LATENCY = 4  # cycles of a multiply-add: so many sums have to be under way in each of two units
+_CALL_CYCLES = 40  # of a multiplication beside its multiply-adds: its sums are set up and stored
+_LINE_CYCLES = {"L1": 0.0, "L2": 0.3, "L3": 1.0, "DRAM": 4.0}
+_HELD = 0.75  # share of a cache that stays in it
+_OVERFLOW = 1.5  # L1 sizes: what passes through costs more with its size up to here
+_WRITTEN = 6  # times as costly as reading a line of a tile: it goes out and comes back
+
+# Plans that cost up to so many times the best are close, and so many of them are worth measuring.
+_CLOSE, _MOST_CLOSE = 1.1, 8
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Bytes of a core's own first and second cache, and of the last level."""
+
+    l1: int
+    l2: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cycles of the busiest part of a plan.
+
+    ``depthwise`` is the arithmetic of the first stage, ``pointwise`` that of the product; fetching
+    the product's weights again for each tile adds ``weights``, and fetching the tile for each panel
+    adds ``tile``.
+    """
+
+    depthwise: float
+    pointwise: float
+    weights: float
+    tile: float
+
+    @property
+    def cycles(self) -> float:
+        return self.depthwise + self.pointwise + self.weights + self.tile
+
+
+@cache
+def this_caches() -> Caches:
+    """Returns the caches of the first CPU that this process may run on; small ones where the system
+    does not say."""
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    sizes = caches_of(cpus[:1])
+    l1, l2 = sizes.get(1, 32 * 1024), sizes.get(2, 512 * 1024)
+    return Caches(l1, l2, max(sizes.values(), default=8 * 1024 * 1024))
+
+
+def close_plans(problem: Problem, isa: Isa, threads: int) -> list[tuple[Plan, Cost]]:
+    """Returns the best plan by the model and a few that cost little more, best first."""
+    caches = this_caches()
+    costs = [
+        (plan, cost(problem, plan, caches)) for plan in all_plans(problem, isa, threads, caches)
+    ]
+    costs.sort(key=lambda pair: pair[1].cycles)
+    close = [pair for pair in costs if pair[1].cycles <= _CLOSE * costs[0][1].cycles]
+    return close[:_MOST_CLOSE]
+
+
+def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
+    """Returns what the busiest part of a plan takes, as far as the model knows."""
+    layer = layer_for(problem, plan)
+    isa, dot, product = plan.isa, layer.dot, layer.product
+    my_pieces = -(-plan.pieces // plan.pixel_parts)
+    if product is None:
+        share = my_pieces / plan.pieces
+        return Cost(layer.stages[0].cycles_alone(problem, isa, dot) * share, 0.0, 0.0, 0.0)
+    my_panels = -(-product.panels(isa, plan.vectors) // plan.channel_parts)
+    tiles = -(-my_pieces // plan.tile)
+    runs = _runs(problem, plan, my_pieces)
+    pixels = sum(width * count for width, count in runs.items())
+    computed = pixels
+    if plan.short_rows:
+        computed = output_rows(problem)[1] * sum(tile_rows(problem, plan, plan.pixel_parts - 1))
+    widths = _shared(min(my_panels * plan.vectors, product.panels(isa, 1)), plan.vectors)
+
+    first_stage = layer.source.cycles(isa, dot) if layer.source is not None else 0.0
+    steps = layer.depth // dot.k
+    # Two multiply-adds or two loads start each cycle.
+    arithmetic = sum(
+        runs[run] * widths[width] * (max(run * width, run + width, 2 * _LATENCY) / 2)
+        for run in runs
+        for width in widths
+    )
+    calls = sum(runs.values()) * sum(widths.values())
+
+    panel = layer.depth * isa.lanes * plan.vectors * dot.bytes
+    pixel = layer.tile_stride * dot.bytes
+    tile = tile_bytes(problem, layer, plan)
+    element = DTYPES[problem.dtype].bytes
+    new_input = problem.stride[0] * problem.stride[1] * problem.in_channels * element
+    passing = tile + plan.tile * plan.pixels * new_input
+    # The first piece of a tile brings a panel in; for the others it may still be there. The first
+    # tile's panels come from memory, where other layers have pushed them, by any plan.
+    first = _level(my_panels * panel + passing, caches)
+    again = _level(panel + plan.pixels * pixel, caches)
+    tile_line = _LINE_CYCLES["L2"] * min(_OVERFLOW, passing / caches.l1)
+    written = _WRITTEN if layer.source is not None else 0
+    return Cost(
+        depthwise=computed * first_stage,
+        pointwise=steps * arithmetic + calls * _CALL_CYCLES,
+        weights=panel / _LINE * my_panels * (tiles - 1) * _LINE_CYCLES[first]
+        + panel / _LINE * my_panels * (my_pieces - tiles) * _LINE_CYCLES[again],
+        tile=pixels * pixel / _LINE * (my_panels + written) * tile_line,
+    )
+
+
+def layer_for(problem: Problem, plan: Plan) -> Layer:
+    """Returns the layer that a plan's kernel runs, with its input gathered where the plan says."""
+    layer = layer_of(problem, plan.isa)
+    return layer.gathered() if plan.gathers else layer
+
+
+def _runs(problem: Problem, plan: Plan, my_pieces: int) -> dict[int, float]:
+    """Returns how often a part has a piece of so many pixels."""
+    if plan.short_rows:
+        least, longer = divmod(problem.out_pixels, plan.pieces)
+        longer = -(-longer // plan.pixel_parts)
+        return {least + 1: longer, least: my_pieces - longer}
+    widths = Counter(row.width for row in plan.rows)
+    return {width: count * my_pieces / len(plan.rows) for width, count in widths.items()}
+
+
+def _shared(total: int, most: int) -> Counter[int]:
+    """Returns how many groups of each size a total makes, in groups of at most ``most``."""
+    groups = Counter({most: total // most, total % most: 1})
+    return Counter({size: count for size, count in groups.items() if size and count})
+
+
+def _level(size: int, caches: Caches) -> str:
+    """Returns the cache that holds so many bytes beside what passes through it."""
+    sizes = {"L1": caches.l1, "L2": caches.l2, "L3": caches.last}
+    return next((name for name, held in sizes.items() if size <= _HELD * held), "DRAM")
+
+
+def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Iterator[Plan]:
+    """Yields every plan that is weighed; without a product there is just one."""
+    layer = layer_of(problem, isa)
+    product = layer.product
+    if product is None:
+        yield without_product(problem, layer, threads)
+        return
+    vectors = min(2, product.panels(isa, 1))
+    most_channel_parts = product.panels(isa, vectors)
+    element = DTYPES[problem.dtype].bytes
+    out_bytes = problem.out_pixels * problem.out_channels * element
+    in_bytes = problem.batch * problem.height * problem.width * problem.in_channels * element
+    in_row = problem.in_channels * element
+    one_vector = Packing(layer, 1)
+    weight_bytes = one_vector.panel_bytes * one_vector.panels
+    whole_vectors = problem.out_channels % isa.lanes == 0
+    for channel_parts in range(1, min(threads, most_channel_parts) + 1):
+        if threads % channel_parts:
+            continue
+        rows, pieces, pixels, pixel_parts = cut(problem, isa, vectors, threads // channel_parts)
+        # Rows of a piece that all start at the same place of the first cache's ways do not fit
+        # beside each other once there are more of them than ways.
+        fits = in_row % _WAY_BYTES != 0 or pixels <= caches.l1 // _WAY_BYTES
+        plan = Plan(
+            isa,
+            rows,
+            pieces,
+            pixels,
+            vectors,
+            tile=1,
+            pixel_parts=pixel_parts,
+            channel_parts=channel_parts,
+            # An output that does not fit the last cache beside an input would only push it out.
+            streaming=whole_vectors and out_bytes > caches.last // 2,
+            # Input that is in the core's own cache needs no fetching.
+            prefetch=in_bytes > caches.l2,
+            # Weights as large as a core's first cache were pushed out of it by other layers.
+            ahead=weight_bytes > caches.l1,
+            gathers=layer.source is None and not (layer.reads_input and fits),
+        )
+        for tile in _tile_sizes(-(-pieces // pixel_parts)):
+            sized = replace(plan, tile=tile)
+            if tile == 1 or tile_bytes(problem, layer_for(problem, sized), sized) <= caches.l2:
+                yield sized
+
+
+def _tile_sizes(most: int) -> Iterator[int]:
+    """Yields 1, 2, 3, 4, 6, 8, 12, ... and the most."""
+    size = 1
+    while size < most:
+        yield size
+        if size > 1 and size * 3 // 2 < most:
+            yield size * 3 // 2
+        size *= 2
+    yield most
