@@ -1,4 +1,4 @@
-"""Which plan a problem runs by: the one that was measured to be best, or else the model's choice."""
+"""Which plan a problem runs by: the best that was measured, or else the model's choice."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from dnnsep import Problem, get_backend
 from dnnsep.backends.fused_executor import FusedExecutor
 from dnnsep.backends.tensors import to_channels_last
 from dnnsep.codegen import kernel
-from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, this_isa
 from dnnsep.codegen.lang.jit import Target, machine_code
+from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.host import cachefiles
 from dnnsep.sweep.check import CheckData
 from tests.codegen.conftest import ISAS

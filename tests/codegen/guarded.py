@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from dnnsep.activations import ACTIVATIONS
 from dnnsep.codegen import team
-from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.codegen.fuse import PLAIN, Extras
 from dnnsep.codegen.kernel import Specialization
 from dnnsep.codegen.lang.isa import Isa, this_isa
@@ -26,6 +25,7 @@ from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan, without_product
 from dnnsep.codegen.task import Task
+from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.dtypes import DTYPES, Array
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData

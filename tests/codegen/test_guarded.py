@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from dnnsep.activations import ACTIVATIONS
-from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.codegen.fuse import Extras
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, Isa
 from dnnsep.codegen.layer import layer_of
+from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.dtypes import DTYPES
 from dnnsep.problem import KINDS, Problem
 from dnnsep.sweep.check import CheckData

@@ -16,10 +16,10 @@ import pytest
 
 import dnnsep
 from dnnsep.codegen.choose import plan_key
-from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.codegen.fuse import Extras
 from dnnsep.codegen.kernel import Specialization
 from dnnsep.codegen.version import generator
+from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.problem import Problem
 from tests.codegen.conftest import ISAS
 
