@@ -35,7 +35,7 @@ def describe(problem: Problem, chosen: Plan, threads: int) -> list[dict[str, Any
             "channel_parts": plan.channel_parts,
             "streaming": plan.streaming,
             "prefetch": plan.prefetch,
-            "ahead": plan.ahead,
+            "ahead": bool(plan.ahead),
             "by_model": plan == close[0],
             "cycles": {k: round(v) for k, v in vars(cost(problem, plan, this_caches())).items()},
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,12 +15,12 @@ from dnnsep.codegen.layer import Layer
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.places import Places
 from dnnsep.codegen.plan import Plan
-from dnnsep.codegen.prefetch import ahead_for, prefetch_for
+from dnnsep.codegen.prefetch import Ahead, prefetch_for
 from dnnsep.codegen.stages.matmul import Product
 from dnnsep.codegen.task import Task, load_field
 
-# f(part, x, y, packed, tile, residual, scale): what one part is done by.
-_PART = [I64, *[POINTER] * 6]
+# f(part, x, y, packed, tile, residual, scale, pieces of a tile): what one part is done by.
+_PART = [I64, *[POINTER] * 6, I64]
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,11 @@ class Extras:
 PLAIN = Extras()
 
 
-def emit_kernel(
-    layer: Layer, extent: Extent, plan: Plan, tile_bytes: int, extras: Extras = PLAIN
-) -> ir.Module:
+def emit_kernel(layer: Layer, extent: Extent, plan: Plan, extras: Extras = PLAIN) -> ir.Module:
     """Returns a module with ``run(task)``, which a team of threads calls at once; any team does all
     parts.
 
-    ``task`` points to a Task whose ``scratch`` has ``tile_bytes`` for each part. Raises ValueError
-    where the layer cannot take the extras.
+    ``task`` points to a Task. Raises ValueError where the layer cannot take the extras.
     """
     extras.check(layer)
     if plan.gathers or extras.scale:
@@ -66,13 +64,16 @@ def emit_kernel(
     code = Code(module, "run", [POINTER])
     (task,), b = code.arguments, code.builder
     x, y, packed, scratch, number, count, residual, scale = (
-        load_field(code, Task, task, name) for name, _ in Task._fields_
+        load_field(code, Task, task, name)
+        for name, kind in Task._fields_
+        if kind is ctypes.c_void_p
     )
+    pieces, part_bytes = (load_field(code, Task, task, n, I64) for n in ("tile", "part_bytes"))
     mine, team = (b.sext(code.call_address(f, [], I32), I64) for f in (number, count))
 
     def one(at: ir.Value) -> None:
-        tile = code.at(scratch, b.mul(at, I64(tile_bytes)), BYTE)
-        b.call(part, [at, x, y, packed, tile, residual, scale])
+        tile = code.at(scratch, b.mul(at, part_bytes), BYTE)
+        b.call(part, [at, x, y, packed, tile, residual, scale, pieces])
 
     code.for_each(mine, I64(plan.parts), one, step=team)
     if plan.streaming:  # such stores may come after whatever tells others of the result
@@ -112,11 +113,11 @@ class _Part:
         self.sink = layer.sink
         panels = max(1, self.packing.panels // plan.channel_parts)
         self.prefetch = prefetch_for(layer, extent, plan, panels)
-        self.ahead = ahead_for(plan, self.packing.panel_bytes)
+        self.ahead = Ahead(plan.ahead) if plan.ahead else None
         self.sources = self._source_functions()
         self.products: dict[tuple[int, int], ir.Function] = {}
         self.code = Code(module, "part", _PART).internal()
-        self.part, *pointers = self.code.arguments
+        self.part, *pointers, self.pieces = self.code.arguments
         self.x, self.y, self.packed, self.tile, self.residual, self.scale = pointers
         self.places = Places(self.code, layer, extent, plan)
 
@@ -128,7 +129,7 @@ class _Part:
         panels = _share(code, self.packing.panels, by_channels, plan.channel_parts)
 
         def one_tile(at: ir.Value) -> None:
-            stop = code.least(b.add(at, I64(plan.tile)), last)
+            stop = code.least(b.add(at, self.pieces), last)
             if self.layer.product is None:
                 self._fill(at, stop, self.places.output(self.y, at, I64(0)))
             elif self.layer.source is None:
@@ -136,7 +137,7 @@ class _Part:
             else:
                 self._multiply(at, stop, panels, self._fill(at, stop, self.tile))
 
-        code.for_each(first, last, one_tile, step=plan.tile)
+        code.for_each(first, last, one_tile, step=self.pieces)
         return code.end()
 
     def _fill(
@@ -233,7 +234,8 @@ class _Part:
         if not self.ahead:
             return weights
         start = self.code.at(weights, self.packing.panel_bytes, BYTE)
-        return self.code.at(start, self.code.builder.mul(number, I64(self.ahead.share)), BYTE)
+        share = self.ahead.share(self.code, self.packing.panel_bytes, self.pieces)
+        return self.code.at(start, self.code.builder.mul(number, share), BYTE)
 
     def _source_functions(self) -> list[tuple[int, ir.Function]]:
         """Returns (end, function): pieces of a row before ``end`` run the function, in order."""

@@ -24,13 +24,13 @@ _GAP_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Specialization:
-    """All that decides a kernel's code: a layer, the sizes built into it, and a plan."""
+    """All that decides a kernel's code: a layer, the sizes built into it, and a plan, of which the
+    size of a tile is read from the task."""
 
     layer: Layer
     extent: Extent
     plan: Plan
     extras: Extras
-    scratch_bytes_a_part: int
 
     @classmethod
     def of(cls, problem: Problem, plan: Plan, extras: Extras = PLAIN) -> Specialization:
@@ -41,41 +41,27 @@ class Specialization:
         if extras.scale and problem.kind == "linear":
             raise ValueError("scale: a linear layer takes none")
         layer = layer_of(problem, plan.isa)
-        used = layer.gathered() if plan.gathers or extras.scale else layer
-        tile = -(-tile_bytes(problem, used, plan) // 4096) * 4096
-        return cls(layer, Extent.of(problem), plan, extras, tile + _GAP_BYTES)
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Bytes of scratch memory for all parts."""
-        return self.plan.parts * self.scratch_bytes_a_part
+        return cls(layer, Extent.of(problem), plan.untiled, extras)
 
     def module(self) -> ir.Module:
         """Returns the kernel's code."""
-        return emit_kernel(
-            self.layer, self.extent, self.plan, self.scratch_bytes_a_part, self.extras
-        )
+        return emit_kernel(self.layer, self.extent, self.plan, self.extras)
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """A compiled kernel and the scratch memory that it needs."""
-
-    function: Function
-    scratch_bytes: int
-
-    @property
-    def address(self) -> int:
-        return self.function.address
+def part_bytes(problem: Problem, plan: Plan, extras: Extras = PLAIN) -> int:
+    """Returns the bytes of scratch memory that each part of a plan needs."""
+    layer = layer_of(problem, plan.isa)
+    used = layer.gathered() if plan.gathers or extras.scale else layer
+    return -(-tile_bytes(problem, used, plan) // 4096) * 4096 + _GAP_BYTES
 
 
 # So many stay for the next executor; one that is in use stays with its executor.
 @lru_cache(256)
-def compiled(special: Specialization) -> Kernel:
+def compiled(special: Specialization) -> Function:
     """Returns the kernel, from the disk where it is there."""
     key = f"{generator()} {special}"
     code = cachefiles.load("kernels", key)
     if code is None:
         code = machine_code(special.module(), special.plan.isa.target)
         cachefiles.save("kernels", key, code)
-    return Kernel(Function(code, "run", [ctypes.c_void_p]), special.scratch_bytes)
+    return Function(code, "run", [ctypes.c_void_p])

@@ -10,7 +10,7 @@ a picture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dnnsep.codegen.extent import output_rows
 from dnnsep.codegen.lang.isa import Isa
@@ -29,12 +29,15 @@ _SHORT_ROW = 14
 class Plan:
     """One way to cut a problem up.
 
+    All of it but the ``tile`` decides a kernel's code; that one is read from the task, so that
+    plans which differ in it alone share a kernel.
+
     ``rows`` are the pieces of one output row, or just the whole row where rows are short.
     ``pieces`` in all, of up to ``pixels`` each; ``vectors`` a panel; ``tile`` in pieces; the work
     is cut into ``pixel_parts`` x ``channel_parts``. ``streaming`` stores go past the caches;
-    ``prefetch`` says whether the input of the next tile is fetched during a multiplication,
-    ``ahead`` whether the weights of the next panel are. ``gathers`` says whether a product whose
-    input could be read where it is copies it into a tile first.
+    ``prefetch`` says whether the input of the next tile is fetched during a multiplication; of the
+    weights of the next panel each round of its loop fetches ``ahead`` lines. ``gathers`` says
+    whether a product whose input could be read where it is copies it into a tile first.
     """
 
     isa: Isa
@@ -47,12 +50,17 @@ class Plan:
     channel_parts: int
     streaming: bool = False
     prefetch: bool = False
-    ahead: bool = False
+    ahead: int = 0
     gathers: bool = False
 
     @property
     def parts(self) -> int:
         return self.pixel_parts * self.channel_parts
+
+    @property
+    def untiled(self) -> Plan:
+        """What of the plan decides the code of its kernel."""
+        return replace(self, tile=0)
 
     @property
     def short_rows(self) -> bool:

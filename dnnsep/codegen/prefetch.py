@@ -45,26 +45,29 @@ class Prefetch:
 @dataclass(frozen=True)
 class Ahead:
     """Fetching the next panel ahead: while a panel is multiplied, each of a tile's pieces fetches
-    ``share`` bytes of the panel after it into the second cache, from which other layers' weights
-    have pushed it since the last call."""
+    a share of the panel after it into the second cache, from which other layers' weights have
+    pushed it since the last call: ``lines`` in each round of its loop."""
 
-    share: int
+    lines: int
 
-    def emit(
-        self, code: Code, start: ir.Value, at: ir.Value, steps: int, steps_at_once: int
-    ) -> None:
-        """Emits fetching what falls to the steps from ``at`` on, of all ``steps``."""
-        lines = -(-self.share * steps_at_once // (steps * _LINE))
-        moved = code.at(start, code.builder.mul(at, I64(lines * _LINE // steps_at_once)), BYTE)
-        for line in range(lines):
+    @classmethod
+    def of(cls, panel_bytes: int, tile: int, rounds: int) -> Ahead:
+        """Returns what a tile of so many pieces fetches, each by so many rounds."""
+        return cls(-(-panel_bytes // (tile * rounds * _LINE)))
+
+    @staticmethod
+    def share(code: Code, panel_bytes: int, tile: ir.Value) -> ir.Value:
+        """Returns the bytes of a panel that each piece of a tile fetches."""
+        b = code.builder
+        lines = -(-panel_bytes // _LINE)
+        each = b.sdiv(b.add(b.sub(tile, I64(1)), I64(lines)), tile)
+        return b.mul(each, I64(_LINE))
+
+    def emit(self, code: Code, start: ir.Value, at: ir.Value, steps_at_once: int) -> None:
+        """Emits fetching what falls to the round of so many steps that begins at step ``at``."""
+        moved = code.at(start, code.builder.mul(at, I64(self.lines * _LINE // steps_at_once)), BYTE)
+        for line in range(self.lines):
             code.prefetch(code.at(moved, line * _LINE, BYTE), level=2)
-
-
-def ahead_for(plan: Plan, panel_bytes: int) -> Ahead | None:
-    """Returns what each piece of a tile fetches of a panel of so many bytes, if the plan has it."""
-    if not plan.ahead:
-        return None
-    return Ahead(-(-panel_bytes // (plan.tile * _LINE)) * _LINE)
 
 
 def prefetch_for(layer: Layer, extent: Extent, plan: Plan, panels: int) -> Prefetch | None:

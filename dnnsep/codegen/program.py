@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dnnsep.codegen import team
 from dnnsep.codegen.choose import choose
 from dnnsep.codegen.fuse import Extras
-from dnnsep.codegen.kernel import Kernel, Specialization, compiled
+from dnnsep.codegen.kernel import Specialization, compiled, part_bytes
 from dnnsep.codegen.lang.emit import I64, POINTER, VOID, Code
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.lang.jit import Function, machine_code
@@ -45,10 +45,18 @@ class Step:
     sources: Sources[int] = FROM_INPUT
 
     @property
+    def extras(self) -> Extras:
+        return Extras(self.sources.residual is not None, self.sources.scale is not None)
+
+    @property
     def special(self) -> Specialization:
         """All that decides the step's kernel."""
-        extras = Extras(self.sources.residual is not None, self.sources.scale is not None)
-        return Specialization.of(self.problem, self.plan, extras)
+        return Specialization.of(self.problem, self.plan, self.extras)
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of scratch memory that each part needs."""
+        return part_bytes(self.problem, self.plan, self.extras)
 
 
 def chosen_step(
@@ -118,11 +126,11 @@ class _Frame:
     def __init__(
         self,
         steps: Sequence[Step],
-        kernels: Sequence[Kernel],
+        kernels: Sequence[Function],
         offsets: Sequence[int],
         size: int,
     ) -> None:
-        scratch = max(kernel.scratch_bytes for kernel in kernels)
+        scratch = max(step.plan.parts * step.part_bytes for step in steps)
         self._memory = np.zeros(size + scratch + _ALIGN, np.uint8)
         start = self._memory.ctypes.data + -self._memory.ctypes.data % _ALIGN
         number, count = (
@@ -134,6 +142,8 @@ class _Frame:
                 scratch=start + size,
                 thread_number=number,
                 thread_count=count,
+                tile=step.plan.tile,
+                part_bytes=step.part_bytes,
             )
             for step in steps
         ]
@@ -157,7 +167,7 @@ class _Frame:
         self._list = _List(ctypes.addressof(self._entries), len(steps), barrier)
         self.address = ctypes.addressof(self._list)
         self._last, self._kernel = steps[-1], kernels[-1]
-        self._unaligned: Kernel | None = None
+        self._unaligned: Function | None = None
 
     def bind(self, x: int, given: int, y: int) -> None:
         """Enters the addresses that a call brings."""
@@ -170,7 +180,7 @@ class _Frame:
             kernel = self._kernel if y % _ALIGN == 0 else self._unaligned_kernel()
             self._entries[len(self._tasks) - 1].function = kernel.address
 
-    def _unaligned_kernel(self) -> Kernel:
+    def _unaligned_kernel(self) -> Function:
         if self._unaligned is None:
             special = self._last.special
             plan = replace(special.plan, streaming=False)

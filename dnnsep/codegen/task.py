@@ -15,7 +15,8 @@ class Task(ctypes.Structure):
     ``x`` and ``y`` are the input and the output, channels-last; ``packed`` the weights as a Packing
     lays them out; ``scratch`` memory for the parts' tiles. ``thread_number`` and ``thread_count``
     are OpenMP's functions that tell a thread its number and its team's size. ``residual``, like y,
-    and ``scale``, (N, C), are what a kernel made for them takes (see Extras).
+    and ``scale``, (N, C), are what a kernel made for them takes (see Extras). A tile is ``tile``
+    pieces, and each part has ``part_bytes`` of the scratch memory.
     """
 
     _fields_ = (
@@ -27,6 +28,8 @@ class Task(ctypes.Structure):
         ("thread_count", ctypes.c_void_p),
         ("residual", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
+        ("tile", ctypes.c_int64),
+        ("part_bytes", ctypes.c_int64),
     )
 
 

@@ -18,6 +18,8 @@ from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.layer import Layer, layer_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan, cut, tile_bytes, tile_rows, without_product
+from dnnsep.codegen.prefetch import Ahead
+from dnnsep.codegen.stages.matmul import STEPS_AT_ONCE
 from dnnsep.dtypes import DTYPES
 from dnnsep.host.caches import caches_of
 from dnnsep.problem import Problem
@@ -175,6 +177,8 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
     in_row = problem.in_channels * element
     one_vector = Packing(layer, 1)
     weight_bytes = one_vector.panel_bytes * one_vector.panels
+    panel_bytes = Packing(layer, vectors).panel_bytes
+    rounds = max(1, layer.depth // (layer.dot.k * STEPS_AT_ONCE))
     whole_vectors = problem.out_channels % isa.lanes == 0
     for channel_parts in range(1, min(threads, most_channel_parts) + 1):
         if threads % channel_parts:
@@ -196,12 +200,12 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
             streaming=whole_vectors and out_bytes > caches.last // 2,
             # Input that is in the core's own cache needs no fetching.
             prefetch=in_bytes > caches.l2,
-            # Weights as large as a core's first cache were pushed out of it by other layers.
-            ahead=weight_bytes > caches.l1,
             gathers=layer.source is None and not (layer.reads_input and fits),
         )
         for tile in _tile_sizes(-(-pieces // pixel_parts)):
-            sized = replace(plan, tile=tile)
+            # Weights as large as a core's first cache were pushed out of it by other layers.
+            ahead = Ahead.of(panel_bytes, tile, rounds).lines if weight_bytes > caches.l1 else 0
+            sized = replace(plan, tile=tile, ahead=ahead)
             if tile == 1 or tile_bytes(problem, layer_for(problem, sized), sized) <= caches.l2:
                 yield sized
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dnnsep.activations import ACTIVATIONS
 from dnnsep.codegen import team
 from dnnsep.codegen.fuse import PLAIN, Extras
-from dnnsep.codegen.kernel import Specialization
+from dnnsep.codegen.kernel import Specialization, part_bytes
 from dnnsep.codegen.lang.isa import Isa, this_isa
 from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.layer import layer_of
@@ -104,6 +104,7 @@ def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> A
     """Returns the kernel's answer, (N, OC, OH, OW), with each buffer at the end of pages, or at
     their start."""
     special = Specialization.of(problem, plan, inputs.extras)
+    a_part = part_bytes(problem, plan, inputs.extras)
     function = Function(machine_code(special.module(), plan.isa.target), "run", [ctypes.c_void_p])
     dtype, (n, c, h, w) = DTYPES[problem.dtype], problem.output_shape
     weights = Packing(layer_of(problem, plan.isa), plan.vectors).pack(inputs.check.weights)
@@ -121,7 +122,7 @@ def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> A
         "scale": bytes_of(inputs.scale),
     }
     sizes = {name: content.size for name, content in given.items()}
-    sizes["y"], sizes["scratch"] = n * h * w * c * dtype.bytes, special.scratch_bytes
+    sizes["y"], sizes["scratch"] = n * h * w * c * dtype.bytes, plan.parts * a_part
     buffers = {name: Guarded(size, at_end) for name, size in sizes.items()}
     for name, content in given.items():
         buffers[name].bytes[:] = content
@@ -129,6 +130,8 @@ def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> A
         **{name: buffer.bytes.ctypes.data for name, buffer in buffers.items()},
         thread_number=team.address_of("omp_get_thread_num"),
         thread_count=team.address_of("omp_get_num_threads"),
+        tile=plan.tile,
+        part_bytes=a_part,
     )
     team.parallel()(function.address, ctypes.addressof(task), plan.parts, 0)
     assert all(buffer.untouched for buffer in buffers.values())

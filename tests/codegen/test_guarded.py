@@ -83,7 +83,7 @@ def _traits(case: Case) -> dict[str, bool]:
         "parts of channels": plan.channel_parts > 1,
         "streaming": plan.streaming,
         "prefetch": plan.prefetch,
-        "ahead": plan.ahead,
+        "ahead": bool(plan.ahead),
         "at the end": case.at_end,
         "at the start": not case.at_end,
     }

@@ -235,7 +235,7 @@ def test_what_is_fetched_ahead_changes_nothing(way: Way) -> None:
     data = _Data.draw(shape, 3, way.dot.dtype, integers=True)
     order = _any_order(shape.channels, depth)
     plain = _product(shape, way, "none", stride=depth, depth=depth)
-    fetching = replace(plain, prefetch=Prefetch(2, 2, 640, 128), ahead=Ahead(4096))
+    fetching = replace(plain, prefetch=Prefetch(2, 2, 640, 128), ahead=Ahead(3))
     tile = _tile(plain, order, data)
     found = [_Code(product)(tile, order, data, at_end=True) for product in (plain, fetching)]
     assert (found[0] == data.answer(plain.stage, residual=False)[0]).all()

@@ -168,7 +168,7 @@ class _Emitter:
         if self.of.prefetch:
             self.of.prefetch.emit(self.code, following, at, self.steps, STEPS_AT_ONCE)
         if self.of.ahead:
-            self.of.ahead.emit(self.code, panel_ahead, at, self.steps, STEPS_AT_ONCE)
+            self.of.ahead.emit(self.code, panel_ahead, at, STEPS_AT_ONCE)
         return self._multiply(at, STEPS_AT_ONCE, sums)
 
     def _multiply(self, at: ir.Value, count: int, sums: list[ir.Value]) -> list[ir.Value]:
