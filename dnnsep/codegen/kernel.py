@@ -9,10 +9,12 @@ from functools import lru_cache
 from llvmlite import ir
 
 from dnnsep.codegen.extent import Extent
-from dnnsep.codegen.fuse import PLAIN, Extras, emit_kernel
+from dnnsep.codegen.extras import PLAIN, Extras
+from dnnsep.codegen.fuse import emit_kernel
 from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.layer import Layer, layer_of
 from dnnsep.codegen.plan import Plan, tile_bytes
+from dnnsep.codegen.tiled import SHADOW_ROOM
 from dnnsep.codegen.version import generator
 from dnnsep.host import cachefiles
 from dnnsep.problem import Problem
@@ -20,6 +22,7 @@ from dnnsep.problem import Problem
 # Between the tiles of two threads: what the hardware fetches ahead of one must not be the other's,
 # which would take its lines away while it writes them. 4 KiB was not enough on a Zen 5.
 _GAP_BYTES = 64 * 1024
+_PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,21 @@ class Specialization:
         return emit_kernel(self.layer, self.extent, self.plan, self.extras)
 
 
-def part_bytes(problem: Problem, plan: Plan, extras: Extras = PLAIN) -> int:
-    """Returns the bytes of scratch memory that each part of a plan needs."""
-    layer = layer_of(problem, plan.isa)
-    used = layer.gathered() if plan.gathers or extras.scale else layer
-    return -(-tile_bytes(problem, used, plan) // 4096) * 4096 + _GAP_BYTES
+@dataclass(frozen=True)
+class Room:
+    """Bytes of scratch memory: of a tile, and of each part."""
+
+    tile: int
+    part: int
+
+    @classmethod
+    def of(cls, problem: Problem, plan: Plan, extras: Extras = PLAIN) -> Room:
+        """Returns what a plan needs."""
+        layer = layer_of(problem, plan.isa)
+        used = layer.gathered() if plan.gathers or extras.scale else layer
+        tile = -(-tile_bytes(problem, used, plan) // _PAGE) * _PAGE
+        beside = SHADOW_ROOM if used.product is not None and used.dot.in_tiles else 0
+        return cls(tile, (1 + plan.overlap) * tile + -(-beside // _PAGE) * _PAGE + _GAP_BYTES)
 
 
 # So many stay for the next executor; one that is in use stays with its executor.

@@ -13,14 +13,15 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from dnnsep.codegen.dots import Dot, dot_for
+from dnnsep.codegen.dots import Dot, dots_for
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import Code
 from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.rates import slowness
 from dnnsep.codegen.stages.base import Sink, Source, Stage, Window
 from dnnsep.codegen.stages.depthwise import Depthwise
 from dnnsep.codegen.stages.gather import Gather
-from dnnsep.codegen.stages.matmul import Matmul, padded_depth
+from dnnsep.codegen.stages.matmul import Matmul
 from dnnsep.codegen.stages.mean import Mean
 from dnnsep.problem import Problem
 
@@ -91,7 +92,7 @@ class Layer:
         """Whether the product can read the input itself, with no copy in a tile."""
         if self.source is not None or self.product is None:
             return False
-        return self.dot.reads_input and self.product.channels % self.dot.k == 0
+        return self.dot.reads(self.product.channels)
 
     def gathered(self, scaled: bool = False) -> Layer:
         """Returns the layer with its input copied into a tile first, maybe multiplied by a scale,
@@ -106,7 +107,7 @@ class Layer:
         """Channels of a tile's row, and rows of the packed matrix."""
         if self.source is not None:
             return self.source.depth(self.isa, self.dot)
-        return padded_depth(self.product.channels, self.dot) if self.product else 0
+        return self.dot.depth(self.product.channels) if self.product else 0
 
     @property
     def order(self) -> NDArray[np.int64]:
@@ -137,13 +138,33 @@ class Layer:
 
 @lru_cache(4096)
 def layer_of(problem: Problem, isa: Isa) -> Layer:
-    """Returns a problem's layer, multiplied as its dtype is on this CPU.
+    """Returns a problem's layer, multiplied in the way that is the fastest for it on this CPU.
 
     Raises ValueError with the reason where the generator has no kernel for it.
     """
     if problem.kind == "depthwise" and problem.channel_multiplier > 1:
         raise ValueError("no kernel for a depthwise convolution alone with a multiplier")
-    return Layer(stages_of(problem), isa, dot_for(problem.dtype, isa))
+    stages, dots = stages_of(problem), dots_for(problem.dtype, isa)
+    layers = [Layer(stages, isa, dot) for dot in dots]
+    if layers[0].product is None:
+        return next(layer for layer in layers if not layer.dot.in_tiles)
+    if isa.software_tiles or len(layers) == 1:
+        return layers[0]
+    return min(layers, key=lambda layer: _cycles_of_pixel(layer, problem.out_pixels))
+
+
+def _cycles_of_pixel(layer: Layer, out_pixels: int) -> float:
+    """Returns the cycles that the stages of a layer take for each of so many output pixels, by the
+    rates measured on this CPU."""
+    isa, dot, product = layer.isa, layer.dot, layer.product
+    assert product is not None
+    used = layer if layer.reads_input else layer.gathered()
+    source = used.source.cycles(isa, dot) if used.source is not None else 0.0
+    pixels = min(dot.pixels(isa, dot.vectors), out_pixels)
+    all_vectors = product.panels(isa, 1)
+    panels = [min(dot.vectors, all_vectors - first) for first in range(0, all_vectors, dot.vectors)]
+    cycles = sum(dot.cycles(isa, pixels, vectors, used.depth) for vectors in panels)
+    return source + cycles * slowness(dot, isa, used.depth) / pixels
 
 
 @dataclass(frozen=True)

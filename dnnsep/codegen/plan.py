@@ -18,8 +18,6 @@ from dnnsep.codegen.layer import Layer
 from dnnsep.codegen.stages.base import Row
 from dnnsep.problem import Problem
 
-# Registers of a multiplication that do not hold sums: the weights of a step, one broadcast value.
-_SPARE = 1
 # Rows up to so long are short however few pixels the registers hold: cut up, each would leave a
 # narrow piece.
 _SHORT_ROW = 14
@@ -37,7 +35,8 @@ class Plan:
     is cut into ``pixel_parts`` x ``channel_parts``. ``streaming`` stores go past the caches;
     ``prefetch`` says whether the input of the next tile is fetched during a multiplication; of the
     weights of the next panel each round of its loop fetches ``ahead`` lines. ``gathers`` says
-    whether a product whose input could be read where it is copies it into a tile first.
+    whether a product whose input could be read where it is copies it into a tile first;
+    ``overlap``, of a tile unit, whether vectors work in the shadow of its products.
     """
 
     isa: Isa
@@ -52,6 +51,7 @@ class Plan:
     prefetch: bool = False
     ahead: int = 0
     gathers: bool = False
+    overlap: bool = False
 
     @property
     def parts(self) -> int:
@@ -68,11 +68,11 @@ class Plan:
 
 
 def cut(
-    problem: Problem, isa: Isa, vectors: int, threads: int
+    problem: Problem, layer: Layer, vectors: int, threads: int
 ) -> tuple[tuple[Row, ...], int, int, int]:
     """Returns ``rows``, ``pieces``, ``pixels`` and ``pixel_parts`` of a plan with such panels, for
     so many threads at most."""
-    most = (isa.registers - vectors - _SPARE) // vectors
+    most = layer.dot.pixels(layer.isa, vectors)
     height, width = output_rows(problem)
     if width <= max(most, _SHORT_ROW):
         parts = min(threads, problem.out_pixels)
@@ -88,7 +88,7 @@ def cut(
 def without_product(problem: Problem, layer: Layer, threads: int) -> Plan:
     """Returns the plan of a layer that multiplies no tile: no piece goes through rows. Of a mean a
     piece is a vector of channels."""
-    rows, _, _, _ = cut(problem, layer.isa, 1, 1)
+    rows, _, _, _ = cut(problem, layer, 1, 1)
     (stage,) = layer.stages
     pieces = problem.batch * stage.pieces_of_image(layer.isa, problem.out_height * len(rows))
     return Plan(

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from dnnsep.codegen import team
 from dnnsep.codegen.choose import choose
-from dnnsep.codegen.fuse import Extras
-from dnnsep.codegen.kernel import Specialization, compiled, part_bytes
+from dnnsep.codegen.extras import Extras
+from dnnsep.codegen.kernel import Room, Specialization, compiled
 from dnnsep.codegen.lang.emit import I64, POINTER, VOID, Code
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.lang.jit import Function, machine_code
@@ -54,9 +54,9 @@ class Step:
         return Specialization.of(self.problem, self.plan, self.extras)
 
     @property
-    def part_bytes(self) -> int:
-        """Bytes of scratch memory that each part needs."""
-        return part_bytes(self.problem, self.plan, self.extras)
+    def room(self) -> Room:
+        """What each part needs of scratch memory."""
+        return Room.of(self.problem, self.plan, self.extras)
 
 
 def chosen_step(
@@ -130,7 +130,7 @@ class _Frame:
         offsets: Sequence[int],
         size: int,
     ) -> None:
-        scratch = max(step.plan.parts * step.part_bytes for step in steps)
+        scratch = max(step.plan.parts * step.room.part for step in steps)
         self._memory = np.zeros(size + scratch + _ALIGN, np.uint8)
         start = self._memory.ctypes.data + -self._memory.ctypes.data % _ALIGN
         number, count = (
@@ -143,7 +143,8 @@ class _Frame:
                 thread_number=number,
                 thread_count=count,
                 tile=step.plan.tile,
-                part_bytes=step.part_bytes,
+                tile_bytes=step.room.tile,
+                part_bytes=step.room.part,
             )
             for step in steps
         ]

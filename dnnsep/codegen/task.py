@@ -16,7 +16,7 @@ class Task(ctypes.Structure):
     lays them out; ``scratch`` memory for the parts' tiles. ``thread_number`` and ``thread_count``
     are OpenMP's functions that tell a thread its number and its team's size. ``residual``, like y,
     and ``scale``, (N, C), are what a kernel made for them takes (see Extras). A tile is ``tile``
-    pieces, and each part has ``part_bytes`` of the scratch memory.
+    pieces and takes ``tile_bytes``, and each part has ``part_bytes`` of the scratch memory.
     """
 
     _fields_ = (
@@ -29,6 +29,7 @@ class Task(ctypes.Structure):
         ("residual", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
         ("tile", ctypes.c_int64),
+        ("tile_bytes", ctypes.c_int64),
         ("part_bytes", ctypes.c_int64),
     )
 

@@ -13,21 +13,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
+from dnnsep.codegen.dots.base import STEPS_AT_ONCE
 from dnnsep.codegen.extent import output_rows
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.layer import Layer, layer_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan, cut, tile_bytes, tile_rows, without_product
 from dnnsep.codegen.prefetch import Ahead
-from dnnsep.codegen.stages.matmul import STEPS_AT_ONCE
+from dnnsep.codegen.rates import slowness
 from dnnsep.dtypes import DTYPES
 from dnnsep.host.caches import caches_of
 from dnnsep.problem import Problem
 
 _LINE = 64
 _WAY_BYTES = 4096  # of an L1 cache: x86 finds a line's place by its address within a page
-_LATENCY = 4  # cycles of a multiply-add: so many sums have to be under way in each of two units
-_CALL_CYCLES = 40  # of a multiplication beside its multiply-adds: its sums are set up and stored
 _LINE_CYCLES = {"L1": 0.0, "L2": 0.3, "L3": 1.0, "DRAM": 4.0}
 _HELD = 0.75  # share of a cache that stays in it
 _OVERFLOW = 1.5  # L1 sizes: what passes through costs more with its size up to here
@@ -50,7 +49,8 @@ class Caches:
 class Cost:
     """Cycles of the busiest part of a plan.
 
-    ``depthwise`` is the arithmetic of the first stage, ``pointwise`` that of the product; fetching
+    ``depthwise`` is the arithmetic of the first stage, of stages that overlap what is more than
+    the second one's; ``pointwise`` is that of the product; fetching
     the product's weights again for each tile adds ``weights``, and fetching the tile for each panel
     adds ``tile``.
     """
@@ -104,14 +104,14 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     widths = _shared(min(my_panels * plan.vectors, product.panels(isa, 1)), plan.vectors)
 
     first_stage = layer.source.cycles(isa, dot) if layer.source is not None else 0.0
-    steps = layer.depth // dot.k
-    # Two multiply-adds or two loads start each cycle.
-    arithmetic = sum(
-        runs[run] * widths[width] * (max(run * width, run + width, 2 * _LATENCY) / 2)
+    pointwise = slowness(dot, isa, layer.depth) * sum(
+        runs[run] * widths[width] * dot.cycles(isa, run, width, layer.depth)
         for run in runs
         for width in widths
     )
-    calls = sum(runs.values()) * sum(widths.values())
+    depthwise = computed * first_stage
+    if plan.overlap:
+        depthwise = max(0.0, depthwise - pointwise)
 
     panel = layer.depth * isa.lanes * plan.vectors * dot.bytes
     pixel = layer.tile_stride * dot.bytes
@@ -126,8 +126,8 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     tile_line = _LINE_CYCLES["L2"] * min(_OVERFLOW, passing / caches.l1)
     written = _WRITTEN if layer.source is not None else 0
     return Cost(
-        depthwise=computed * first_stage,
-        pointwise=steps * arithmetic + calls * _CALL_CYCLES,
+        depthwise=depthwise,
+        pointwise=pointwise,
         weights=panel / _LINE * my_panels * (tiles - 1) * _LINE_CYCLES[first]
         + panel / _LINE * my_panels * (my_pieces - tiles) * _LINE_CYCLES[again],
         tile=pixels * pixel / _LINE * (my_panels + written) * tile_line,
@@ -169,7 +169,8 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
     if product is None:
         yield without_product(problem, layer, threads)
         return
-    vectors = min(2, product.panels(isa, 1))
+    dot = layer.dot
+    vectors = min(dot.vectors, product.panels(isa, 1))
     most_channel_parts = product.panels(isa, vectors)
     element = DTYPES[problem.dtype].bytes
     out_bytes = problem.out_pixels * problem.out_channels * element
@@ -178,15 +179,15 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
     one_vector = Packing(layer, 1)
     weight_bytes = one_vector.panel_bytes * one_vector.panels
     panel_bytes = Packing(layer, vectors).panel_bytes
-    rounds = max(1, layer.depth // (layer.dot.k * STEPS_AT_ONCE))
+    rounds = max(1, layer.depth // (dot.k * STEPS_AT_ONCE))
     whole_vectors = problem.out_channels % isa.lanes == 0
     for channel_parts in range(1, min(threads, most_channel_parts) + 1):
         if threads % channel_parts:
             continue
-        rows, pieces, pixels, pixel_parts = cut(problem, isa, vectors, threads // channel_parts)
+        rows, pieces, pixels, pixel_parts = cut(problem, layer, vectors, threads // channel_parts)
         # Rows of a piece that all start at the same place of the first cache's ways do not fit
-        # beside each other once there are more of them than ways.
-        fits = in_row % _WAY_BYTES != 0 or pixels <= caches.l1 // _WAY_BYTES
+        # beside each other once there are more of them than ways. A tile is read at once.
+        fits = dot.in_tiles or in_row % _WAY_BYTES != 0 or pixels <= caches.l1 // _WAY_BYTES
         plan = Plan(
             isa,
             rows,
@@ -198,16 +199,20 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
             channel_parts=channel_parts,
             # An output that does not fit the last cache beside an input would only push it out.
             streaming=whole_vectors and out_bytes > caches.last // 2,
-            # Input that is in the core's own cache needs no fetching.
-            prefetch=in_bytes > caches.l2,
+            # Input that is in the core's own cache needs no fetching. Beside tiles what is fetched
+            # ahead was measured to make them slower.
+            prefetch=in_bytes > caches.l2 and not dot.in_tiles,
             gathers=layer.source is None and not (layer.reads_input and fits),
         )
         for tile in _tile_sizes(-(-pieces // pixel_parts)):
             # Weights as large as a core's first cache were pushed out of it by other layers.
-            ahead = Ahead.of(panel_bytes, tile, rounds).lines if weight_bytes > caches.l1 else 0
-            sized = replace(plan, tile=tile, ahead=ahead)
-            if tile == 1 or tile_bytes(problem, layer_for(problem, sized), sized) <= caches.l2:
-                yield sized
+            fetched = weight_bytes > caches.l1 and not dot.in_tiles
+            ahead = Ahead.of(panel_bytes, tile, rounds).lines if fetched else 0
+            for overlap in (True, False) if dot.in_tiles else (False,):
+                sized = replace(plan, tile=tile, ahead=ahead, overlap=overlap)
+                size = tile_bytes(problem, layer_for(problem, sized), sized)
+                if tile == 1 or (1 + overlap) * size <= caches.l2:
+                    yield sized
 
 
 def _tile_sizes(most: int) -> Iterator[int]:

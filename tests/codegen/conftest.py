@@ -9,18 +9,27 @@ from unittest.mock import patch
 import pytest
 
 from dnnsep.codegen.dots import DOTS, Dot
-from dnnsep.codegen.lang.isa import CAP_VARIABLE, Isa, this_isa
+from dnnsep.codegen.lang.isa import CAP_VARIABLE, TILES_VARIABLE, Isa, this_isa
 
-CAPS = ("avx2", "avx512", "avx512_bf16")
+# What the environment says of each kind of vectors, and of the tile unit in software on some.
+SETTINGS = tuple(
+    {CAP_VARIABLE: cap, TILES_VARIABLE: unit}
+    for unit, caps in {
+        "cpu": ("avx2", "avx512", "avx512_bf16", "avx512_amx"),
+        "software": ("avx2", "avx512_bf16"),
+    }.items()
+    for cap in caps
+)
 
 
-def _capped(cap: str) -> Isa:
-    with patch.dict(os.environ, {CAP_VARIABLE: cap}):
+def _isa(setting: dict[str, str]) -> Isa:
+    with patch.dict(os.environ, setting):
         return this_isa()
 
 
-# On a CPU that has less two caps come to the same.
-ISAS = tuple(dict.fromkeys(_capped(cap) for cap in CAPS))
+# On a CPU that has less two settings come to the same.
+SETTING_OF = {_isa(setting): setting for setting in reversed(SETTINGS)}
+ISAS = tuple(reversed(SETTING_OF))
 
 
 @dataclass(frozen=True)
@@ -34,14 +43,22 @@ class Way:
         return f"{self.isa.name}-{self.dot.name}"
 
 
-WAYS = tuple(Way(isa, dot) for isa in ISAS for dot in DOTS if all(map(isa.has, dot.needs)))
+WAYS = tuple(
+    Way(isa, dot)
+    for isa in ISAS
+    for dot in DOTS
+    if all(map(isa.has, dot.needs)) and (dot.in_tiles or not isa.software_tiles)
+)
+VECTOR_WAYS = tuple(way for way in WAYS if not way.dot.in_tiles)
 
 
 @pytest.fixture(params=ISAS, ids=lambda isa: isa.name)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Isa:
-    """Returns each kind of vectors that this CPU has, which ``this_isa`` then returns too."""
+    """Returns each kind of vectors that this CPU has, and a tile unit in software on some, which
+    ``this_isa`` then returns too."""
     found: Isa = request.param
-    monkeypatch.setenv(CAP_VARIABLE, found.name)
+    for variable, value in SETTING_OF[found].items():
+        monkeypatch.setenv(variable, value)
     return found
 
 

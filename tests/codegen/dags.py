@@ -69,7 +69,7 @@ class Node:
         kernel = compiled(step.special)
         given = {name: laid_out(values[source], dtype) for name, source in self.sources.items()}
         y = np.empty(_last(self.problem.output_shape), next(iter(given.values())).dtype)
-        scratch = np.empty(step.plan.parts * step.part_bytes, np.uint8)
+        scratch = np.empty(step.plan.parts * step.room.part, np.uint8)
         task = Task(
             **{name: array.ctypes.data for name, array in given.items()},
             y=y.ctypes.data,
@@ -78,7 +78,8 @@ class Node:
             thread_number=team.address_of("omp_get_thread_num"),
             thread_count=team.address_of("omp_get_num_threads"),
             tile=step.plan.tile,
-            part_bytes=step.part_bytes,
+            tile_bytes=step.room.tile,
+            part_bytes=step.room.part,
         )
         team.parallel()(kernel.address, ctypes.addressof(task), step.plan.parts, 0)
         return read(y, dtype)

@@ -1,7 +1,7 @@
 """Runs fused kernels of random problems with forbidden pages around every buffer.
 
-``python -m tests.codegen.guarded SEED COUNT``: names each problem before it runs, so that the last
-line is the one that was killed.
+``python -m tests.codegen.guarded SEED COUNT [DOT]``: names each problem before it runs, so that the
+last line is the one that was killed. DOT is a way of multiplying: only products by it are drawn.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from dnnsep.activations import ACTIVATIONS
 from dnnsep.codegen import team
-from dnnsep.codegen.fuse import PLAIN, Extras
-from dnnsep.codegen.kernel import Specialization, part_bytes
+from dnnsep.codegen.extras import PLAIN, Extras
+from dnnsep.codegen.kernel import Room, Specialization
 from dnnsep.codegen.lang.isa import Isa, this_isa
 from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.layer import layer_of
@@ -104,7 +104,7 @@ def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> A
     """Returns the kernel's answer, (N, OC, OH, OW), with each buffer at the end of pages, or at
     their start."""
     special = Specialization.of(problem, plan, inputs.extras)
-    a_part = part_bytes(problem, plan, inputs.extras)
+    room = Room.of(problem, plan, inputs.extras)
     function = Function(machine_code(special.module(), plan.isa.target), "run", [ctypes.c_void_p])
     dtype, (n, c, h, w) = DTYPES[problem.dtype], problem.output_shape
     weights = Packing(layer_of(problem, plan.isa), plan.vectors).pack(inputs.check.weights)
@@ -122,7 +122,7 @@ def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> A
         "scale": bytes_of(inputs.scale),
     }
     sizes = {name: content.size for name, content in given.items()}
-    sizes["y"], sizes["scratch"] = n * h * w * c * dtype.bytes, plan.parts * a_part
+    sizes["y"], sizes["scratch"] = n * h * w * c * dtype.bytes, plan.parts * room.part
     buffers = {name: Guarded(size, at_end) for name, size in sizes.items()}
     for name, content in given.items():
         buffers[name].bytes[:] = content
@@ -131,7 +131,8 @@ def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> A
         thread_number=team.address_of("omp_get_thread_num"),
         thread_count=team.address_of("omp_get_num_threads"),
         tile=plan.tile,
-        part_bytes=a_part,
+        tile_bytes=room.tile,
+        part_bytes=room.part,
     )
     team.parallel()(function.address, ctypes.addressof(task), plan.parts, 0)
     assert all(buffer.untouched for buffer in buffers.values())
@@ -151,10 +152,14 @@ class Case:
     at_end: bool
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, isa: Isa) -> Case:
-        """Returns any kernel on these vectors."""
-        problem = random_problem(rng)
-        layer = layer_of(problem, isa)
+    def draw(cls, rng: np.random.Generator, isa: Isa, dot: str | None = None) -> Case:
+        """Returns any kernel on these vectors, or any whose products are by a way of
+        multiplying."""
+        while True:
+            problem = random_problem(rng)
+            layer = layer_of(problem, isa)
+            if dot is None or (layer.product is not None and layer.dot.name == dot):
+                break
         extras = Extras(
             residual=layer.product is not None and rng.random() < 0.3,
             scale=problem.kind == "convolution" and layer.window.trivial and rng.random() < 0.5,
@@ -249,10 +254,10 @@ def _draw(rng: np.random.Generator) -> Problem:
     )
 
 
-def main(seed: int, count: int) -> None:
+def main(seed: int, count: int, dot: str | None = None) -> None:
     rng, isa = np.random.default_rng(seed), this_isa()
     for _ in range(count):
-        case = Case.draw(rng, isa)
+        case = Case.draw(rng, isa, dot)
         print(case, flush=True)
         finding = case.finding()
         if finding:
@@ -260,4 +265,4 @@ def main(seed: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dnnsep.codegen.choose import choose, keep, plan_key
-from dnnsep.codegen.dots import dot_for
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, Isa, this_isa
+from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.plan import tile_bytes
 from dnnsep.codegen.weigh import Caches, all_plans, close_plans, cost, layer_for
 from dnnsep.host import cachefiles
@@ -61,8 +61,8 @@ def test_a_pointwise_layers_input_is_read_where_it_is(isa: Isa) -> None:
     assert not gathers("g1ic1000oc64ih28kh1", 1 << 13)
     assert not gathers("g1ic1024oc64ih28kh1", 1 << 20)
     assert gathers("g1ic1024oc64ih28kh1", 1 << 13)
-    reads_bf16 = dot_for("bf16", isa).reads_input
-    assert gathers("g1ic1000oc64ih28kh1_bf16", 1 << 13) is not reads_bf16
+    bf16 = layer_of(Problem.parse("g1ic1000oc64ih28kh1_bf16"), isa)
+    assert gathers("g1ic1000oc64ih28kh1_bf16", 1 << 13) is not bf16.reads_input
     assert gathers("g1ic999oc64ih28kh1_bf16", 1 << 13)  # no whole pairs
 
 

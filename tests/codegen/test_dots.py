@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 from llvmlite import ir
 
-from dnnsep.codegen.dots import DOTS, dot_for
+from dnnsep.codegen.dots import DOTS, VectorDot, dots_for
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
 from dnnsep.dtypes import DTYPES
-from tests.codegen.conftest import ISAS, WAYS, Way
+from tests.codegen.conftest import ISAS, VECTOR_WAYS, Way
 from tests.codegen.pieces import JUNK, Memory, function_of, loaded, stored
 
 _VECTORS = 2
 
 
+@pytest.mark.parametrize("way", VECTOR_WAYS, ids=str)
 @pytest.mark.parametrize("steps", [1, 2, 17])
 def test_steps_are_a_product(steps: int, way: Way) -> None:
     """Of one pixel by a panel, added to the sums that there are."""
     isa, dot = way.isa, way.dot
+    assert isinstance(dot, VectorDot)
     depth = steps * dot.k
     width = _VECTORS * isa.lanes
     vector, words = ir.VectorType(F32, isa.lanes), ir.VectorType(dot.word, isa.lanes)
@@ -106,11 +108,24 @@ def test_of_input(way: Way) -> None:
 
 def test_each_dtype_has_a_way_on_each_cpu() -> None:
     for isa, dtype in product(ISAS, DTYPES):
-        found = dot_for(dtype, isa)
-        assert found.dtype == dtype
-        assert all(map(isa.has, found.needs))
-        usable = [way.dot for way in WAYS if way.isa == isa and way.dot.dtype == dtype]
-        assert found == usable[0]
+        found = dots_for(dtype, isa)
+        assert found
+        assert {dot.dtype for dot in found} == {dtype}
+        assert all(isa.has(feature) for dot in found for feature in dot.needs)
+        assert not found[-1].needs
+
+
+def test_a_product_reads_where_nothing_is_filled_up() -> None:
+    for dot in DOTS:
+        for channels in range(1, 300):
+            depth = dot.depth(channels)
+            assert depth >= channels
+            assert depth % dot.k == 0
+            assert dot.depth(depth) == depth
+            if dot.in_tiles:
+                assert dot.reads(channels) is (depth == channels)
+            else:
+                assert dot.reads(channels) is (dot.reads_input and channels % dot.k == 0)
 
 
 def test_every_way_is_named_once() -> None:

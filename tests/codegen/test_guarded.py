@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from dnnsep.activations import ACTIVATIONS
-from dnnsep.codegen.fuse import Extras
-from dnnsep.codegen.lang.isa import CAP_VARIABLE, Isa
+from dnnsep.codegen.extras import Extras
+from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.dtypes import DTYPES
 from dnnsep.problem import KINDS, Problem
 from dnnsep.sweep.check import CheckData
-from tests.codegen.conftest import CAPS, ISAS
+from tests.codegen.conftest import ISAS, SETTING_OF
 from tests.codegen.guarded import Case, Guarded, Inputs, random_plan, run_guarded
 
 EXTRAS = {
@@ -32,11 +32,11 @@ EXTRAS = {
 }
 
 
-def _run(cap: str, seed: int, count: int) -> None:
+def _run(setting: dict[str, str], seed: int, count: int) -> None:
     """In a process of its own: touching a forbidden page kills it."""
     run = subprocess.run(
         [sys.executable, "-m", "tests.codegen.guarded", str(seed), str(count)],
-        env={**os.environ, CAP_VARIABLE: cap, "OMP_WAIT_POLICY": "passive"},
+        env={**os.environ, **setting, "OMP_WAIT_POLICY": "passive"},
         capture_output=True,
         text=True,
         check=False,
@@ -46,15 +46,15 @@ def _run(cap: str, seed: int, count: int) -> None:
     assert len(run.stdout.splitlines()) == count
 
 
-@pytest.mark.parametrize("cap", CAPS)
-def test_random_problems(cap: str) -> None:
-    _run(cap, seed=1, count=25)
+@pytest.mark.parametrize("setting", SETTING_OF.values(), ids=lambda s: "-".join(s.values()))
+def test_random_problems(setting: dict[str, str]) -> None:
+    _run(setting, seed=1, count=25)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cap", CAPS)
-def test_many_random_problems(cap: str) -> None:
-    _run(cap, seed=2, count=200)
+@pytest.mark.parametrize("setting", SETTING_OF.values(), ids=lambda s: "-".join(s.values()))
+def test_many_random_problems(setting: dict[str, str]) -> None:
+    _run(setting, seed=2, count=200)
 
 
 def _traits(case: Case) -> dict[str, bool]:
@@ -84,6 +84,7 @@ def _traits(case: Case) -> dict[str, bool]:
         "streaming": plan.streaming,
         "prefetch": plan.prefetch,
         "ahead": bool(plan.ahead),
+        **({"overlap": plan.overlap} if plan.isa.software_tiles else {}),
         "at the end": case.at_end,
         "at the start": not case.at_end,
     }

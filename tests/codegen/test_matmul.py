@@ -11,18 +11,26 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from dnnsep.activations import ACTIVATIONS, Exact
+from dnnsep.codegen.dots import VectorDot
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.layer import Layer
 from dnnsep.codegen.prefetch import Ahead, Prefetch
 from dnnsep.codegen.stages.base import Stage
-from dnnsep.codegen.stages.matmul import Matmul, Product, padded_depth
+from dnnsep.codegen.stages.matmul import Matmul, Product
 from dnnsep.dtypes import DTYPES, Array
 from dnnsep.weights import Weights
 from tests.codegen.answers import with_residual
-from tests.codegen.conftest import WAYS, Way
+from tests.codegen.conftest import VECTOR_WAYS, Way
 from tests.codegen.pieces import JUNK, Memory, compiled, stored
 
-READING = [way for way in WAYS if way.dot.reads_input]
+READING = [way for way in VECTOR_WAYS if way.dot.reads_input]
+
+
+@pytest.fixture(params=VECTOR_WAYS, ids=str)
+def way(request: pytest.FixtureRequest) -> Way:
+    """Returns each way of multiplying that keeps sums in vectors."""
+    found: Way = request.param
+    return found
 
 
 @dataclass(frozen=True)
@@ -124,9 +132,9 @@ class _Code:
                 weights.at(first * len(order)),
                 bias.at(first),
                 y.at(first),
+                residual.at(first),
                 rows.at(tile.size),  # what is fetched ahead need not be there
                 weights.at(matrix.size),
-                residual.at(first),
             )
         assert y.untouched
         assert all(memory.unchanged for memory in given)
@@ -144,6 +152,7 @@ def _product(shape: Shape, way: Way, activation: str, **fields: Any) -> Product:
         "streaming": False,
     }
     stage = Matmul(shape.channels, shape.out_channels, activation, way.dot.dtype)
+    assert isinstance(way.dot, VectorDot)
     return Product(stage, way.isa, way.dot, **{**settings, **fields})
 
 
@@ -171,7 +180,7 @@ def _tile(product: Product, order: NDArray[np.int64], data: _Data) -> NDArray[An
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_of_a_tile(shape: Shape, residual: bool, way: Way) -> None:
-    depth = padded_depth(shape.channels, way.dot) + padded_depth(1, way.dot)
+    depth = way.dot.depth(shape.channels) + way.dot.depth(1)
     stride = depth + way.isa.lanes * 4 // way.dot.bytes
     activation = "relu" if residual else "none"
     product = _product(shape, way, activation, stride=stride, depth=depth, residual=residual)
@@ -201,7 +210,7 @@ def test_of_the_input_itself(shape: Shape, way: Way) -> None:
 
 
 def test_an_odd_pixel_is_not_read_in_pairs() -> None:
-    for way in WAYS:
+    for way in VECTOR_WAYS:
         for channels in (1, 4, 7):
             layer = Layer((Matmul(channels, 8, "none", way.dot.dtype),), way.isa, way.dot)
             whole = way.dot.reads_input and channels % way.dot.k == 0
@@ -213,7 +222,7 @@ def test_an_odd_pixel_is_not_read_in_pairs() -> None:
 def test_activations_of_a_product(name: str, way: Way) -> None:
     """The sums are exact, so what is off is the activation's and the rounding's."""
     shape = Shape(2, 6, 20, 2)
-    depth = padded_depth(shape.channels, way.dot)
+    depth = way.dot.depth(shape.channels)
     product = _product(shape, way, name, stride=depth, depth=depth, residual=True)
     data = _Data.draw(shape, product.pixels, way.dot.dtype, integers=True)
     sums, _ = data.answer(replace(product.stage, activation="none"), residual=True)
@@ -231,7 +240,7 @@ def test_activations_of_a_product(name: str, way: Way) -> None:
 def test_what_is_fetched_ahead_changes_nothing(way: Way) -> None:
     """It is beyond the end of the memory here."""
     shape = Shape(3, 40, 40, 2)
-    depth = padded_depth(shape.channels, way.dot)
+    depth = way.dot.depth(shape.channels)
     data = _Data.draw(shape, 3, way.dot.dtype, integers=True)
     order = _any_order(shape.channels, depth)
     plain = _product(shape, way, "none", stride=depth, depth=depth)
@@ -245,7 +254,7 @@ def test_what_is_fetched_ahead_changes_nothing(way: Way) -> None:
 def test_streaming_stores_whole_vectors(way: Way) -> None:
     """Into memory that starts at a page, so that each pixel's row starts at a line."""
     shape = Shape(4, 9, 64, 2)
-    depth = padded_depth(shape.channels, way.dot)
+    depth = way.dot.depth(shape.channels)
     product = _product(shape, way, "none", stride=depth, depth=depth, streaming=True)
     data = _Data.draw(shape, product.pixels, way.dot.dtype, integers=True)
     order = _any_order(shape.channels, depth)

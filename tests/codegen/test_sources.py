@@ -10,7 +10,7 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from dnnsep.activations import ACTIVATIONS, Exact
-from dnnsep.codegen.dots import dot_for
+from dnnsep.codegen.dots import dots_for
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.layer import Layer, stages_of
 from dnnsep.codegen.stages.base import Row, Source, Taps, Window
@@ -211,7 +211,7 @@ def test_gather_of_single_pixels(channels: int, scaled: bool, way: Way) -> None:
 @pytest.mark.parametrize("text", ALONE)
 def test_depthwise_into_the_output(text: str, dtype: str, isa: Isa) -> None:
     problem = replace(Problem.parse(text), dtype=dtype)
-    layer = Layer(stages_of(problem), isa, dot_for(dtype, isa))
+    layer = Layer(stages_of(problem), isa, dots_for(dtype, isa)[-1])
     code, source, stores = _Code(problem, layer), layer.source, DTYPES[dtype]
     assert isinstance(source, Depthwise)
     for at_end, (weights, x) in enumerate((integer_data(problem), random_data(problem))):

@@ -16,7 +16,7 @@ import pytest
 
 import dnnsep
 from dnnsep.codegen.choose import plan_key
-from dnnsep.codegen.fuse import Extras
+from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.kernel import Specialization
 from dnnsep.codegen.version import generator
 from dnnsep.codegen.weigh import Caches, all_plans

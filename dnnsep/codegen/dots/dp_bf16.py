@@ -8,14 +8,14 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from dnnsep.codegen.dots.base import Dot
+from dnnsep.codegen.dots.base import VectorDot
 from dnnsep.codegen.lang.dtype import Element
 from dnnsep.codegen.lang.emit import I16, I32, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.dtypes import BF16
 
 
-class DpBf16(Dot):
+class DpBf16(VectorDot):
     name = "dp_bf16"
     dtype = "bf16"
     needs = ("avx512bf16",)
@@ -34,9 +34,13 @@ class DpBf16(Dot):
         return value
 
     def store_block(self, code: Code, isa: Isa, values: list[ir.Value], place: ir.Value) -> None:
-        low, high = values
+        code.store(self.converted(code, isa, *values), place)
+
+    @staticmethod
+    def converted(code: Code, isa: Isa, low: ir.Value, high: ir.Value) -> ir.Value:
+        """Returns two vectors of f32 as one of bf16, rounded to nearest."""
         pair = ir.VectorType(I16, 2 * isa.lanes)
-        code.store(code.instruction("vcvtne2ps2bf16 $1, $2, $0", pair, low, high), place)
+        return code.instruction("vcvtne2ps2bf16 $1, $2, $0", pair, low, high)
 
     def pack(self, matrix: NDArray[np.float32]) -> NDArray[Any]:
         halves = BF16.stored(matrix)

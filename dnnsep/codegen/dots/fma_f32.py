@@ -8,13 +8,13 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from dnnsep.codegen.dots.base import Dot
+from dnnsep.codegen.dots.base import VectorDot
 from dnnsep.codegen.lang.dtype import Element
 from dnnsep.codegen.lang.emit import F32, Code
 from dnnsep.codegen.lang.isa import Isa
 
 
-class FmaF32(Dot):
+class FmaF32(VectorDot):
     name = "fma_f32"
     dtype = "f32"
     element = F32

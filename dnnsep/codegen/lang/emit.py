@@ -155,6 +155,14 @@ class Code:
         if streaming:
             stored.set_metadata("nontemporal", self.module.add_metadata([I32(1)]))
 
+    def stack(self, size: int) -> ir.Value:
+        """Returns the address of so many bytes on the function's stack, aligned to a line."""
+        b = self.builder
+        with b.goto_entry_block():
+            room = b.alloca(ir.ArrayType(BYTE, size))
+            room.align = 64
+            return b.inttoptr(b.ptrtoint(room, I64), POINTER)
+
     def prefetch(self, pointer: ir.Value, level: int = 1) -> None:
         """Fetches the line at an address, which need not exist, into a level of the caches."""
         arguments = [pointer, I32(0), I32(4 - level), I32(1)]  # to be read; data
@@ -175,6 +183,10 @@ class Code:
         kind = arguments[0].type
         function = self._intrinsic(f"{name}.{_name(kind)}", kind, arguments)
         return self.builder.call(function, arguments)
+
+    def call(self, name: str, gives: ir.Type, *arguments: ir.Value) -> ir.Value:
+        """Calls an intrinsic by its whole name; returns what it gives."""
+        return self.builder.call(self._intrinsic(name, gives, arguments), arguments)
 
     def _intrinsic(self, name: str, kind: ir.Type, arguments: Sequence[ir.Value]) -> ir.Function:
         known = self.module.globals.get(name)

@@ -172,6 +172,10 @@ class Source(Stage):
         return problem.out_pixels * self.cycles(isa, dot)
 
     @abstractmethod
+    def groups(self, isa: Isa) -> int:
+        """Returns the groups that the work for a run of pixels falls into."""
+
+    @abstractmethod
     def emit(
         self,
         module: ir.Module,
@@ -181,11 +185,13 @@ class Source(Stage):
         image_width: int,
         taps: Taps,
         sink: Sink,
+        by_groups: bool = False,
     ) -> ir.Function:
         """Returns f(x, weights, target, first, last), which writes one run of pixels of a row into
         ``target``: ``x`` is where the kernel's first row meets the image at the first pixel's first
         tap (maybe outside the image, then not read), and kernel rows [``first``, ``last``) meet the
-        image."""
+        image. With ``by_groups`` it has one more argument, the number of the group of the work that
+        a call does."""
 
 
 def gamma(terms: int, roundoff: float) -> float:

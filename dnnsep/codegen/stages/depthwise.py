@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -25,6 +26,25 @@ _SHORT_KERNEL = 8
 
 # Cycles of the stage for one of its multiply-adds, which start two a cycle: each needs a load.
 _CYCLES = 1.4
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """Blocks of channels, ``full`` of ``count`` of them full, in groups of ``together``, then full
+    ones alone, then the one that is not full."""
+
+    count: int
+    full: int
+    together: int
+
+    @property
+    def many(self) -> int:
+        """Blocks in groups."""
+        return self.full // self.together * self.together
+
+    @property
+    def groups(self) -> int:
+        return self.many // self.together + self.count - self.many
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,26 @@ class Depthwise(Source):
         """Returns the blocks of channels in each of the multiplier's copies."""
         return -(-self.channels // self.width(isa))
 
+    def grouped(self, isa: Isa) -> _Grouped:
+        """Returns how the blocks of a copy are taken.
+
+        Several at once: where pixels are a large power of two apart their lines share a few places
+        of the L1 cache, so neighbouring lines have to be used while they are there.
+        """
+        full = self.channels // self.width(isa)
+        most = isa.registers // (8 * ELEMENTS[self.dtype].block_vectors)
+        if self.window.kernel[1] > 3:
+            most //= 2
+        if self.window.kernel[1] > _SHORT_KERNEL:
+            most = 1
+        most = max(1, min(most, full))
+        even = [n for n in range(most, 0, -1) if full % n == 0]
+        together = even[0] if even and 2 * even[0] >= most else most
+        return _Grouped(self.blocks(isa), full, together)
+
+    def groups(self, isa: Isa) -> int:
+        return self.multiplier * self.grouped(isa).groups
+
     def depth(self, isa: Isa, dot: Dot) -> int:
         return self.multiplier * self.blocks(isa) * self.width(isa)
 
@@ -107,11 +147,14 @@ class Depthwise(Source):
         image_width: int,
         taps: Taps,
         sink: Sink,
+        by_groups: bool = False,
     ) -> ir.Function:
         """As Source.emit; weights are as ``pack`` has them. Sums run over the kernel's rows, then
-        its columns, from the bias on."""
-        code = Code(module, name, [POINTER, POINTER, POINTER, I64, I64]).internal()
-        return _Emitter(code, self, isa, image_width, taps, sink).emit()
+        its columns, from the bias on. A group is some blocks of channels."""
+        arguments = [POINTER, POINTER, POINTER, I64, I64, *[I64] * by_groups]
+        code = Code(module, name, arguments).internal()
+        emitter = _Emitter(code, self, isa, image_width, taps, sink)
+        return emitter.emit_group() if by_groups else emitter.emit()
 
 
 @dataclass(frozen=True)
@@ -141,50 +184,68 @@ class _Emitter:
         self.short = self.window.kernel[1] <= _SHORT_KERNEL
 
     def emit(self) -> ir.Function:
-        code = self.code
-        x, weights, target, self.first, self.last = code.arguments
-        count = self.stage.blocks(self.isa)
-        full = self.channels // self.width
-        together = self._blocks_together(full)
-        many = full // together * together
-        block_floats = (self.window.taps + 1) * self.width
+        code, blocks = self.code, self.stage.grouped(self.isa)
 
         def copy(q: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            first_block = code.builder.mul(q, I64(count))
+            first_block = code.builder.mul(q, I64(blocks.count))
 
             def take(at: ir.Value, together: int, lanes: int | None = None) -> None:
-                number = code.builder.add(first_block, at)
-                self._blocks(
-                    code.at(x, code.builder.mul(at, I64(self.width)), self.element.type),
-                    code.at(weights, code.builder.mul(number, I64(block_floats)), F32),
-                    code.at(target, code.builder.mul(number, I64(self.width)), self.sink.element),
-                    together,
-                    lanes,
-                )
+                self._take(first_block, at, together, lanes)
 
-            code.for_each(0, many, lambda at: take(at, together), step=together)
-            code.for_each(many, full, lambda at: take(at, 1))
-            if full < count:
-                take(I64(full), 1, self.channels - full * self.width)
+            code.for_each(
+                0, blocks.many, lambda at: take(at, blocks.together), step=blocks.together
+            )
+            code.for_each(blocks.many, blocks.full, lambda at: take(at, 1))
+            if blocks.full < blocks.count:
+                take(I64(blocks.full), 1, self._tail)
             return []
 
         code.for_range(I64(0), I64(self.stage.multiplier), copy)
         return code.end()
 
-    def _blocks_together(self, full: int) -> int:
-        """Returns how many blocks of channels are taken at once.
+    def emit_group(self) -> ir.Function:
+        """Emits one of the groups, whose number is the last argument."""
+        code, b, blocks = self.code, self.code.builder, self.stage.grouped(self.isa)
+        number = code.arguments[-1]
+        copy, group = b.sdiv(number, I64(blocks.groups)), b.srem(number, I64(blocks.groups))
+        first_block = b.mul(copy, I64(blocks.count))
+        several = blocks.many // blocks.together
+        single = b.add(b.sub(group, I64(several)), I64(blocks.many))
 
-        Several: where pixels are a large power of two apart their lines share a few places of the
-        L1 cache, so neighbouring lines have to be used while they are there.
-        """
-        most = self.isa.registers // (8 * self.block_vectors)
-        if self.window.kernel[1] > 3:
-            most //= 2
-        if not self.short:
-            most = 1
-        most = max(1, min(most, full))
-        even = [n for n in range(most, 0, -1) if full % n == 0]
-        return even[0] if even and 2 * even[0] >= most else most
+        def when_one_of(groups: range, take: Callable[[], None]) -> None:
+            if groups:
+                after = b.icmp_signed(">=", group, I64(groups.start))
+                code.when(b.and_(after, b.icmp_signed("<", group, I64(groups.stop))), take)
+
+        singles = several + blocks.full - blocks.many
+        start = b.mul(group, I64(blocks.together))
+        when_one_of(range(several), lambda: self._take(first_block, start, blocks.together))
+        when_one_of(range(several, singles), lambda: self._take(first_block, single, 1))
+        rest = range(singles, blocks.groups)
+        when_one_of(rest, lambda: self._take(first_block, I64(blocks.full), 1, self._tail))
+        return code.end()
+
+    @property
+    def _tail(self) -> int:
+        """Channels of the last block where it is not full."""
+        return self.channels % self.width
+
+    def _take(
+        self, first_block: ir.Value, at: ir.Value, together: int, lanes: int | None = None
+    ) -> None:
+        """Emits the blocks of one of the multiplier's copies, whose first block is
+        ``first_block``, from the block ``at`` on."""
+        code, b = self.code, self.code.builder
+        x, weights, target, self.first, self.last, *_ = code.arguments
+        number = b.add(first_block, at)
+        block_floats = (self.window.taps + 1) * self.width
+        self._blocks(
+            code.at(x, b.mul(at, I64(self.width)), self.element.type),
+            code.at(weights, b.mul(number, I64(block_floats)), F32),
+            code.at(target, b.mul(number, I64(self.width)), self.sink.element),
+            together,
+            lanes,
+        )
 
     def _blocks(
         self,

@@ -15,7 +15,6 @@ from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.stages.base import Sink, Source, Taps, Window
-from dnnsep.codegen.stages.matmul import padded_depth
 from dnnsep.weights import Weights
 
 # Longer runs are copied by a loop.
@@ -42,11 +41,14 @@ class Gather(Source):
         return self.naive(scale, weights), self.naive(error, weights)
 
     def depth(self, isa: Isa, dot: Dot) -> int:
-        return padded_depth(self.channels * self.window.taps, dot)
+        return dot.depth(self.channels * self.window.taps)
 
     def order(self, isa: Isa, dot: Dot) -> NDArray[np.int64]:
         places = np.arange(self.depth(isa, dot))
         return np.where(places < self.channels * self.window.taps, places, -1)
+
+    def groups(self, isa: Isa) -> int:
+        return self.window.kernel[0]
 
     def pack(self, isa: Isa, dot: Dot, weights: Weights) -> NDArray[Any]:
         return np.empty(0, np.float32)
@@ -68,9 +70,12 @@ class Gather(Source):
         image_width: int,
         taps: Taps,
         sink: Sink,
+        by_groups: bool = False,
     ) -> ir.Function:
-        """As Source.emit, but in the weights' place is the scale of the image's channels."""
-        code = Code(module, name, [POINTER, POINTER, POINTER, I64, I64]).internal()
+        """As Source.emit, but in the weights' place is the scale of the image's channels. A group
+        is a row of the kernel."""
+        arguments = [POINTER, POINTER, POINTER, I64, I64, *[I64] * by_groups]
+        code = Code(module, name, arguments).internal()
         return _Emitter(code, self, isa, dot, image_width, taps, sink).emit()
 
 
@@ -96,7 +101,7 @@ class _Emitter:
 
     def emit(self) -> ir.Function:
         code, b = self.code, self.code.builder
-        x, _, tile, first, last = code.arguments
+        x, _, tile, first, last, *group = code.arguments
 
         def row(i: ir.Value) -> None:
             pitch = self.window.dilation[0] * self.image_width * self.channels
@@ -111,11 +116,20 @@ class _Emitter:
                     for pixel in range(self.taps.width):
                         self._zeros(self._at(place, pixel * self.sink.stride), 0, self.row)
 
-        code.for_each(0, self.window.kernel[0], row)
-        if self.filled:
+        def fill() -> None:
             for pixel in range(self.taps.width):
                 end = pixel * self.sink.stride + self.gathered
                 self._zeros(tile, end, end + self.filled)
+
+        if not group:
+            code.for_each(0, self.window.kernel[0], row)
+            if self.filled:
+                fill()
+            return code.end()
+        (number,) = group
+        row(number)
+        if self.filled:
+            code.when(b.icmp_signed("==", number, I64(0)), fill)
         return code.end()
 
     def _pixel(self, line: ir.Value, place: ir.Value, pixel: int) -> None:

@@ -11,7 +11,8 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from dnnsep.activations import ACTIVATIONS, Exact
-from dnnsep.codegen.dots import Dot
+from dnnsep.codegen.dots import Dot, VectorDot
+from dnnsep.codegen.dots.base import STEPS_AT_ONCE
 from dnnsep.codegen.lang.activate import LONG, activate
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
@@ -19,15 +20,6 @@ from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.prefetch import Ahead, Prefetch
 from dnnsep.codegen.stages.base import Stage, bound_of_sum
 from dnnsep.weights import Weights
-
-# Steps of a product that its loop has written out; a step takes as many channels as the dot's k.
-STEPS_AT_ONCE = 4
-
-
-def padded_depth(channels: int, dot: Dot) -> int:
-    """Returns the channels with those that fill them up to whole rounds of a product's loop."""
-    a_round = STEPS_AT_ONCE * dot.k
-    return -(-channels // a_round) * a_round
 
 
 @dataclass(frozen=True)
@@ -99,7 +91,7 @@ class Product:
 
     stage: Matmul
     isa: Isa
-    dot: Dot
+    dot: VectorDot
     stride: int
     depth: int
     pixels: int
@@ -110,7 +102,7 @@ class Product:
     streaming: bool
 
     def emit(self, module: ir.Module) -> ir.Function:
-        """Returns f(rows, weights, bias, y, next, ahead, residual), which prefetches from ``next``
+        """Returns f(rows, weights, bias, y, residual, next, ahead), which prefetches from ``next``
         and ``ahead``.
 
         Weights are as ``Matmul.pack`` has them. Sums run over the channels in order.
@@ -129,7 +121,7 @@ class _Emitter:
 
     def emit(self) -> ir.Function:
         code = self.code
-        _, _, bias, y, _, _, residual = code.arguments
+        _, _, bias, y, residual, _, _ = code.arguments
         biases = [code.load(code.at(bias, v, self.vector), self.vector) for v in self._columns()]
         whole = self.steps // STEPS_AT_ONCE * STEPS_AT_ONCE
         sums = code.for_range(
@@ -164,7 +156,7 @@ class _Emitter:
 
     def _round(self, at: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         """One round of the loop: fetches what falls to it, and multiplies some steps."""
-        _, _, _, _, following, panel_ahead, _ = self.code.arguments
+        *_, following, panel_ahead = self.code.arguments
         if self.of.prefetch:
             self.of.prefetch.emit(self.code, following, at, self.steps, STEPS_AT_ONCE)
         if self.of.ahead:
