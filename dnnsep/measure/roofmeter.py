@@ -17,7 +17,8 @@ from dnnsep.measure.roofs import MemoryLevel, Roofs
 # machine can be slower for a second at a time.
 _PASSES = 12
 _SLICES = 6
-_SLICE_NS = 4e6
+# A slice takes so long, or up to twice as long.
+_SLICE_NS = 2.5e6
 
 # Share of a cache that a loop's buffers fill: enough to be beyond the next smaller one, with room
 # for whatever else is there.
@@ -68,25 +69,27 @@ class _Meter:
     run: Callable[[int, int], None]
     amount: float
     best: float = 0.0
-    _steps: int = field(default=0, init=False)
+    _steps: int = field(default=1, init=False)
 
     def measure(self) -> None:
-        """Runs some slices and keeps the best rate."""
-        steps = self._steps = self._steps or self._steps_of_a_slice()
-        for _ in range(_SLICES):
-            times = self._slice(steps)
-            self.best = max(self.best, sum(steps * self.amount / time for time in times))
+        """Runs some slices and keeps the best rate.
 
-    def _steps_of_a_slice(self) -> int:
-        """Returns how many steps take about as long as a slice should."""
-        steps = 1
-        while (took := max(self._slice(steps))) < _SLICE_NS / 4:
-            steps *= 2
-        return max(1, round(steps * _SLICE_NS / took))
+        Slices that are too short do not count, for starting the loop takes its part of them, and
+        they may find all their data in a cache. The steps grow whenever there is one: a thread that
+        had to wait for its CPU makes a few steps look like enough.
+        """
+        counted = 0
+        while counted < _SLICES:
+            times = self._slice()
+            if min(times) < _SLICE_NS:
+                self._steps *= 2
+                continue
+            counted += 1
+            self.best = max(self.best, sum(self._steps * self.amount / time for time in times))
 
-    def _slice(self, steps: int) -> list[float]:
-        """Runs so many steps on each thread; returns the threads' times in nanoseconds."""
-        return self.threads.together(lambda i: self.run(i, steps))
+    def _slice(self) -> list[float]:
+        """Runs a slice's steps on each thread; returns the threads' times in nanoseconds."""
+        return self.threads.together(lambda i: self.run(i, self._steps))
 
 
 class _Clock:

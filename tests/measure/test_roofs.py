@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from dnnsep import Problem, cost
 from dnnsep.host.caches import caches_of, cpu_list
 from dnnsep.host.machine import cpus_for
-from dnnsep.measure import loops
+from dnnsep.measure import loops, roofmeter
 from dnnsep.measure.calibrate import Calibrator
 from tests.sweep.samples import small_roofs
 
@@ -57,6 +59,31 @@ def test_measured_roofs_make_sense() -> None:
     assert control.busy_us > 0
     assert control.loads_us > 0
     assert control.handover_ns is None
+
+
+class _Stalls:
+    """Two threads whose steps take a microsecond each; their first slice waits for a CPU."""
+
+    def __init__(self) -> None:
+        self.stall = 1e9
+
+    def together(self, run: Callable[[int], None]) -> list[float]:
+        self.steps = 0
+        run(0)
+        stall, self.stall = self.stall, 0.0
+        # Starting the loop takes 50 µs more on each thread.
+        return [self.steps * 1e3 + 50_000 + stall] * 2
+
+
+def test_a_stall_does_not_make_slices_short() -> None:
+    threads = _Stalls()
+
+    def run(thread: int, steps: int) -> None:
+        threads.steps = steps
+
+    meter = roofmeter._Meter(threads, run, amount=1000)  # type: ignore[arg-type]
+    meter.measure()
+    assert 1.95 < meter.best <= 2
 
 
 def test_handing_over_between_cores_is_measured() -> None:
