@@ -1,4 +1,4 @@
-"""Measures a machine's roofs: the most that its multiply-add units and its memories can do."""
+"""Measures a machine's roofs: the most that its vector and tile units and its memories can do."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def measured_roofs(threads: PinnedThreads) -> Roofs:
     """
     clock = _Clock(threads)
     fma = {dtype: _multiply_adds(threads, dtype) for dtype in loops.multiply_add_dtypes()}
+    tile = {dtype: _tile_products(threads, dtype) for dtype in loops.tile_dtypes()}
     memory = list(_memory_levels(threads))
-    meters: list[_Clock | _Meter] = [clock, *fma.values()]
+    meters: list[_Clock | _Meter] = [clock, *fma.values(), *tile.values()]
     meters += [meter for _, _, read, copy in memory for meter in (read, copy)]
     for _ in range(_PASSES):
         for meter in meters:
@@ -45,6 +46,7 @@ def measured_roofs(threads: PinnedThreads) -> Roofs:
         fma_flops_per_cycle={
             dtype: round(meter.best / len(threads) / clock.best, 1) for dtype, meter in fma.items()
         },
+        tile_gflops={dtype: round(meter.best, 1) for dtype, meter in tile.items()},
         memory=[
             MemoryLevel(
                 name=name,
@@ -130,6 +132,31 @@ def _multiply_adds(threads: PinnedThreads, dtype: str) -> _Meter:
         lambda i, steps: loop(steps, buffers[i].ctypes.data),
         loops.operations_per_step(dtype),
     )
+
+
+def _tile_products(threads: PinnedThreads, dtype: str) -> _Meter:
+    loop, configuration = loops.tile_loop(dtype), tile_configuration()
+    operand = aligned_bytes(loops.TILE_ROWS * loops.TILE_ROW_BYTES)
+    operand[:] = 0x3F  # 63 in int8 and 0.75 in bf16, whose sums end far below infinity
+    return _Meter(
+        threads,
+        lambda i, steps: loop(steps, configuration.ctypes.data, operand.ctypes.data),
+        loops.tile_operations_per_step(dtype),
+    )
+
+
+def tile_configuration() -> np.ndarray:
+    """Returns the 64 bytes that make eight whole tiles, as LDTILECFG reads them.
+
+    They are palette 1, at 16 the bytes of a row of each tile in 16 bits, and at 48 its rows in 8
+    (Intel's Software Developer's Manual, volume 2, LDTILECFG).
+    """
+    configuration = aligned_bytes(64)
+    configuration[:] = 0
+    configuration[0] = 1
+    configuration[16:32].view(np.uint16)[:] = loops.TILE_ROW_BYTES
+    configuration[48:56] = loops.TILE_ROWS
+    return configuration
 
 
 def _memory_levels(
