@@ -130,6 +130,7 @@ def machine(
     as_json: AsJson = False,
 ) -> None:
     """Show this machine's fingerprint and measure its roofs: multiply-adds, memory bandwidth."""
+    from dnnsep.codegen.lang.isa import why_no_tiles
     from dnnsep.host.machine import default_threads, fingerprint
     from dnnsep.report.machine import as_text
 
@@ -137,9 +138,10 @@ def machine(
     described = fingerprint()
     if as_json:
         dumped = [roofs.model_dump() for roofs in measured]
-        typer.echo(json.dumps({"fingerprint": described, "roofs": dumped}, indent=1))
+        found = {"fingerprint": described, "no_tiles": why_no_tiles() or None, "roofs": dumped}
+        typer.echo(json.dumps(found, indent=1))
     else:
-        console().print(as_text(described, measured), highlight=False)
+        console().print(as_text(described, measured, why_no_tiles()), highlight=False)
     if not measured:
         raise typer.Exit(1)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dnnsep.host import amx
 from dnnsep.measure.pinned import PinnedThreads, aligned_bytes
 from dnnsep.measure.roofs import Roofs
 from dnnsep.measure.stats import Control
@@ -32,6 +33,7 @@ class Calibrator:
     """Measures the machine on a thread pinned to each of ``cpus``; a context manager."""
 
     def __init__(self, cpus: list[int]) -> None:
+        amx.refusal()  # the tiles are asked for before threads start
         self._threads = PinnedThreads(cpus)
         self._best: Control | None = None
 

@@ -1,8 +1,8 @@
 """Compiles loops that each keep one unit of a core busy, for the widest vectors of this CPU.
 
-There are loops of multiply-adds, of loads, of loads and stores, of multiplies that wait for each
-other, and one that hands a token to another core. Imports llvmlite: import it from inside
-functions.
+There are loops of multiply-adds, of products of tiles, of loads, of loads and stores, of multiplies
+that wait for each other, and one that hands a token to another core. Imports llvmlite: import it
+from inside functions.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from dnnsep.codegen.lang.jit import I64, POINTER, Program, cpu_features
+from dnnsep.host import amx
 
 # Sums that do not wait for each other: more than the latency (4 to 5 cycles) times two units, fewer
 # than AVX2's 16 registers less two operands.
@@ -24,12 +25,23 @@ MULTIPLIES_PER_STEP = 64
 # Cycles from one 64-bit integer multiply to the next that needs it: 3 on every x86 core since 2008.
 MULTIPLY_LATENCY = 3
 
+_I8 = ir.IntType(8)
+
 # dtype -> (instruction, LLVM features it needs, multiply-adds for each 32-bit lane).
 _INSTRUCTIONS = {
     "f32": ("vfmadd231ps", (), 1),
     "bf16": ("vdpbf16ps", ("avx512bf16",), 2),
     "int8": ("vpdpbusd", ("avx512vnni",), 4),
 }
+
+# dtype -> (instruction, LLVM feature it needs beside amx-tile, multiply-adds for each 32-bit word).
+_TILE_INSTRUCTIONS = {"bf16": ("tdpbf16ps", "amx-bf16", 2), "int8": ("tdpbssd", "amx-int8", 4)}
+# The tiles of a step's products: two pairs of operands make four sums that do not wait for each
+# other, which keep the unit of a Granite Rapids busy.
+_SUM_TILES = (0, 1, 2, 3)
+_OPERAND_TILES = (4, 5, 6, 7)
+_TILE_PRODUCTS = ((0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7))
+TILE_ROWS, TILE_ROW_BYTES = 16, 64
 
 
 def bytes_per_step() -> int:
@@ -89,6 +101,56 @@ def multiply_add_loop(dtype: str) -> Program:
     for index, total in enumerate(sums):
         _store(after, total, address, I64(2 + index))
     return loop.compile(ctypes.c_int64, ctypes.c_void_p)
+
+
+def tile_dtypes() -> list[str]:
+    """Returns the dtypes that the tile unit multiplies: none where the CPU has no such unit, or
+    where the system refuses it."""
+    features = cpu_features()
+    dtypes = [
+        dtype
+        for dtype, (_, feature, _) in _TILE_INSTRUCTIONS.items()
+        if features.get("amx-tile") and features.get(feature)
+    ]
+    return dtypes if dtypes and not amx.refusal() else []
+
+
+def tile_operations_per_step(dtype: str) -> int:
+    """Returns the operations, two for each multiply-add, of one step of ``tile_loop``."""
+    words = TILE_ROW_BYTES // 4
+    a_product = 2 * TILE_ROWS * words * words * _TILE_INSTRUCTIONS[dtype][2]
+    return len(_TILE_PRODUCTS) * a_product
+
+
+def tile_loop(dtype: str) -> Program:
+    """Compiles f(steps, configuration, operand), which multiplies tiles in tile registers only.
+
+    It shows the unit's own rate: the four operands are one tile, loaded from ``operand`` before the
+    loop, and the sums are not stored. ``configuration`` is what ``ldtilecfg`` reads. The tiles are
+    configured, and released at the end, by each call.
+    """
+    arguments = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
+    return Program(tile_module(dtype), "run", arguments)
+
+
+def tile_module(dtype: str) -> ir.Module:
+    """Returns the module of ``tile_loop``, which any target with AMX compiles."""
+    loop = _Loop([I64, POINTER, POINTER], [])
+    steps, configuration, operand = loop.function.args
+    _call_x86(loop.before, "ldtilecfg", configuration)
+    for tile in _SUM_TILES:
+        _call_x86(loop.before, "tilezero", _I8(tile))
+    for tile in _OPERAND_TILES:
+        _call_x86(loop.before, "tileloadd64", _I8(tile), operand, I64(TILE_ROW_BYTES))
+
+    def body(builder: ir.IRBuilder, carried: list[ir.Value]) -> list[ir.Value]:
+        for product in _TILE_PRODUCTS:
+            _call_x86(builder, _TILE_INSTRUCTIONS[dtype][0], *map(_I8, product))
+        return carried
+
+    after, _ = loop.build(steps, body)
+    _call_x86(after, "tilerelease")
+    return loop.end()
 
 
 def multiply_chain() -> Program:
@@ -236,8 +298,20 @@ class _Loop:
 
     def compile(self, *arguments: type) -> Program:
         """Ends the function and compiles it; ``arguments`` are its ctypes types."""
+        return Program(self.end(), "run", arguments)
+
+    def end(self) -> ir.Module:
+        """Ends the function and returns its module."""
         self._after.ret_void()
-        return Program(self.module, "run", arguments)
+        return self.module
+
+
+def _call_x86(builder: ir.IRBuilder, name: str, *arguments: ir.Value) -> None:
+    """Calls one of LLVM's intrinsics for x86 that return nothing."""
+    name = f"llvm.x86.{name}"
+    kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+    known = builder.module.globals.get(name)
+    builder.call(known or ir.Function(builder.module, kind, name), arguments)
 
 
 def _load(builder: ir.IRBuilder, address: ir.Value, index: ir.Value, kind: ir.Type) -> ir.Value:

@@ -1,4 +1,4 @@
-"""Measures a machine's roofs: the most that its multiply-add units and its memories can do."""
+"""Measures a machine's roofs: the most that its vector and tile units and its memories can do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from dnnsep.measure.roofs import MemoryLevel, Roofs
 # machine can be slower for a second at a time.
 _PASSES = 12
 _SLICES = 6
-_SLICE_NS = 4e6
+# A slice takes so long, or up to twice as long.
+_SLICE_NS = 2.5e6
 
 # Share of a cache that a loop's buffers fill: enough to be beyond the next smaller one, with room
 # for whatever else is there.
@@ -31,8 +32,9 @@ def measured_roofs(threads: PinnedThreads) -> Roofs:
     """
     clock = _Clock(threads)
     fma = {dtype: _multiply_adds(threads, dtype) for dtype in loops.multiply_add_dtypes()}
+    tile = {dtype: _tile_products(threads, dtype) for dtype in loops.tile_dtypes()}
     memory = list(_memory_levels(threads))
-    meters: list[_Clock | _Meter] = [clock, *fma.values()]
+    meters: list[_Clock | _Meter] = [clock, *fma.values(), *tile.values()]
     meters += [meter for _, _, read, copy in memory for meter in (read, copy)]
     for _ in range(_PASSES):
         for meter in meters:
@@ -44,6 +46,7 @@ def measured_roofs(threads: PinnedThreads) -> Roofs:
         fma_flops_per_cycle={
             dtype: round(meter.best / len(threads) / clock.best, 1) for dtype, meter in fma.items()
         },
+        tile_gflops={dtype: round(meter.best, 1) for dtype, meter in tile.items()},
         memory=[
             MemoryLevel(
                 name=name,
@@ -68,25 +71,27 @@ class _Meter:
     run: Callable[[int, int], None]
     amount: float
     best: float = 0.0
-    _steps: int = field(default=0, init=False)
+    _steps: int = field(default=1, init=False)
 
     def measure(self) -> None:
-        """Runs some slices and keeps the best rate."""
-        steps = self._steps = self._steps or self._steps_of_a_slice()
-        for _ in range(_SLICES):
-            times = self._slice(steps)
-            self.best = max(self.best, sum(steps * self.amount / time for time in times))
+        """Runs some slices and keeps the best rate.
 
-    def _steps_of_a_slice(self) -> int:
-        """Returns how many steps take about as long as a slice should."""
-        steps = 1
-        while (took := max(self._slice(steps))) < _SLICE_NS / 4:
-            steps *= 2
-        return max(1, round(steps * _SLICE_NS / took))
+        Slices that are too short do not count, for starting the loop takes its part of them, and
+        they may find all their data in a cache. The steps grow whenever there is one: a thread that
+        had to wait for its CPU makes a few steps look like enough.
+        """
+        counted = 0
+        while counted < _SLICES:
+            times = self._slice()
+            if min(times) < _SLICE_NS:
+                self._steps *= 2
+                continue
+            counted += 1
+            self.best = max(self.best, sum(self._steps * self.amount / time for time in times))
 
-    def _slice(self, steps: int) -> list[float]:
-        """Runs so many steps on each thread; returns the threads' times in nanoseconds."""
-        return self.threads.together(lambda i: self.run(i, steps))
+    def _slice(self) -> list[float]:
+        """Runs a slice's steps on each thread; returns the threads' times in nanoseconds."""
+        return self.threads.together(lambda i: self.run(i, self._steps))
 
 
 class _Clock:
@@ -127,6 +132,31 @@ def _multiply_adds(threads: PinnedThreads, dtype: str) -> _Meter:
         lambda i, steps: loop(steps, buffers[i].ctypes.data),
         loops.operations_per_step(dtype),
     )
+
+
+def _tile_products(threads: PinnedThreads, dtype: str) -> _Meter:
+    loop, configuration = loops.tile_loop(dtype), tile_configuration()
+    operand = aligned_bytes(loops.TILE_ROWS * loops.TILE_ROW_BYTES)
+    operand[:] = 0x3F  # 63 in int8 and 0.75 in bf16, whose sums end far below infinity
+    return _Meter(
+        threads,
+        lambda i, steps: loop(steps, configuration.ctypes.data, operand.ctypes.data),
+        loops.tile_operations_per_step(dtype),
+    )
+
+
+def tile_configuration() -> np.ndarray:
+    """Returns the 64 bytes that make eight whole tiles, as LDTILECFG reads them.
+
+    They are palette 1, at 16 the bytes of a row of each tile in 16 bits, and at 48 its rows in 8
+    (Intel's Software Developer's Manual, volume 2, LDTILECFG).
+    """
+    configuration = aligned_bytes(64)
+    configuration[:] = 0
+    configuration[0] = 1
+    configuration[16:32].view(np.uint16)[:] = loops.TILE_ROW_BYTES
+    configuration[48:56] = loops.TILE_ROWS
+    return configuration
 
 
 def _memory_levels(

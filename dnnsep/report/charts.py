@@ -148,13 +148,14 @@ def heat_map(records: Sequence[Record]) -> Figure | None:
 
 
 def _roof_lines(roofs: Roofs, least: float, most: float) -> list[Figure]:
-    """Draws the slope of each memory level, up to the highest ceiling, and each dtype's ceiling.
+    """Draws the slope of each memory level, up to the highest ceiling, and the ceiling of each unit
+    in each dtype.
 
     They reach beyond the intensities ``least`` and ``most``, in FLOP/byte.
     """
     # Roofs have int8 too, problems do not.
-    ceilings = {d: rate for d, rate in roofs.fma_gflops.items() if d in DTYPES}
-    top = max(ceilings.values())
+    ceilings = [unit for unit in roofs.units if unit.dtype in DTYPES]
+    top = max(unit.gflops for unit in ceilings)
     fastest = max(level.gbs for level in roofs.memory)
     slowest = min(level.gbs for level in roofs.memory)
     # Far enough for every slope, and where it ends, to be in the picture.
@@ -164,8 +165,8 @@ def _roof_lines(roofs: Roofs, least: float, most: float) -> list[Figure]:
         end = top / level.gbs
         name = f"{level.name} {level.gbs:.0f} GB/s"
         lines.append(_line(name, [left, end], [left * level.gbs, top], "#666", dash))
-    for (dtype, rate), dash in zip(ceilings.items(), _DASHES, strict=False):
-        name = f"FMA {dtype} {rate:.0f} GFLOP/s"
+    for (unit, dtype, rate, _), dash in zip(ceilings, _DASHES, strict=False):
+        name = f"{unit} {dtype} {rate:.0f} GFLOP/s"
         lines.append(_line(name, [rate / fastest, right], [rate, rate], "#222", dash))
     return lines
 

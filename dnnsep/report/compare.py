@@ -133,6 +133,8 @@ def _compare(
         return unmeasured(Verdict.FAILED, f"{new.status}: {new.reason}")
     if base.time is None:
         return unmeasured(Verdict.FIXED, f"was {base.status}: {base.reason}")
+    if how == "roof" and None in (base.roof_share, new.roof_share):
+        return unmeasured(Verdict.UNSURE, "a side has no roof, or one that it exceeds")
     impls = (base.impls, new.impls) if base.impls != new.impls else None
     states = [quietest[record.threads] for quietest in quiet]
     before, after = _like_rounds(base.rounds, new.rounds, *states)

@@ -37,9 +37,9 @@ def export(
     """Writes a row for each record, or with ``samples`` for each timed call, to ``path``.
 
     Columns and types are RECORD_COLUMNS or SAMPLE_COLUMNS; times are microseconds a call,
-    ``roof_share`` is 0 to 1, ``intensity`` FLOPs per byte. A missing value is empty in CSV and
-    null in parquet. Lists are joined: impls by `` + ``, warnings by ``; ``. An existing file is
-    replaced.
+    ``roof_share`` is 0 to 1, and missing where the roof cannot be right, ``intensity`` FLOPs per
+    byte. A missing value is empty in CSV and null in parquet. Lists are joined: impls by `` + ``,
+    warnings by ``; ``. An existing file is replaced.
 
     Raises ValueError where pyarrow is needed and missing, or a problem is not a descriptor;
     OSError where the file cannot be written.
@@ -77,7 +77,7 @@ def _record_rows(results: Results) -> Iterator[dict[str, Any]]:
             "roof_binds": roof.binds if roof else None,
             "intensity": roof.intensity if roof else None,
             "roof_share": record.roof_share,
-            "warnings": "; ".join(record.warnings) or None,
+            "warnings": "; ".join(record.doubts) or None,
         }
 
 

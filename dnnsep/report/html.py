@@ -127,9 +127,9 @@ def _size(count: int) -> str:
 
 
 def _roofs(roofs: Roofs) -> str:
-    fma = [
-        [escape(dtype), f"{rate:.1f}", f"{roofs.fma_flops_per_cycle.get(dtype, 0):.1f}"]
-        for dtype, rate in roofs.fma_gflops.items()
+    units = [
+        [unit, escape(dtype), f"{rate:.1f}", f"{a_cycle:.1f}"]
+        for unit, dtype, rate, a_cycle in roofs.units
     ]
     memory = [
         [
@@ -142,7 +142,7 @@ def _roofs(roofs: Roofs) -> str:
     ]
     return (
         f"<h3>Measured roofs, threads {roofs.threads}, {roofs.clock_ghz:.2f} GHz</h3>"
-        + _table(["dtype", "GFLOP/s (int8: GOP/s)", "a cycle and core"], fma)
+        + _table(["unit", "dtype", "GFLOP/s (int8: GOP/s)", "a cycle and core"], units)
         + _table(["memory", "size", "read GB/s", "copy GB/s (read + written)"], memory)
     )
 
@@ -196,7 +196,7 @@ def _speedups(
                 ratios[record.backend].append(base_median / median)
             ratio = "–" if base_median is None else f"{base_median / median:.2f}"
             best = ' class="best"' if median == min(times) else ""
-            us = f"<small>{median:.1f} µs{' !' if record.warnings else ''}</small>"
+            us = f"<small>{median:.1f} µs{' !' if record.doubts else ''}</small>"
             cells.append(f'<td{best} title="{_hint(record)}">{ratio}{us}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     means = "".join(
@@ -221,7 +221,7 @@ def _hint(record: Record | None) -> str:
 
 def _doubts(records: Sequence[Record]) -> str:
     """Returns the tables of all warnings, and of all records without figures with their reasons."""
-    warned = [(record, warning) for record in records for warning in record.warnings]
+    warned = [(record, warning) for record in records for warning in record.doubts]
     missing = [
         (record, f"{record.status}: {record.reason or 'no reason given'}")
         for record in records

@@ -75,7 +75,7 @@ def hover_text(record: Record) -> str:
         if record.roof is not None and record.roof_share is not None:
             lines[-1] += f", {record.roof_share:.0%} of the {record.roof.binds} roof"
         lines.append(impl_text(record.impls))
-        lines += [f"! {warning}" for warning in record.warnings]
+        lines += [f"! {warning}" for warning in record.doubts]
     return "<br>".join(escape(text) for line in lines for text in textwrap.wrap(line, _HOVER_WIDTH))
 
 

@@ -12,35 +12,44 @@ from dnnsep.measure.roofs import Roofs
 
 
 def head(roofs: Roofs) -> str:
-    """Returns ``roofs, threads 2, 4.10 GHz: f32 520, … GFLOP/s (int8: GOP/s); L2 500, … GB/s``."""
-    fma = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in roofs.fma_gflops.items())
+    """Returns the roofs in a line.
+
+    ``roofs, threads 2, 4.10 GHz: vector unit f32 520, … GFLOP/s (int8: GOP/s); L2 500, … GB/s``
+    """
+    units = ", ".join(f"{unit} {dtype} {rate:.0f}" for unit, dtype, rate, _ in roofs.units)
     memory = ", ".join(f"{level.name} {level.gbs:.0f}" for level in roofs.memory)
     return (
         f"roofs, threads {roofs.threads}, {roofs.clock_ghz:.2f} GHz: "
-        f"{fma} GFLOP/s (int8: GOP/s); {memory} GB/s"
+        f"{units} GFLOP/s (int8: GOP/s); {memory} GB/s"
     )
 
 
-def as_text(fingerprint: dict[str, Any], measured: Sequence[Roofs]) -> Group:
-    """Returns the fingerprint in three lines, and two tables for each number of threads."""
+def as_text(fingerprint: dict[str, Any], measured: Sequence[Roofs], no_tiles: str) -> Group:
+    """Returns the fingerprint in three lines, and two tables for each number of threads.
+
+    ``no_tiles`` says why the CPU's tile unit may not be used; it is empty where it may be, and
+    where there is none.
+    """
     packages = ", ".join(f"{name} {v}" for name, v in fingerprint["packages"].items())
     lines: list[Any] = [
         f"{fingerprint['cpu']}, {fingerprint['cores']} cores, {fingerprint['logical_cpus']} CPUs",
         f"ISA: {', '.join(fingerprint['isa'])}",
         f"{fingerprint['os']}; Python {fingerprint['python']}; {packages}",
     ]
+    if no_tiles:
+        lines.append(f"tile unit not measured: {no_tiles}")
     for roofs in measured:
-        lines += [_fma_table(roofs), _memory_table(roofs)]
+        lines += [_unit_table(roofs), _memory_table(roofs)]
     return Group(*lines)
 
 
-def _fma_table(roofs: Roofs) -> Table:
+def _unit_table(roofs: Roofs) -> Table:
     title = f"multiply-adds, threads {roofs.threads}, clock {roofs.clock_ghz:.2f} GHz"
     table = Table(title=title, title_justify="left", header_style="bold")
-    for heading in ("dtype", "GFLOP/s (int8: GOP/s)", "a cycle and core"):
-        table.add_column(heading, justify="left" if heading == "dtype" else "right")
-    for dtype, rate in roofs.fma_gflops.items():
-        table.add_row(dtype, f"{rate:.1f}", f"{roofs.fma_flops_per_cycle[dtype]:.1f}")
+    for heading in ("unit", "dtype", "GFLOP/s (int8: GOP/s)", "a cycle and core"):
+        table.add_column(heading, justify="left" if heading in ("unit", "dtype") else "right")
+    for unit, dtype, rate, a_cycle in roofs.units:
+        table.add_row(unit, dtype, f"{rate:.1f}", f"{a_cycle:.1f}")
     return table
 
 

@@ -94,7 +94,7 @@ def _warning_counts(results: Results) -> list[str]:
     """Returns a line for each kind of warning: how many records have it, and the first of them."""
     kinds: dict[str, dict[Key, tuple[Record, str]]] = {}
     for record in results.records:
-        for warning in record.warnings:
+        for warning in record.doubts:
             of_kind = kinds.setdefault(warning.partition(":")[0], {})
             of_kind.setdefault(record.key, (record, warning))
     lines = []
@@ -174,7 +174,7 @@ def _row(record: Record, base_us: float | None) -> Row:
     name = f"{record.name}\n" if record.name else ""
     ran_on = f" ({record.ran_on})" if record.ran_on not in (None, record.backend) else ""
     what_ran = impl_text(record.impls) if record.time else f"{record.status}: {record.reason}"
-    time, share = record.time, record.roof_share
+    time = record.time
     return Row(
         problem=name + record.problem,
         threads=str(record.threads),
@@ -185,10 +185,18 @@ def _row(record: Record, base_us: float | None) -> Row:
         interval=_interval_text(record),
         mflop=f"{record.flops / 1e6:.1f}",
         gflops=f"{record.gflops:.1f}" if record.gflops is not None else "",
-        roof=f"{share:.0%} {record.roof.binds}" if share is not None and record.roof else "",
+        roof=_roof_text(record),
         speedup=f"{base_us / time.median_us:.2f}" if time and base_us else "",
         stages=_stages_text(record),
     )
+
+
+def _roof_text(record: Record) -> str:
+    """Returns the share of the roof and what binds, with a ? for a share that cannot be right."""
+    if record.gflops is None or record.roof is None:
+        return ""
+    share = record.roof_share
+    return f"{'?' if share is None else f'{share:.0%}'} {record.roof.binds}"
 
 
 def _interval_text(record: Record) -> str:
@@ -196,7 +204,7 @@ def _interval_text(record: Record) -> str:
     if record.time is None:
         return ""
     precision = record.time.precision
-    mark = " !" if record.warnings else ""
+    mark = " !" if record.doubts else ""
     return ("-" if precision is None else f"{100 * precision:.1f}%") + mark
 
 

@@ -82,10 +82,26 @@ class Record(BaseModel):
 
     @property
     def roof_share(self) -> float | None:
-        """Returns the achieved over the attainable GFLOP/s, 0 to 1; None without one of them."""
+        """Returns the achieved over the attainable GFLOP/s, 0 to 1.
+
+        Returns None without one of them, and where the rate is so far beyond the roof that the roof
+        cannot be right.
+        """
         if self.gflops is None or self.roof is None:
             return None
-        return self.gflops / self.roof.gflops
+        return self.roof.share(self.gflops)
+
+    @property
+    def doubts(self) -> list[str]:
+        """Returns the warnings, with one more where the roof cannot be right."""
+        if self.gflops is None or self.roof is None or self.roof_share is not None:
+            return self.warnings
+        return [
+            *self.warnings,
+            f"roof: {self.gflops / self.roof.gflops:.2f} times the rate that the {self.roof.binds} "
+            "was measured to allow, so no share is shown: the roofs were probably measured in a "
+            "busy moment; sweep again when the machine is quiet",
+        ]
 
     @property
     def stage_overhead(self) -> float | None:

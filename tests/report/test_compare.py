@@ -154,6 +154,12 @@ def test_machines_are_compared_by_their_roofs() -> None:
     assert how_to_compare(here, there, "time") == "time"
     assert compare(here, there, how="roof")[0].verdict is Verdict.SAME
     assert compare(here, there, how="time")[0].verdict is Verdict.FASTER
+    assert base.roof is not None
+    low = base.model_copy(update={"roof": base.roof.model_copy(update={"gflops": 1.0})})
+    (comparison,) = compare(_results(low), there, how="roof")
+    assert comparison.verdict is Verdict.UNSURE
+    assert "no roof, or one that it exceeds" in comparison.reason
+    assert compare(_results(low), there, how="time")[0].verdict is Verdict.FASTER
     without = here.model_copy(update={"roofs": {}})
     with pytest.raises(ValueError, match="needs results with measured roofs"):
         how_to_compare(without, there)

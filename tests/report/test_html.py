@@ -155,6 +155,34 @@ def test_only_refused_records() -> None:
     assert "Without figures (9)" in page.text
 
 
+def test_a_tile_unit_is_a_ceiling_of_its_own() -> None:
+    (_, results), _ = two_files()
+    tiles = results.roofs[2].model_copy(update={"tile_gflops": {"bf16": 7700.0, "int8": 15500.0}})
+    figure = roofline(results.records, tiles, styles_of(r.backend for r in results.records))
+    assert figure is not None
+    ceilings = {line["name"]: line["y"] for line in figure["data"] if "unit" in line["name"]}
+    assert ceilings == {
+        "vector unit f32 510 GFLOP/s": [510, 510],
+        "vector unit bf16 1000 GFLOP/s": [1000, 1000],
+        "tile unit bf16 7700 GFLOP/s": [7700, 7700],
+    }
+    slope = next(line for line in figure["data"] if line["name"].startswith("DRAM"))
+    assert slope["y"][-1] == 7700  # it ends at the highest ceiling
+    page = Page(as_html([("r.json", results.model_copy(update={"roofs": {2: tiles}}))]))
+    assert "tile unit int8 15500.0 1927.9" in " ".join(page.text.split())
+
+
+def test_a_share_that_cannot_be_right_is_a_warning() -> None:
+    (_, results), _ = two_files()
+    record = results.records[0]
+    assert record.roof is not None
+    low = record.model_copy(update={"roof": record.roof.model_copy(update={"gflops": 1.0})})
+    page = Page(as_html([("r.json", results.model_copy(update={"records": [low]}))]))
+    assert "Warnings (1)" in page.text
+    assert "so no share is shown" in page.text
+    assert "Share of the roof" not in page.text
+
+
 def test_without_roofs_there_are_bars_only() -> None:
     (_, results), _ = two_files()
     bare: list[Record] = [r.model_copy(update={"roof": None}) for r in results.records]

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from dnnsep.measure.roofs import Roof
 from dnnsep.measure.stats import Stats
 from dnnsep.report.table import as_csv, as_markdown, rows, summary
 from dnnsep.sweep.results import Record, Results
-from tests.sweep.samples import rounds_of
+from tests.sweep.samples import rounds_of, small_roofs
 
 
 def _record(backend: str, median: float, **fields: object) -> Record:
@@ -85,6 +86,37 @@ def test_speed_ups_are_against_the_first_backend_that_ran() -> None:
     assert summary(results) == [
         "geomean speed against eager, f32 batch 1 threads 2: onednn 2.00 (1)"
     ]
+
+
+def test_a_roof_that_cannot_be_right_is_said_once() -> None:
+    """10 and 5 GFLOP/s under a roof of 4 that a busy moment left: no share, and one line."""
+    results = _results()
+    low = Roof(gflops=4, binds="L2", intensity=3)
+    faster = {"roof": low, "warnings": ["spread: wide"]}
+    results.records = [
+        *(record.model_copy(update=faster) for record in results.records[:2]),
+        _record("fused", 250.0, roof=low),
+    ]
+    onednn, eager, fused = rows(results)
+    assert (onednn.roof, eager.roof, fused.roof) == ("? L2", "? L2", "100% L2")
+    assert onednn.interval.endswith("!")
+    assert not fused.interval.endswith("!")
+    (line,) = [line for line in summary(results) if "roof" in line]
+    assert line.startswith("warning, 2 of 3 records: roof: 2.50 times the rate that the L2 was")
+    assert "sweep again when the machine is quiet" in line
+    assert results.records[0].warnings == ["spread: wide"]
+
+
+def test_results_from_before_tiles_were_measured(tmp_path: Path) -> None:
+    """They have no roof of tiles, and ``FMA`` for the vector unit."""
+    roof = Roof(gflops=20, binds="FMA", intensity=3)
+    results = _results().model_copy(update={"records": [_record("onednn", 100.0, roof=roof)]})
+    results.roofs = {2: small_roofs(2)}
+    path = tmp_path / "r.json"
+    path.write_text(results.to_json().replace('"tile_gflops":{},', ""))
+    assert "tile_gflops" not in path.read_text()
+    assert Results.load(path) == results
+    assert rows(Results.load(path))[0].roof == "50% FMA"
 
 
 def test_table_formats() -> None:
