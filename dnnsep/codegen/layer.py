@@ -17,7 +17,7 @@ from dnnsep.codegen.dots import Dot, dots_for
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import Code
 from dnnsep.codegen.lang.isa import Isa
-from dnnsep.codegen.rates import slowness
+from dnnsep.codegen.rates import rates
 from dnnsep.codegen.stages.base import Sink, Source, Stage, Window
 from dnnsep.codegen.stages.depthwise import Depthwise
 from dnnsep.codegen.stages.gather import Gather
@@ -119,6 +119,13 @@ class Layer:
         return np.where(places < self.product.channels, places, -1)
 
     @property
+    def slowness(self) -> float:
+        """How many times as long as ``Dot.cycles`` says products take on this CPU."""
+        if self.isa.software_tiles:
+            return 1.0
+        return rates(self.isa).slowness(self.dot, self.depth)
+
+    @property
     def tile_stride(self) -> int:
         """Elements from one pixel of a tile to the next.
 
@@ -164,7 +171,7 @@ def _cycles_of_pixel(layer: Layer, out_pixels: int) -> float:
     all_vectors = product.panels(isa, 1)
     panels = [min(dot.vectors, all_vectors - first) for first in range(0, all_vectors, dot.vectors)]
     cycles = sum(dot.cycles(isa, pixels, vectors, used.depth) for vectors in panels)
-    return source + cycles * slowness(dot, isa, used.depth) / pixels
+    return source + cycles * used.slowness / pixels
 
 
 @dataclass(frozen=True)

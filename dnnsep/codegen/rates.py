@@ -1,7 +1,8 @@
-"""How fast each way of multiplying runs on this CPU: measured once, since flags mislead.
+"""How fast each way of multiplying runs on this CPU, and its caches: measured once.
 
 Some CPUs have instructions that they run slowly, so what a CPU has says little of what is best on
-it. Measured is the generated product itself, on a few KiB that stay in the first cache.
+it. Measured is the generated product itself, on a few KiB that stay in the first cache, and reading
+from each level of the memory.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ from dnnsep.codegen.stages.matmul import Matmul, Product
 from dnnsep.codegen.stages.tileproduct import SHADOW_BYTES, SUMS_BYTES, TileProduct, set_field
 from dnnsep.codegen.version import generator
 from dnnsep.host import cachefiles
+from dnnsep.host.caches import sizes_of_caches
 
 # A product of few channels shows what it costs beside its steps; one of many, what its steps cost.
 FEW, MANY = 32, 256
 _SLICES, _SLICE_NS = 12, 100_000
+# How often each level of the memory is read, how much of it at most, by how many vectors at a time.
+_READS, _MOST_BYTES, _VECTORS = 5, 64 << 20, 8
 _lock = Lock()
 
 
@@ -51,35 +55,49 @@ class Rate:
         return 2 * self.macs * depth / self.ns(depth)
 
 
-@lru_cache(8)
-def rates(isa: Isa) -> dict[str, Rate]:
-    """Returns the rate of each way of multiplying that a CPU has, by name: measured by the first
-    process that asks, in some milliseconds on the thread that asks, and kept for later ones."""
+@dataclass(frozen=True)
+class Rates:
+    """Those of a CPU: of each of its ways of multiplying, by name, and the nanoseconds that a
+    thread takes to read a line of 64 bytes from each level of the memory (``L2``, ``L3``,
+    ``DRAM``) where many follow each other."""
+
+    isa: Isa
+    dots: dict[str, Rate]
+    line_ns: dict[str, float]
+
+    @property
+    def cycle_ns(self) -> float:
+        """A cycle, as long as it is where products in f32 take as many as ``Dot.cycles`` says."""
+        (plain,) = (dot for dot in DOTS if dot.name == "fma_f32")
+        pixels = plain.pixels(self.isa, plain.vectors)
+        return self.dots[plain.name].many_ns / plain.cycles(self.isa, pixels, plain.vectors, MANY)
+
+    def slowness(self, dot: Dot, depth: int) -> float:
+        """Returns how many times as long a product takes as ``Dot.cycles`` says."""
+        if dot.name == "fma_f32":
+            return 1.0
+        cycles = dot.cycles(self.isa, dot.pixels(self.isa, dot.vectors), dot.vectors, depth)
+        return self.dots[dot.name].ns(depth) / self.cycle_ns / cycles
+
+
+@lru_cache(16)
+def rates(isa: Isa) -> Rates:
+    """Returns what was measured on a CPU: by the first process that asks, in some milliseconds on
+    the thread that asks, and kept for later ones."""
     key = f"{generator()} {isa}"
     with _lock:
         kept = cachefiles.load("rates", key)
         if kept is not None:
-            return {name: Rate(**fields) for name, fields in json.loads(kept).items()}
-        found = _measured(isa)
-        content = json.dumps({name: vars(rate) for name, rate in found.items()})
-        cachefiles.save("rates", key, content.encode())
+            fields = json.loads(kept)
+            dots = {name: Rate(**rate) for name, rate in fields["dots"].items()}
+            return Rates(isa, dots, fields["line_ns"])
+        found = Rates(isa, _measured_dots(isa), _measured_lines(isa))
+        fields = {"dots": {n: vars(r) for n, r in found.dots.items()}, "line_ns": found.line_ns}
+        cachefiles.save("rates", key, json.dumps(fields).encode())
         return found
 
 
-def slowness(dot: Dot, isa: Isa, depth: int) -> float:
-    """Returns how many times as long a product takes as ``Dot.cycles`` says, in cycles of the f32
-    multiply-add, whose products take as long as it says."""
-    if dot.name == "fma_f32" or isa.software_tiles:
-        return 1.0
-    known = rates(isa)
-    (plain,) = (other for other in DOTS if other.name == "fma_f32")
-    pixels, nominal = plain.pixels(isa, plain.vectors), known[plain.name]
-    ns_a_cycle = nominal.many_ns / plain.cycles(isa, pixels, plain.vectors, MANY)
-    cycles = dot.cycles(isa, dot.pixels(isa, dot.vectors), dot.vectors, depth)
-    return known[dot.name].ns(depth) / ns_a_cycle / cycles
-
-
-def _measured(isa: Isa) -> dict[str, Rate]:
+def _measured_dots(isa: Isa) -> dict[str, Rate]:
     """Runs all products in turn, and takes the shortest time of each."""
     dots = [dot for dot in DOTS if all(map(isa.has, dot.needs))]
     loops = {(dot.name, depth): _Loop(dot, isa, depth) for dot in dots for depth in (FEW, MANY)}
@@ -95,6 +113,48 @@ def _measured(isa: Isa) -> dict[str, Rate]:
         )
         for dot in dots
     }
+
+
+def _measured_lines(isa: Isa) -> dict[str, float]:
+    """Reads memory as large as a level holds, or larger than the last, and takes the shortest
+    time."""
+    caches = sizes_of_caches()
+    sizes = {
+        "L2": caches[1] // 2,
+        "L3": min(caches[2] // 2, _MOST_BYTES),
+        "DRAM": min(2 * caches[2], _MOST_BYTES),
+    }
+    module = ir.Module()
+    module.triple = ""
+    code = Code(module, "run", [POINTER, I64, POINTER])
+    memory, blocks, sink = code.arguments
+    kind = ir.VectorType(I64, isa.lanes // 2)
+
+    def read(at: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        first = code.builder.mul(at, I64(len(sums)))
+        block = code.at(memory, first, kind)
+        return [
+            code.builder.or_(total, code.load(code.at(block, n, kind), kind))
+            for n, total in enumerate(sums)
+        ]
+
+    nothing = ir.Constant(kind, None)
+    for n, total in enumerate(code.for_range(I64(0), blocks, read, [nothing] * _VECTORS)):
+        code.store(total, code.at(sink, n, kind))
+    code.end()
+    arguments = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+    run = Function(machine_code(module, isa.target), "run", arguments)
+    block_bytes = _VECTORS * isa.lanes * 4
+    content, sums = np.ones(max(sizes.values()), np.uint8), np.zeros(block_bytes, np.uint8)
+    found = {}
+    for level, size in sizes.items():
+        times = []
+        for _ in range(_READS):
+            start = perf_counter_ns()
+            run(content.ctypes.data, size // block_bytes, sums.ctypes.data)
+            times.append(perf_counter_ns() - start)
+        found[level] = min(times) / (size / 64)
+    return found
 
 
 class _Loop:

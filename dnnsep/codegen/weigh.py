@@ -1,13 +1,12 @@
 """The plans that a problem can have, put in order by a small model of what each costs.
 
-Cycles are those of a core that starts two vector multiply-adds each. What a line of memory costs on
-top of the arithmetic that hides most of it was fitted to plans measured on a Zen 5; it only has to
-put plans in order.
+Cycles are those of a core that starts two vector multiply-adds each. The caches and the rates of
+this CPU are measured (rates.py); which share of the time of a line of memory the arithmetic does
+not hide was fitted to plans measured on a Zen 5. The model only has to put plans in order.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,19 +14,21 @@ from functools import cache
 
 from dnnsep.codegen.dots.base import STEPS_AT_ONCE
 from dnnsep.codegen.extent import output_rows
-from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.lang.isa import Isa, this_isa
 from dnnsep.codegen.layer import Layer, layer_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan, cut, tile_bytes, tile_rows, without_product
 from dnnsep.codegen.prefetch import Ahead
-from dnnsep.codegen.rates import slowness
+from dnnsep.codegen.rates import rates
 from dnnsep.dtypes import DTYPES
-from dnnsep.host.caches import caches_of
+from dnnsep.host.caches import sizes_of_caches
 from dnnsep.problem import Problem
 
 _LINE = 64
 _WAY_BYTES = 4096  # of an L1 cache: x86 finds a line's place by its address within a page
-_LINE_CYCLES = {"L1": 0.0, "L2": 0.3, "L3": 1.0, "DRAM": 4.0}
+# Shares of the time of a line that arithmetic does not hide: the further away it comes from, the
+# less is hidden.
+_EXPOSED = {"L2": 0.13, "L3": 0.31, "DRAM": 0.66}
 _HELD = 0.75  # share of a cache that stays in it
 _OVERFLOW = 1.5  # L1 sizes: what passes through costs more with its size up to here
 _WRITTEN = 6  # times as costly as reading a line of a tile: it goes out and comes back
@@ -38,11 +39,20 @@ _CLOSE, _MOST_CLOSE = 1.1, 8
 
 @dataclass(frozen=True)
 class Caches:
-    """Bytes of a core's own first and second cache, and of the last level."""
+    """Bytes of a core's own first and second cache, and of the last level; and the cycles that a
+    line takes from the levels beyond the first, measured on a Zen 5 where they are not given."""
 
     l1: int
     l2: int
     last: int
+    line_cycles: tuple[float, float, float] = (2.3, 3.2, 6.1)
+
+    def waits(self, level: str) -> float:
+        """Returns the cycles by which a line from a level makes the arithmetic wait."""
+        if level == "L1":
+            return 0.0
+        number = list(_EXPOSED).index(level)
+        return _EXPOSED[level] * self.line_cycles[number]
 
 
 @dataclass(frozen=True)
@@ -67,12 +77,10 @@ class Cost:
 
 @cache
 def this_caches() -> Caches:
-    """Returns the caches of the first CPU that this process may run on; small ones where the system
-    does not say."""
-    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
-    sizes = caches_of(cpus[:1])
-    l1, l2 = sizes.get(1, 32 * 1024), sizes.get(2, 512 * 1024)
-    return Caches(l1, l2, max(sizes.values(), default=8 * 1024 * 1024))
+    """Returns the caches of the first CPU that this process may run on, as they were measured."""
+    known = rates(this_isa())
+    l2, l3, dram = (known.line_ns[level] / known.cycle_ns for level in _EXPOSED)
+    return Caches(*sizes_of_caches(), (l2, l3, dram))
 
 
 def close_plans(problem: Problem, isa: Isa, threads: int) -> list[tuple[Plan, Cost]]:
@@ -104,7 +112,7 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     widths = _shared(min(my_panels * plan.vectors, product.panels(isa, 1)), plan.vectors)
 
     first_stage = layer.source.cycles(isa, dot) if layer.source is not None else 0.0
-    pointwise = slowness(dot, isa, layer.depth) * sum(
+    pointwise = layer.slowness * sum(
         runs[run] * widths[width] * dot.cycles(isa, run, width, layer.depth)
         for run in runs
         for width in widths
@@ -123,13 +131,13 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     # tile's panels come from memory, where other layers have pushed them, by any plan.
     first = _level(my_panels * panel + passing, caches)
     again = _level(panel + plan.pixels * pixel, caches)
-    tile_line = _LINE_CYCLES["L2"] * min(_OVERFLOW, passing / caches.l1)
+    tile_line = caches.waits("L2") * min(_OVERFLOW, passing / caches.l1)
     written = _WRITTEN if layer.source is not None else 0
     return Cost(
         depthwise=depthwise,
         pointwise=pointwise,
-        weights=panel / _LINE * my_panels * (tiles - 1) * _LINE_CYCLES[first]
-        + panel / _LINE * my_panels * (my_pieces - tiles) * _LINE_CYCLES[again],
+        weights=panel / _LINE * my_panels * (tiles - 1) * caches.waits(first)
+        + panel / _LINE * my_panels * (my_pieces - tiles) * caches.waits(again),
         tile=pixels * pixel / _LINE * (my_panels + written) * tile_line,
     )
 

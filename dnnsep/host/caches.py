@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -23,6 +24,18 @@ def caches_of(cpus: list[int]) -> dict[int, int]:
                 sharers = frozenset(cpu_list(shared))
                 sizes.setdefault(int(level), {})[sharers] = int(size.removesuffix("K")) * 1024
     return {level: sum(sizes[level].values()) for level in sorted(sizes)}
+
+
+def sizes_of_caches() -> tuple[int, int, int]:
+    """Returns the bytes of the first, the second and the last cache that the first CPU which this
+    process may run on has; small ones where the system does not say."""
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    sizes = caches_of(cpus[:1])
+    return (
+        sizes.get(1, 32 * 1024),
+        sizes.get(2, 512 * 1024),
+        max(sizes.values(), default=8 * 1024 * 1024),
+    )
 
 
 def cpu_list(text: str) -> set[int]:

@@ -187,8 +187,8 @@ def random_plan(problem: Problem, isa: Isa, rng: np.random.Generator) -> Plan:
     layer = layer_of(problem, isa)
     if layer.product is None:
         return without_product(problem, layer, int(rng.integers(1, 5)))
-    caches = Caches(*(int(2 ** rng.integers(10, 22)) for _ in range(3)))
-    plans = list(all_plans(problem, isa, int(rng.integers(1, 5)), caches))
+    l1, l2, last = (int(2 ** rng.integers(10, 22)) for _ in range(3))
+    plans = list(all_plans(problem, isa, int(rng.integers(1, 5)), Caches(l1, l2, last)))
     plan = plans[rng.integers(len(plans))]
     if layer.reads_input:  # whichever of the two is chosen, the other has to be right as well
         plan = replace(plan, gathers=bool(rng.integers(2)))

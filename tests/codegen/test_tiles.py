@@ -148,7 +148,7 @@ def test_tiles_are_asked_for_and_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_kernel_for_amx_holds_its_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     """As ``explain --dump asm`` shows it on a CPU that has them."""
-    monkeypatch.setattr("dnnsep.codegen.layer.slowness", lambda dot, isa, depth: 1.0)
+    monkeypatch.setattr("dnnsep.codegen.layer.Layer.slowness", 1.0)
     isa = replace(
         SOFTWARE[-1], features=("avx512bf16", "amx-bf16"), target=AMX, software_tiles=False
     )
