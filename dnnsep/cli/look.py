@@ -129,19 +129,30 @@ def machine(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show this machine's fingerprint and measure its roofs: multiply-adds, memory bandwidth."""
-    from dnnsep.codegen.lang.isa import why_no_tiles
+    """Show this machine's fingerprint, measure its roofs (multiply-adds, memory bandwidth), and
+    show the rates of the fused kernel's ways of multiplying."""
+    from dnnsep.codegen.lang.isa import this_isa, why_no_tiles
+    from dnnsep.codegen.rates import rates
     from dnnsep.host.machine import default_threads, fingerprint
-    from dnnsep.report.machine import as_text
+    from dnnsep.report.machine import as_text, dot_table
 
     measured = [roofs for t in threads or [default_threads()] if (roofs := measure_roofs(t))]
     described = fingerprint()
     if as_json:
         dumped = [roofs.model_dump() for roofs in measured]
-        found = {"fingerprint": described, "no_tiles": why_no_tiles() or None, "roofs": dumped}
+        dots = rates(this_isa()).dots if measured else {}
+        found = {
+            "fingerprint": described,
+            "no_tiles": why_no_tiles() or None,
+            "roofs": dumped,
+            "dots": {name: rate.as_dict() for name, rate in dots.items()},
+        }
         typer.echo(json.dumps(found, indent=1))
     else:
-        console().print(as_text(described, measured, why_no_tiles()), highlight=False)
+        shown = as_text(described, measured, why_no_tiles())
+        console().print(shown, highlight=False)
+        if measured:
+            console().print(dot_table(rates(this_isa())), highlight=False)
     if not measured:
         raise typer.Exit(1)
 

@@ -50,6 +50,10 @@ class Rate:
         """Returns what a product of so many channels takes."""
         return self.few_ns + (depth - FEW) * (self.many_ns - self.few_ns) / (MANY - FEW)
 
+    def as_dict(self) -> dict[str, float]:
+        """Returns the GFLOP/s of a core by few and by many channels."""
+        return {f"gflops_{depth}": round(self.gflops(depth), 1) for depth in (FEW, MANY)}
+
     def gflops(self, depth: int) -> float:
         """Returns 2 FLOPs for each multiply-add of a product of so many channels a nanosecond."""
         return 2 * self.macs * depth / self.ns(depth)
@@ -164,8 +168,8 @@ class _Loop:
         pixels, columns = dot.pixels(isa, dot.vectors), dot.vectors * isa.lanes
         rng = np.random.default_rng(0)
         matrix = (1 + rng.random((depth, columns))).astype(np.float32)
-        self._packed = dot.pack(matrix)
-        ones = dot.pack(np.ones((depth, pixels), np.float32))
+        self._packed = dot.pack(matrix, isa)
+        ones = dot.pack(np.ones((depth, pixels), np.float32), isa)
         room = [np.zeros(size, np.uint8) for size in (4 * columns, 4 * pixels * columns)]
         self._buffers = [ones, self._packed, *room, np.zeros(_SHADOW, np.uint8)]
         self._addresses = [buffer.ctypes.data for buffer in self._buffers]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
 
 from dnnsep.measure.roofs import Roofs
+
+if TYPE_CHECKING:
+    from dnnsep.codegen.rates import Rates
 
 
 def head(roofs: Roofs) -> str:
@@ -41,6 +44,21 @@ def as_text(fingerprint: dict[str, Any], measured: Sequence[Roofs], no_tiles: st
     for roofs in measured:
         lines += [_unit_table(roofs), _memory_table(roofs)]
     return Group(*lines)
+
+
+def dot_table(rates: Rates) -> Table:
+    """Returns the rates of the fused kernel's ways of multiplying, of one core."""
+    from dnnsep.codegen.rates import FEW, MANY
+
+    table = Table(
+        title="ways of multiplying, one core, GFLOP/s", title_justify="left", header_style="bold"
+    )
+    table.add_column("dot")
+    for depth in (FEW, MANY):
+        table.add_column(f"{depth} channels", justify="right")
+    for name, rate in rates.dots.items():
+        table.add_row(name, *(f"{rate.gflops(depth):.1f}" for depth in (FEW, MANY)))
+    return table
 
 
 def _unit_table(roofs: Roofs) -> Table:

@@ -51,7 +51,7 @@ def test_steps_are_a_product(steps: int, way: Way) -> None:
         rng.integers(-9, 10, shape).astype(np.float32)
         for shape in ((depth,), (depth, width), (width,))
     )
-    given = [Memory(stored(pixel, dot), True), Memory(dot.pack(matrix), True)]
+    given = [Memory(stored(pixel, dot), True), Memory(dot.pack(matrix, isa), True)]
     result = Memory(sums, True)
     function(given[0].at(0), given[1].at(0), result.at(0))
     assert np.array_equal(result.array, sums + pixel @ matrix)
@@ -59,7 +59,7 @@ def test_steps_are_a_product(steps: int, way: Way) -> None:
 
 
 def test_a_panel_is_as_large_as_its_matrix(way: Way) -> None:
-    panel = way.dot.pack(np.ones((6, 2 * way.isa.lanes), np.float32))
+    panel = way.dot.pack(np.ones((6, 2 * way.isa.lanes), np.float32), way.isa)
     assert panel.nbytes == 6 * 2 * way.isa.lanes * way.dot.bytes
     assert np.array_equal(loaded(panel, way.dot), np.ones(6 * 2 * way.isa.lanes))
 

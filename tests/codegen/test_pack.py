@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dnnsep.codegen.dots.amx_bf16 import PAIR
 from dnnsep.codegen.layer import Layer, stages_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.dtypes import Array
@@ -58,14 +59,22 @@ def _unpacked(packing: Packing, memory: NDArray[np.uint8]) -> Array:
     layer, dot = packing.layer, packing.layer.dot
     element = stored(np.zeros(1, np.float32), dot).dtype
     panels = []
-    for panel in range(packing.panels):
-        whole = panel < packing.whole_panels
+    for number in range(packing.panels):
+        whole = number < packing.whole_panels
         channels = packing.panel_channels if whole else packing.tail_channels
         columns = -(-channels // layer.isa.lanes) * layer.isa.lanes
-        start = packing.matrix + panel * packing.panel_bytes
+        start = packing.matrix + number * packing.panel_bytes
         size = layer.depth * columns * dot.bytes
-        steps = loaded(memory[start : start + size].view(element), dot).reshape(-1, columns, dot.k)
-        panels.append(steps.transpose(0, 2, 1).reshape(layer.depth, columns)[:, :channels])
+        panel = loaded(memory[start : start + size].view(element), dot)
+        wide = PAIR * layer.isa.lanes if dot.in_tiles else columns
+        beside = [
+            group.reshape(layer.depth // dot.k, -1, dot.k)
+            .transpose(0, 2, 1)
+            .reshape(layer.depth, -1)
+            for group in np.split(panel, range(layer.depth * wide, panel.size, layer.depth * wide))
+        ]
+        columns_of = [group.reshape(layer.depth, -1) for group in beside]
+        panels.append(np.concatenate(columns_of, axis=1)[:, :channels])
     return np.concatenate(panels, axis=1)
 
 

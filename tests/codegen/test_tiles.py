@@ -14,6 +14,7 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from dnnsep.codegen.dots.amx_bf16 import AmxBf16
+from dnnsep.codegen.dots.dp_bf16 import DpBf16
 from dnnsep.codegen.kernel import Specialization
 from dnnsep.codegen.lang.emit import POINTER, Code
 from dnnsep.codegen.lang.isa import Isa, this_isa
@@ -124,7 +125,7 @@ def test_a_tile_times_a_tile(kind: str, unit: TileUnit) -> None:
         spread[:, :columns] = c
         flat = spread.reshape(-1)[: (2 * rows - 1) * columns]
         for at_end in (False, True):
-            given = [Memory(BF16.stored(a), at_end), Memory(AmxBf16().pack(b), at_end)]
+            given = [Memory(BF16.stored(a), at_end), Memory(DpBf16().pack(b, SOFTWARE[0]), at_end)]
             sums = Memory(flat, at_end)
             run(given[0].at(0), given[1].at(0), sums.at(0))
             found = np.append(sums.array, np.zeros(columns, np.float32)).reshape(rows, 2, columns)
@@ -234,7 +235,7 @@ class _Code:
         panels = [filled[:, first : first + width] for first in range(0, filled.shape[1], width)]
         biases = np.zeros(filled.shape[1], np.float32)
         biases[: len(bias)] = bias
-        packed = np.concatenate([made.dot.pack(np.ascontiguousarray(p)) for p in panels])
+        packed = np.concatenate([made.dot.pack(np.ascontiguousarray(p), made.isa) for p in panels])
         given = [
             Memory(BF16.stored(spread.reshape(-1)[:last]), at_end),
             Memory(packed, at_end),

@@ -251,11 +251,11 @@ def test_the_tile_loop_is_products_in_tile_registers(
     assert loops.tile_operations_per_step(dtype) == 4 * operations
 
 
-@pytest.mark.skipif(not loops.tile_dtypes(), reason="needs a CPU with AMX")
-def test_the_tile_loop_runs() -> None:
+def test_the_tile_loop_runs_where_there_are_tiles() -> None:
     """Half the fastest rate, a product every 16 cycles, and the whole of it with some room."""
     with Calibrator(cpus_for(1)) as calibrator:
         roofs = calibrator.roofs()
+    assert set(roofs.tile_gflops) == set(loops.tile_dtypes())
     peak = {"bf16": 1024, "int8": 2048}
     for unit, dtype, _, a_cycle in roofs.units:
         if unit == "tile unit":

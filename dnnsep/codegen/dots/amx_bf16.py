@@ -17,6 +17,8 @@ from dnnsep.codegen.lang.tiles import ROWS
 
 # Channels of a pixel in a tile at most: a row is 64 bytes.
 _MOST = 32
+# Vectors of output channels that lie side by side in a panel.
+PAIR = 2
 # So many times the fewest steps are not too many where no channel has to be filled up for them.
 _MORE_STEPS = 1.25
 # Cycles of a product of whole tiles, until its sums are there, and until the next may start.
@@ -30,8 +32,7 @@ class AmxBf16(Dot):
     """Sums are in up to four tiles, two of pixels by two of output channels, or one by four.
 
     A tile of pixels is up to 16 of them by ``step_channels`` channels, as they are in memory; a
-    tile of weights is as many channels by a vector of output channels. Channels lie in pairs as
-    DpBf16 has them, so a panel is packed alike.
+    tile of weights is as many channels by a vector of output channels, in pairs as DpBf16 has them.
     """
 
     name = "amx_bf16"
@@ -82,5 +83,8 @@ class AmxBf16(Dot):
             at = code.at(place, index * isa.lanes, I16)
             ELEMENTS["bf16"].store(code, isa, value, at)
 
-    def pack(self, matrix: NDArray[np.float32]) -> NDArray[Any]:
-        return DpBf16().pack(matrix)
+    def pack(self, matrix: NDArray[np.float32], isa: Isa) -> NDArray[Any]:
+        """Two vectors of output channels after two, as they are read."""
+        width = PAIR * isa.lanes
+        pairs = (matrix[:, first : first + width] for first in range(0, matrix.shape[1], width))
+        return np.concatenate([DpBf16().pack(np.ascontiguousarray(p), isa) for p in pairs])

@@ -74,7 +74,7 @@ class Dot(ABC):
         """Writes a whole block (see lang/dtype.py), vectors of f32, into a tile."""
 
     @abstractmethod
-    def pack(self, matrix: NDArray[np.float32]) -> NDArray[Any]:
+    def pack(self, matrix: NDArray[np.float32], isa: Isa) -> NDArray[Any]:
         """Returns a panel, flat, of a matrix (channels of a tile, output channels) whose values the
         element can hold; its rows are a multiple of ``k``. Groups of ``k`` rows follow each other,
         with the group's rows of one output channel side by side."""

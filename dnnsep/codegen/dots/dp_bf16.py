@@ -42,6 +42,6 @@ class DpBf16(VectorDot):
         pair = ir.VectorType(I16, 2 * isa.lanes)
         return code.instruction("vcvtne2ps2bf16 $1, $2, $0", pair, low, high)
 
-    def pack(self, matrix: NDArray[np.float32]) -> NDArray[Any]:
+    def pack(self, matrix: NDArray[np.float32], isa: Isa) -> NDArray[Any]:
         halves = BF16.stored(matrix)
         return halves.reshape(-1, 2, matrix.shape[1]).transpose(0, 2, 1).reshape(-1)

@@ -33,5 +33,5 @@ class FmaF32(VectorDot):
         for index, value in enumerate(values):
             code.store(value, code.at(place, index, value.type))
 
-    def pack(self, matrix: NDArray[np.float32]) -> NDArray[Any]:
+    def pack(self, matrix: NDArray[np.float32], isa: Isa) -> NDArray[Any]:
         return matrix.reshape(-1)

@@ -69,7 +69,7 @@ class Matmul(Stage):
         for first in range(0, self.out_channels, width):
             channels = min(width, self.out_channels - first)
             columns = -(-channels // isa.lanes) * isa.lanes
-            packed.append(dot.pack(np.ascontiguousarray(matrix[:, first : first + columns])))
+            packed.append(dot.pack(np.ascontiguousarray(matrix[:, first : first + columns]), isa))
         return np.concatenate(packed)
 
     def pack_bias(self, isa: Isa, vectors: int, weights: Weights) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from dnnsep.codegen.dots.amx_bf16 import AmxBf16
+from dnnsep.codegen.dots.amx_bf16 import PAIR, AmxBf16
 from dnnsep.codegen.dots.dp_bf16 import DpBf16
 from dnnsep.codegen.lang.activate import activate
 from dnnsep.codegen.lang.dtype import ELEMENTS
@@ -153,11 +153,13 @@ class TileProduct:
                 at: ir.Value, group: range = group, sums: list[tuple[int, int]] = sums
             ) -> None:
                 channel = b.mul(at, I64(taken))
-                panel = code.at(weights, b.mul(channel, I64(vectors * lanes)), self.dot.element)
                 for index, v in enumerate(group):
-                    factors = _WEIGHTS[index % 2]
-                    place = code.at(panel, v * lanes * self.dot.k, self.dot.element)
-                    tiles.load(code, unit, factors, place, vectors * lanes * 4)
+                    factors, pair = _WEIGHTS[index % 2], v // PAIR * PAIR
+                    wide = min(PAIR, vectors - pair) * lanes  # output channels side by side
+                    panel = code.at(weights, pair * lanes * self.depth, self.dot.element)
+                    place = code.at(panel, b.mul(channel, I64(wide)), self.dot.element)
+                    place = code.at(place, (v - pair) * lanes * self.dot.k, self.dot.element)
+                    tiles.load(code, unit, factors, place, 4 * wide)
                     for half, start in enumerate(starts):
                         if index == 0:
                             first = code.at(rows, start * self.stride, self.dot.element)
