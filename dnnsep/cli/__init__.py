@@ -32,7 +32,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     tune: "dnnsep tune configs/models/mobilenet_v1.yaml --threads 2",
     model: "dnnsep model mobilenetv2_100 --input 1,3,224,224",
     extract: "dnnsep extract timm:efficientnet_b0 -o shapes.yaml",
-    bench_model: "dnnsep bench-model mobilenetv1_100 mobilenetv2_100 --threads 2",
+    bench_model: "dnnsep bench-model mobilenetv2_100 --dtype f32 --dtype bf16 --batch 1 --batch 16",
     machine: "dnnsep machine --threads 1 --threads 2",
     backends: "dnnsep backends --json",
 }

@@ -43,8 +43,13 @@ def ab(
         list[int] | None,
         typer.Option(min=1, help="[default: the file's, or the physical cores]"),
     ] = None,
-    dtype: Annotated[list[Dtype] | None, typer.Option(help="Instead of the file's.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the file's.")] = None,
+    dtype: Annotated[
+        list[Dtype] | None,
+        typer.Option(help="Instead of the file's. [default with --models: f32]"),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Instead of the file's or the input's.")
+    ] = None,
     cache: Annotated[
         list[CacheState] | None,
         typer.Option(help="The caches at each call. [default: the file's, or hot]"),
@@ -100,9 +105,9 @@ def ab(
             bad_input(f"--{side} {error}")
     cases: Sequence[AnyCase]
     if models:
-        if backend or dtype:
-            bad_input("--models: takes no --backend and no --dtype; --engine names an engine")
-        cases = _models(config, input_shape, threads, batch, engine or "dnnsep", cache)
+        if backend:
+            bad_input("--models: takes no --backend; --engine names an engine")
+        cases = _models(config, input_shape, threads, batch, dtype, engine or "dnnsep", cache)
     else:
         if engine or input_shape:
             bad_input("--engine and --input: only with --models")
@@ -134,6 +139,7 @@ def _models(
     input_shape: str | None,
     threads: Sequence[int] | None,
     batches: Sequence[int] | None,
+    dtypes: Sequence[Dtype] | None,
     engine: str,
     caches: Sequence[CacheState] | None,
 ) -> Sequence[AnyCase]:
@@ -146,7 +152,7 @@ def _models(
     # The workers start in other folders.
     places = [os.path.abspath(name) if ".py:" in name else name for name in names]
     counts = threads or [default_threads()]
-    cases = model_cases(places, input_shape, counts, (engine,), batches or ())
+    cases = model_cases(places, input_shape, counts, (engine,), batches or (), dtypes or ())
     return [
         dataclasses.replace(case, cache=c) for case in cases for c in cache_names(caches) or ["hot"]
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnnsep.cli.common import AsJson, bad_input, console
+from dnnsep.cli.common import AsJson, Dtype, bad_input, console
 from dnnsep.cli.measure import (
     Memory,
     Output,
@@ -129,8 +129,9 @@ def model_cases(
     threads: Sequence[int],
     engines: tuple[str, ...],
     batches: Sequence[int] = (),
+    dtypes: Sequence[Dtype] = (),
 ) -> list[ModelCase]:
-    """Each model on each number of threads and each batch, by default the input's own.
+    """Each model on each number of threads, in each batch and dtype: the input's own, and f32.
 
     Exits as for bad input where a model does not load or does not run on such an input.
     """
@@ -143,8 +144,12 @@ def model_cases(
             images = x[:1].expand(batch, *x.shape[1:])
             flops = sum(layer.flops for layer in _layers(name, network, images))
             shape = tuple(images.shape)
-            cases += [ModelCase(name, shape, flops, count, engines) for count in threads]
-    return cases
+            cases += [
+                ModelCase(name, shape, flops, count, engines, dtype.value)
+                for dtype in dtypes or [Dtype.f32]
+                for count in threads
+            ]
+    return list(dict.fromkeys(cases))
 
 
 def bench_model(
@@ -158,6 +163,10 @@ def bench_model(
     threads: Annotated[
         list[int] | None, typer.Option(min=1, help="[default: the physical cores]")
     ] = None,
+    dtype: Annotated[
+        list[Dtype] | None, typer.Option(help="What the whole model runs in. [default: f32]")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the input's.")] = None,
     output: Output = None,
     shown: Shown = "table",
     seconds: Seconds = 2.0,
@@ -175,7 +184,8 @@ def bench_model(
     for engine in engines:
         if engine not in ENGINES:
             bad_input(f"--against {engine!r}: must be one of {', '.join(ENGINES)}")
-    cases = model_cases(names, input_shape, threads or [default_threads()], engines)
+    counts = threads or [default_threads()]
+    cases = model_cases(names, input_shape, counts, engines, batch or (), dtype or ())
     settings = {"models": names, "engines": list(engines)}
     effort = Effort(seconds, precision / 100, visits)
     measure(cases, "models", settings, effort, allocator, output, resume, shown, with_roofs=False)

@@ -14,6 +14,7 @@ from dnnsep.backends import get_backend
 from dnnsep.backends.base import Verdict
 from dnnsep.backends.versions import torch_verdict
 from dnnsep.host.packages import installed_version
+from dnnsep.problem import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,72 +23,98 @@ if TYPE_CHECKING:
     Bound = tuple[Callable[[], Any], list[str]]
 
 
-def verdict(engine: str) -> Verdict:
-    """Returns whether an engine of ENGINES is installed, with the reason if not."""
+# What an engine says of this layer it says of all bf16.
+_BF16_LAYER = "mb1ic64oc64ih56kh3ph1_bf16"
+
+
+class WrongResultError(Exception):
+    """An engine found itself that its result is wrong; the text says how."""
+
+
+def verdict(engine: str, dtype: str = "f32") -> Verdict:
+    """Returns whether an engine of ENGINES runs models in a dtype here, with the reason if not."""
     if engine == "onnxruntime" and installed_version("onnx") is None:
         return Verdict(False, "onnx is not installed (extra: peers)")
-    return torch_verdict() if engine == "dnnsep" else get_backend(engine).available()
+    if engine == "dnnsep":
+        return torch_verdict()
+    backend = get_backend(engine)
+    found = backend.available()
+    return backend.supports(Problem.parse(_BF16_LAYER)) if found and dtype == "bf16" else found
 
 
-def _dnnsep(model: nn.Module, x: Tensor) -> Bound:
+def _dnnsep(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     from collections import Counter
 
-    from dnnsep.graph.optimize import optimize, what_ran
+    from dnnsep.backends.executor import TORCH_DTYPES
+    from dnnsep.graph.optimize import Converted, optimize, report_of, what_ran
 
-    optimized = optimize(model, x)
+    optimized = optimize(model, x, dtype=None if dtype == "f32" else TORCH_DTYPES[dtype])
+    if dtype != "f32" and not isinstance(optimized, Converted):
+        raise WrongResultError(", ".join(report_of(optimized).notes))
     images = _channels_last(x)
     optimized(images)
     counts = Counter(what_ran(optimized))
-    return partial(optimized, images), [
+    layers = [
         f"layers:{kernels}" if count == 1 else f"layers:{count} x {kernels}"
         for kernels, count in counts.items()
     ]
+    return partial(optimized, images), layers + _input_text(dtype, "f32")
 
 
-def _eager(model: nn.Module, x: Tensor) -> Bound:
+def _eager(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     import torch
 
-    converted: Any = model
-    return partial(converted.to(memory_format=torch.channels_last), _channels_last(x)), [
-        _version("torch")
-    ]
+    model, images = _converted(model, x, dtype)
+    network: Any = model
+    call = partial(network.to(memory_format=torch.channels_last), images)
+    return call, [_version("torch"), *_input_text(dtype, dtype)]
 
 
-def _inductor(model: nn.Module, x: Tensor) -> Bound:
+def _inductor(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     import torch
 
     from dnnsep.backends.peers.inductor import CONFIG
 
+    # Past eight compilations of one class's code torch runs it eagerly, and says so in its log.
+    torch.compiler.reset()
     config: Any = torch._inductor.config
     for name, value in CONFIG.items():
         setattr(config, name, value)
+    model, images = _converted(model, x, dtype)
     compiled: Any = torch.compile(model, dynamic=False)
-    images = _channels_last(x)
     compiled(images)
-    return partial(compiled, images), [_version("torch")]
+    return partial(compiled, images), [_version("torch"), *_input_text(dtype, dtype)]
 
 
-def _ipex_trace(model: nn.Module, x: Tensor) -> Bound:
+def _ipex_trace(model: nn.Module, x: Tensor, dtype: str) -> Bound:
+    """In bf16 as IPEX's guide does it: traced on an f32 input under autocast, which puts the
+    conversions into the trace."""
     import intel_extension_for_pytorch
     import torch
 
+    from dnnsep.backends.executor import TORCH_DTYPES
+
     images = _channels_last(x)
-    ready = intel_extension_for_pytorch.optimize(model, dtype=x.dtype, sample_input=images)
+    ready = intel_extension_for_pytorch.optimize(
+        model, dtype=TORCH_DTYPES[dtype], sample_input=images
+    )
     trace: Callable[..., Any] = torch.jit.trace
-    traced = torch.jit.freeze(trace(ready, images))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+        traced = torch.jit.freeze(trace(ready, images))
     for _ in range(3):  # the first calls compile it
         traced(images)
-    return partial(traced, images), [_version("intel-extension-for-pytorch")]
+    texts = [_version("intel-extension-for-pytorch"), *_input_text(dtype, "f32")]
+    return partial(traced, images), texts
 
 
-def _openvino(model: nn.Module, x: Tensor) -> Bound:
+def _openvino(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     import openvino
     import torch
 
     from dnnsep.backends.peers.openvino import settings
 
     converted = openvino.convert_model(model, example_input=x, input=[tuple(x.shape)])
-    compiled = openvino.Core().compile_model(converted, "CPU", settings("f32"))
+    compiled = openvino.Core().compile_model(converted, "CPU", settings(dtype))
     request = compiled.create_infer_request()
     request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
     infer = partial(request.infer, share_outputs=True)
@@ -96,14 +123,15 @@ def _openvino(model: nn.Module, x: Tensor) -> Bound:
     def call(_kept: Tensor = x) -> list[Tensor]:
         return [torch.from_numpy(values) for values in infer().values()]
 
-    return call, [_version("openvino")]
+    return call, [_version("openvino"), *_input_text(dtype, "f32")]
 
 
-def _onnxruntime(model: nn.Module, x: Tensor) -> Bound:
+def _onnxruntime(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     import torch
 
     from dnnsep.backends.peers.onnxruntime import session_of
 
+    assert dtype == "f32", "verdict refuses others"
     exported = io.BytesIO()
     torch.onnx.export(model, (x,), exported, input_names=["x"], dynamo=False)  # type: ignore[arg-type]
     session, _ = session_of(exported.getvalue(), torch.get_num_threads())
@@ -119,6 +147,17 @@ def _version(distribution: str) -> str:
     return f"version:{distribution} {installed_version(distribution)}"
 
 
+def _input_text(dtype: str, given: str) -> list[str]:
+    """Returns a text with the dtype of the input that an engine is given, unless all is f32."""
+    return [] if dtype == "f32" else [f"input:{given} input"]
+
+
+def _converted(model: nn.Module, x: Tensor, dtype: str) -> tuple[nn.Module, Tensor]:
+    """Returns a model and its input in a dtype, images channels-last. The model is changed."""
+    images = _channels_last(x)
+    return (model.bfloat16(), images.bfloat16()) if dtype == "bf16" else (model, images)
+
+
 def _channels_last(x: Tensor) -> Tensor:
     """Returns images (N, C, H, W) in the channels-last layout, and other tensors as they are."""
     import torch
@@ -126,8 +165,9 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-# Each takes a model and its input and returns a Bound: a call without arguments, and texts.
-ENGINES: dict[str, Callable[[Any, Any], Any]] = {
+# Each takes a model and its input, both in f32, and the dtype to run in. It returns a Bound: a call
+# without arguments, and texts.
+ENGINES: dict[str, Callable[[Any, Any, str], Any]] = {
     "dnnsep": _dnnsep,
     "eager": _eager,
     "ipex-trace": _ipex_trace,

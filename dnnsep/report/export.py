@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dnnsep.problem import Problem
+from dnnsep.sweep.case import parse_model
 from dnnsep.sweep.results import Record, Results
 
 # The columns with their types, in order.
@@ -70,7 +71,7 @@ def _record_rows(results: Results) -> Iterator[dict[str, Any]]:
             **dict.fromkeys(RECORD_COLUMNS),
             **of_sweep,
             **of_record,
-            **({} if record.is_model else _problem_columns(Problem.parse(record.problem))),
+            **(_model_columns if record.is_model else _problem_columns)(record.problem),
             **(record.time.model_dump() if record.time else {}),
             "impls": " + ".join(record.impls) or None,
             "roof_gflops": roof.gflops if roof else None,
@@ -81,7 +82,13 @@ def _record_rows(results: Results) -> Iterator[dict[str, Any]]:
         }
 
 
-def _problem_columns(problem: Problem) -> dict[str, Any]:
+def _model_columns(problem: str) -> dict[str, Any]:
+    _, shape, dtype = parse_model(problem)
+    return {"batch": shape[0], "dtype": dtype}
+
+
+def _problem_columns(descriptor: str) -> dict[str, Any]:
+    problem = Problem.parse(descriptor)
     names = ("batch", "in_channels", "out_channels", "height", "width", "channel_multiplier")
     columns = {name: getattr(problem, name) for name in (*names, "bias", "dtype")}
     for field, columns_of_field in (

@@ -9,6 +9,7 @@ from html import escape
 
 from dnnsep.problem import Problem
 from dnnsep.report.table import impl_text
+from dnnsep.sweep.case import parse_model
 from dnnsep.sweep.results import Record
 
 # Okabe and Ito's colours, told apart with every common kind of colour vision.
@@ -99,10 +100,11 @@ def _interval(record: Record) -> str:
 
 
 def _sizes(record: Record) -> str:
-    """Returns a descriptor without the batch and the dtype, which a group shares, and without the
-    activations."""
+    """Returns a descriptor, or a model and its input, without the batch and the dtype, which a
+    group shares, and without the activations."""
     if record.is_model:
-        return record.problem
+        model, (_, *sizes), _ = parse_model(record.problem)
+        return " ".join([model, "x".join(map(str, sizes))])
     problem = Problem.parse(record.problem)
     plain = replace(problem, batch=1, dtype="f32", activations=())
     return str(plain).replace("mb1ic", "ic", 1)

@@ -54,9 +54,10 @@ class Case:
 
 @dataclass(frozen=True)
 class ModelCase:
-    """A model on an input of a shape, to be measured on several engines.
+    """A model in a dtype on an input of a shape, to be measured on several engines.
 
-    ``flops`` are 2 for each multiply-add of its convolutions and linear layers.
+    ``flops`` are 2 for each multiply-add of its convolutions and linear layers; ``dtype`` is
+    ``f32`` or ``bf16``.
     """
 
     model: str
@@ -64,6 +65,7 @@ class ModelCase:
     flops: int
     threads: int
     backends: tuple[str, ...]
+    dtype: str = "f32"
     cache: Cache = "hot"
     name: str | None = None
 
@@ -71,8 +73,12 @@ class ModelCase:
 
     @property
     def problem(self) -> str:
-        """The model and its input's shape as text, e.g. ``mobilenetv2_100 1x3x224x224``."""
-        return f"{self.model} {'x'.join(map(str, self.input_shape))}"
+        """The model, its dtype unless that is f32, and its input's shape as text.
+
+        For example ``mobilenetv2_100 1x3x224x224`` and ``mobilenetv2_100 bf16 1x3x224x224``.
+        """
+        dtype = "" if self.dtype == "f32" else f"{self.dtype} "
+        return f"{self.model} {dtype}{'x'.join(map(str, self.input_shape))}"
 
     def key(self, backend: str) -> Key:
         """Returns the key of an engine's record."""
@@ -89,10 +95,12 @@ class ModelCase:
 AnyCase = Case | ModelCase
 
 
-def model_and_shape(problem: str) -> tuple[str, tuple[int, ...]]:
-    """Returns the model's name and its input's shape, from the text that ModelCase.problem gives.
+def parse_model(problem: str) -> tuple[str, tuple[int, ...], str]:
+    """Returns the model's name, its input's shape and its dtype, from ModelCase.problem's text.
 
     Raises ValueError where there is no shape at the end of the text.
     """
-    name, _, shape = problem.rpartition(" ")
-    return name, tuple(int(size) for size in shape.split("x"))
+    before, _, shape = problem.rpartition(" ")
+    name = before.removesuffix(" bf16")
+    dtype = "f32" if name == before else "bf16"
+    return name, tuple(int(size) for size in shape.split("x")), dtype

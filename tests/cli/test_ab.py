@@ -210,12 +210,17 @@ def test_models(tmp_path: Path) -> None:
         "    return nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1), nn.ReLU())\n"
     )
     command = _command("net.py:small", "--models", "--input", "1,8,24,24", "--batch", "2", *_QUICK)
+    command += ["--dtype", "f32", "--dtype", "bf16"]
     command += ["--base", sys.executable, "--new", _ROOT, "--json"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ
     )
     assert done.returncode == 0, done.stderr
-    (case,) = json.loads(done.stdout)["cases"]
-    assert case["problem"] == f"{net}:small 2x8x24x24"
-    assert case["backend"] == "dnnsep"
-    assert case["verdict"] in ("same", "unsure")
+    found = json.loads(done.stdout)
+    texts = ("2x8x24x24", "bf16 2x8x24x24")
+    assert [case["problem"] for case in found["cases"]] == [f"{net}:small {text}" for text in texts]
+    for case in found["cases"]:
+        assert case["backend"] == "dnnsep"
+        assert case["verdict"] in ("same", "unsure")
+    groups = {mean["group"] for mean in found["geomeans"]}
+    assert groups <= {f"dnnsep {dtype} batch 2 threads 1" for dtype in ("f32", "bf16")}

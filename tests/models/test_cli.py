@@ -90,6 +90,33 @@ def test_bench_model(net: str, tmp_path: Path) -> None:
     assert _dnnsep("report", str(path), "-o", str(tmp_path / "r.html")).returncode == 0
 
 
+@pytest.mark.slow
+def test_dtypes_and_batches(net: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    arguments = ["bench-model", f"{net}:small", "--input", "1,3,18,18", "--seconds", "0.05"]
+    arguments += ["--against", "eager,openvino,onnxruntime", "-o", str(path)]
+    done = _dnnsep(*arguments, "--batch", "2")
+    assert done.returncode == 0, done.stderr
+    first = json.loads(path.read_text())["records"]
+    both = ("--dtype", "f32", "--dtype", "bf16", "--batch", "1", "--batch", "2", "--resume")
+    done = _dnnsep(*arguments, *both)
+    assert done.returncode == 0, done.stderr
+    assert "refused: ONNX Runtime's CPU" in done.stdout
+    records = json.loads(path.read_text())["records"]
+    assert records[:4] == first
+    found = {(r["problem"].partition(" ")[2], r["backend"]): r["status"] for r in records}
+    assert found == {
+        (f"{dtype}{batch}x3x18x18", engine): "refused"
+        if dtype and engine == "onnxruntime"
+        else "ok"
+        for dtype in ("", "bf16 ")
+        for batch in (1, 2)
+        for engine in ("dnnsep", "eager", "openvino", "onnxruntime")
+    }
+    for group in ("f32 batch 1", "bf16 batch 1", "f32 batch 2", "bf16 batch 2"):
+        assert f"geomean speed against dnnsep, {group} threads" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,6 +129,8 @@ def test_bench_model(net: str, tmp_path: Path) -> None:
             ["bench-model", "resnet18", "--against", "cuda"],
             "--against 'cuda': must be one of dnnsep",
         ),
+        (["bench-model", "FILE:small", "--dtype", "f16"], "'f16' is not one of 'f32', 'bf16'"),
+        (["bench-model", "FILE:small", "--batch", "0"], "greater than or equal to 1"),
     ],
 )
 def test_bad_input(net: str, arguments: list[str], message: str) -> None:

@@ -113,6 +113,23 @@ def _results(
     )
 
 
+def models_file() -> Results:
+    """A model in both dtypes and two batches on two engines, one of which refuses bf16."""
+    (_, results), _ = two_files()
+    timed = results.records[0].model_copy(update={"name": None, "roof": None, "impls": []})
+    records = []
+    for problem in ("net 1x3x9x9", "net bf16 1x3x9x9", "net 4x3x9x9", "net bf16 4x3x9x9"):
+        case = {"problem": problem, "flops": 1_000_000}
+        records.append(timed.model_copy(update={**case, "backend": "dnnsep"}))
+        other = timed.model_copy(update={**case, "backend": "onnxruntime"})
+        if "bf16" in problem:
+            refused = {"status": "refused", "reason": "no bf16 kernels", "rounds": []}
+            other = other.model_copy(update={**refused, "time": None, "gflops": None})
+        records.append(other)
+    settings = {"seconds": 2.0, "precision_percent": 1.0, "stages": False, "visits": 3}
+    return results.model_copy(update={"records": records, "roofs": {}, "settings": settings})
+
+
 def _record(
     case: Case, backend: str, measured: Roofs, index: int, rng: np.random.Generator
 ) -> Record:

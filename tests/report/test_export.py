@@ -12,7 +12,7 @@ import pytest
 
 from dnnsep.report.export import RECORD_COLUMNS, SAMPLE_COLUMNS, export
 from dnnsep.sweep.results import Results
-from tests.report.samples import two_files
+from tests.report.samples import models_file, two_files
 
 
 @pytest.fixture
@@ -57,6 +57,13 @@ def test_records(results: Results, tmp_path: Path) -> None:
     refused = next(row for row in rows if row["status"] == "refused")
     assert refused["reason"] == "xnnpack runs f32 only"
     assert [refused[name] for name in ("median_us", "count", "gflops", "roof_share")] == [None] * 4
+
+
+def test_models_have_a_batch_and_a_dtype(tmp_path: Path) -> None:
+    export(models_file(), tmp_path / "r.csv", "csv")
+    rows = _read(tmp_path / "r.csv", RECORD_COLUMNS)
+    found = [(row["batch"], row["dtype"]) for row in rows if row["backend"] == "dnnsep"]
+    assert found == [(1, "f32"), (1, "bf16"), (4, "f32"), (4, "bf16")]
 
 
 def test_samples(results: Results, tmp_path: Path) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from dnnsep.cli.model import bench_model
 from dnnsep.cli.sweep import sweep
 from dnnsep.report.charts import bars, heat_map, roofline
-from dnnsep.report.commands import OPTIONS, commands
+from dnnsep.report.commands import MODEL_OPTIONS, OPTIONS, commands
 from dnnsep.report.html import as_html
 from dnnsep.report.labels import labels_of, styles_of
 from dnnsep.report.table import summary
 from dnnsep.sweep.results import Record, Results
-from tests.report.samples import awkward_file, two_files
+from tests.report.samples import awkward_file, models_file, two_files
 
 HOSTILE = "<script>alert(1)</script>"
 VOID = {"meta", "br", "wbr"}
@@ -236,7 +238,29 @@ def test_commands() -> None:
     ]
 
 
-def test_options_and_defaults_are_the_sweeps() -> None:
-    parameters = inspect.signature(sweep).parameters
-    for option, default in OPTIONS.values():
+def test_a_models_dtypes_and_batches_are_told_apart() -> None:
+    results = models_file()
+    html = as_html([("r.json", results)])
+    titles = [f"{dtype} batch {n} threads 2" for n in (1, 4) for dtype in ("f32", "bf16")]
+    assert [title for title in re.findall("<h3>([^<]*)</h3>", html) if "batch" in title] == titles
+    assert html.count('title="net bf16 4x3x9x9">net 3x9x9</th>') == 1
+    assert "Without figures (2)" in Page(html).text
+    means = [line for line in summary(results) if line.startswith("geomean")]
+    # A refusal is no speed: bf16 has one engine only.
+    assert [line.split(", ")[1].partition(":")[0] for line in means] == [titles[0], titles[2]]
+
+
+def test_a_models_command() -> None:
+    assert commands(models_file())[1] == (
+        "dnnsep bench-model net --input 1,3,9,9 --dtype bf16 --against onnxruntime --threads 2 "
+        "--visits 3"
+    )
+
+
+@pytest.mark.parametrize(("command", "options"), [(sweep, OPTIONS), (bench_model, MODEL_OPTIONS)])
+def test_options_and_defaults_are_the_commands(
+    command: Callable[..., None], options: dict[str, tuple[str, Any]]
+) -> None:
+    parameters = inspect.signature(command).parameters
+    for option, default in options.values():
         assert parameters[option.removeprefix("--")].default == default

@@ -125,6 +125,17 @@ def test_the_groups_mean_knows_what_its_visits_have_in_common() -> None:
     assert mean.estimate.ratio == pytest.approx(math.exp(common.mean()), abs=0.005)
 
 
+def test_models_are_averaged_by_dtype_and_batch() -> None:
+    problems = ("net 1x3x9x9", "net bf16 1x3x9x9", "net bf16 4x3x9x9", "other bf16 4x3x9x9")
+    visits = [[1.0, 1.01, 0.99, 1.0]] * 3
+    trials = [_trial(0, visits, problem=text, backend="dnnsep") for text in problems]
+    assert [(mean.group, mean.count) for mean in geomeans(_results(trials))] == [
+        ("dnnsep f32 batch 1 threads 2", 1),
+        ("dnnsep bf16 batch 1 threads 2", 1),
+        ("dnnsep bf16 batch 4 threads 2", 2),
+    ]
+
+
 def test_pairs_of_a_machine_that_is_not_quiet_do_not_count() -> None:
     trial = _trial(0, [[1.0] * 4] * 3)
     noisy = [Pair(before=QUIET, after=_NOISY, base_us=100, new_us=150)] * 4
