@@ -31,7 +31,6 @@ from enum import Enum
 import numpy as np
 
 from dnnsep.measure.stats import Control
-from dnnsep.sweep.case import parse_model
 from dnnsep.sweep.pairs import PairResults, Trial
 
 _SIGNIFICANCE = 0.02
@@ -284,15 +283,8 @@ def geomeans(results: PairResults) -> list[Geomean]:
     for trial in results.trials:
         sample = sample_of(trial, quietest) if trial.status == "ok" else None
         if sample is not None and len(sample.values) >= _MIN_VISITS:
-            groups.setdefault(_group_of(trial), []).append(sample)
+            groups.setdefault(trial.group, []).append(sample)
     return [Geomean(group, len(found), _mean_of(found)) for group, found in groups.items()]
-
-
-def _group_of(trial: Trial) -> str:
-    """Returns the trial's group with a model's own dtype, which Trial.group takes for f32."""
-    if " " not in trial.problem:
-        return trial.group
-    return trial.group.replace(" f32 batch ", f" {parse_model(trial.problem)[2]} batch ", 1)
 
 
 def _mean_of(samples: Sequence[Sample]) -> Estimate:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dnnsep.report.table import Place, place
-from dnnsep.sweep.case import parse_model
-from dnnsep.sweep.results import Results
+from dnnsep.sweep.results import Results, parse_model
 
 # The sweep's options by the setting they end up in, with their defaults.
 OPTIONS: dict[str, tuple[str, Any]] = {

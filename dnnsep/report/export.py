@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dnnsep.problem import Problem
-from dnnsep.sweep.case import parse_model
-from dnnsep.sweep.results import Record, Results
+from dnnsep.sweep.results import Record, Results, parse_model
 
 # The columns with their types, in order.
 RECORD_COLUMNS: dict[str, type] = {

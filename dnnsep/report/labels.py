@@ -9,8 +9,7 @@ from html import escape
 
 from dnnsep.problem import Problem
 from dnnsep.report.table import impl_text
-from dnnsep.sweep.case import parse_model
-from dnnsep.sweep.results import Record
+from dnnsep.sweep.results import Record, parse_model
 
 # Okabe and Ito's colours, told apart with every common kind of colour vision.
 _COLOURS = (

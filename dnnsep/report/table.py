@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from dnnsep.measure.stats import geomean
-from dnnsep.sweep.case import parse_model
 from dnnsep.sweep.results import Key, Record, Results
 
 # A problem on a number of threads, with hot or cold caches.
@@ -83,8 +82,7 @@ def summary(results: Results) -> list[str]:
 def group_of(record: Record) -> str:
     """Returns what records must share to be averaged, such as ``f32 batch 1 threads 2``."""
     cold = " cold caches" if record.cache == "cold" else ""
-    dtype = parse_model(record.problem)[2] if record.is_model else record.dtype
-    return f"{dtype} batch {record.batch} threads {record.threads}{cold}"
+    return f"{record.dtype} batch {record.batch} threads {record.threads}{cold}"
 
 
 def place(record: Record) -> Place:

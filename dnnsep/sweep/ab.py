@@ -54,8 +54,9 @@ _MIN_PAIRS = 4
 _MOST_PAIRS = 2
 _WAIT = 3.0
 
-# What an older version says of a descriptor, or of a backend's name, that it does not know.
-_UNKNOWN_THERE = re.compile(r"ValueError: (descriptor|backend) ")
+# What an older version says of a descriptor, of a backend's name, or of a model in a dtype, that it
+# does not know.
+_UNKNOWN_THERE = re.compile(r"ValueError: (descriptor|backend) |ValueError: .* bf16'")
 
 
 class Observer(Protocol):

@@ -93,14 +93,3 @@ class ModelCase:
 
 
 AnyCase = Case | ModelCase
-
-
-def parse_model(problem: str) -> tuple[str, tuple[int, ...], str]:
-    """Returns the model's name, its input's shape and its dtype, from ModelCase.problem's text.
-
-    Raises ValueError where there is no shape at the end of the text.
-    """
-    before, _, shape = problem.rpartition(" ")
-    name = before.removesuffix(" bf16")
-    dtype = "f32" if name == before else "bf16"
-    return name, tuple(int(size) for size in shape.split("x")), dtype

@@ -10,7 +10,7 @@ from typing import Any
 from dnnsep.host.affinity import keep_on, pin_workers
 from dnnsep.measure.cachestate import Evictor
 from dnnsep.models.engines import ENGINES, WrongResultError, verdict
-from dnnsep.sweep.case import parse_model
+from dnnsep.sweep.results import parse_model
 from dnnsep.sweep.worker import Timer, serve
 
 

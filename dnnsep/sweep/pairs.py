@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dnnsep.host.files import replace_whole
 from dnnsep.measure.stats import Control
-from dnnsep.problem import Problem
-from dnnsep.sweep.results import Cache, Key
+from dnnsep.sweep.results import Cache, Key, dtype_and_batch
 
 Status = Literal["ok", "refused", "incorrect", "failed"]
 
@@ -72,11 +71,7 @@ class Trial(BaseModel):
     @property
     def group(self) -> str:
         """The trials that one geometric mean is over, e.g. ``fused f32 batch 1 threads 2``."""
-        if " " in self.problem:  # a model and its input's shape
-            dtype, batch = "f32", int(self.problem.rpartition(" ")[2].partition("x")[0])
-        else:
-            problem = Problem.parse(self.problem)
-            dtype, batch = problem.dtype, problem.batch
+        dtype, batch = dtype_and_batch(self.problem)
         cold = " cold" if self.cache == "cold" else ""
         return f"{self.backend} {dtype} batch {batch} threads {self.threads}{cold}"
 

@@ -55,15 +55,13 @@ class Record(BaseModel):
 
     @property
     def dtype(self) -> str:
-        """Returns the problem's dtype; a model's is f32."""
-        return "f32" if self.is_model else Problem.parse(self.problem).dtype
+        """Returns the problem's or the model's dtype."""
+        return dtype_and_batch(self.problem)[0]
 
     @property
     def batch(self) -> int:
         """Returns the number of images, which a model's input begins with."""
-        if self.is_model:
-            return int(self.problem.rpartition(" ")[2].partition("x")[0])
-        return Problem.parse(self.problem).batch
+        return dtype_and_batch(self.problem)[1]
 
     @property
     def is_model(self) -> bool:
@@ -152,3 +150,23 @@ class Results(BaseModel):
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
             raise ValueError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None
+
+
+def parse_model(problem: str) -> tuple[str, tuple[int, ...], str]:
+    """Returns the model's name, its input's shape and its dtype, from ModelCase.problem's text.
+
+    Raises ValueError where there is no shape at the end of the text.
+    """
+    before, _, shape = problem.rpartition(" ")
+    name = before.removesuffix(" bf16")
+    dtype = "f32" if name == before else "bf16"
+    return name, tuple(int(size) for size in shape.split("x")), dtype
+
+
+def dtype_and_batch(problem: str) -> tuple[str, int]:
+    """Returns those of a problem, or of a model and its input, from its text."""
+    if " " in problem:
+        _, shape, dtype = parse_model(problem)
+        return dtype, shape[0]
+    parsed = Problem.parse(problem)
+    return parsed.dtype, parsed.batch

@@ -6,7 +6,8 @@ from itertools import product
 
 import pytest
 
-from dnnsep.sweep.case import ModelCase, parse_model
+from dnnsep.sweep.case import ModelCase
+from dnnsep.sweep.results import parse_model
 
 _NAMES = ("mobilenetv2_100", "torchvision:resnet18", "/a folder/bf16 net.py:small")
 _SHAPES = ((1, 3, 224, 224), (4, 3, 18, 18), (8,))
