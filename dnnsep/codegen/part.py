@@ -197,8 +197,8 @@ class Part:
         if not self.ahead:
             return weights
         start = self.code.at(weights, self.packing.panel_bytes, BYTE)
-        share = self.ahead.share(self.code, self.packing.panel_bytes, self.pieces)
-        return self.code.at(start, self.code.builder.mul(number, share), BYTE)
+        each = self.ahead.share(self.code, self.packing.panel_bytes, self.pieces)
+        return self.code.at(start, self.code.builder.mul(number, each), BYTE)
 
     def _source_functions(self) -> list[tuple[int, ir.Function]]:
         """Returns (end, function): pieces of a row before ``end`` run the function, in order."""
