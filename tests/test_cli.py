@@ -121,11 +121,12 @@ def test_explain_shows_the_fused_kernels_plan_and_code() -> None:
     assert found["correct"]
     taken, *others = found["plans"]
     assert taken["by_model"]
+    assert taken["chosen"] == "by model"
     assert taken["pixel_parts"] * taken["channel_parts"] == 2
     assert all(sum(p["cycles"].values()) >= sum(taken["cycles"].values()) for p in others)
     console = Console(file=io.StringIO(), width=150)
     console.print(explain_as_text(found))
-    assert "model's, taken" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "taken: by model" in console.file.getvalue()  # type: ignore[attr-defined]
     fused = ("explain", problem, "--backend", "fused", "--dump")
     assert "call" in _dnnsep(*fused, "ir").stdout
     assert "vfmadd" in _dnnsep(*fused, "asm").stdout

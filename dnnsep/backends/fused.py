@@ -31,8 +31,10 @@ class FusedBackend:
         from dnnsep.codegen.lang.isa import this_isa
         from dnnsep.codegen.layer import layer_of
         from dnnsep.codegen.team import openmp
+        from dnnsep.codegen.tuner import wanted
 
         try:
+            wanted()
             isa = this_isa()
             openmp()
             layer_of(problem, isa)

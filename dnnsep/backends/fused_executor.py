@@ -17,6 +17,7 @@ from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.program import Program, Step
+from dnnsep.codegen.tuner import step_chosen_by
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
@@ -59,7 +60,7 @@ class FusedExecutor(Executor):
 
     def __init__(self, step: Step) -> None:
         super().__init__("fused", step.problem, ())
-        self.plan = step.plan
+        self.step, self.plan = step, step.plan
         self._threads = torch.get_num_threads()
         self._program = FusedProgram([step])
         self.impls = (self._program.impl,)
@@ -71,7 +72,8 @@ class FusedExecutor(Executor):
         return cls(Step(problem, plan, packing.pack(weights)))
 
     def plans(self) -> list[dict[str, Any]]:
-        return describe(self.problem, self.plan, self._threads)
+        chosen_by = step_chosen_by(self.step, self._threads)
+        return describe(self.problem, self.plan, self._threads, chosen_by)
 
     def bind(self, x: Tensor) -> Callable[[], Tensor]:
         self._check("x", x, self._input_shape)

@@ -1,10 +1,11 @@
-"""Which plan a problem runs by: the best that was measured, or else the model's choice."""
+"""Which plan a problem runs by: the best that was measured and kept, or else the model's choice."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from dnnsep.codegen.extras import PLAIN, Extras
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.plan import Plan, tile_bytes
 from dnnsep.codegen.version import generator
@@ -13,17 +14,17 @@ from dnnsep.host import cachefiles
 from dnnsep.problem import Problem
 
 
-def choose(problem: Problem, isa: Isa, threads: int) -> Plan:
+def choose(problem: Problem, isa: Isa, threads: int, extras: Extras = PLAIN) -> Plan:
     """Returns the plan that ``keep`` was given, or else the one that costs least by the model."""
-    kept = _kept(problem, isa, threads)
-    if kept is None:
-        return close_plans(problem, isa, threads)[0][0]
-    return kept
+    found = kept(problem, isa, threads, extras)
+    return close_plans(problem, isa, threads)[0][0] if found is None else found
 
 
-def describe(problem: Problem, chosen: Plan, threads: int) -> list[dict[str, Any]]:
-    """Returns the chosen plan and, after it, those that the model finds close, each with its cost
-    in cycles."""
+def describe(
+    problem: Problem, chosen: Plan, threads: int, chosen_by: str = ""
+) -> list[dict[str, Any]]:
+    """Returns the chosen plan, which says what it was chosen by, and after it those that the model
+    finds close, each with its cost in cycles."""
     close = [plan for plan, _ in close_plans(problem, chosen.isa, threads)]
     return [
         {
@@ -37,21 +38,22 @@ def describe(problem: Problem, chosen: Plan, threads: int) -> list[dict[str, Any
             "prefetch": plan.prefetch,
             "ahead": bool(plan.ahead),
             "by_model": plan == close[0],
+            "chosen": chosen_by if plan == chosen else "",
             "cycles": {k: round(v) for k, v in vars(cost(problem, plan, this_caches())).items()},
         }
         for plan in dict.fromkeys([chosen, *close])
     ]
 
 
-def keep(problem: Problem, threads: int, plan: Plan) -> None:
+def keep(problem: Problem, threads: int, plan: Plan, extras: Extras = PLAIN) -> None:
     """Makes ``choose`` return this plan from now on, in this user's other processes too."""
     content = json.dumps(_choices(plan)).encode()
-    cachefiles.save("plans", plan_key(problem, plan.isa, threads), content)
+    cachefiles.save("plans", plan_key(problem, plan.isa, threads, extras), content)
 
 
-def _kept(problem: Problem, isa: Isa, threads: int) -> Plan | None:
+def kept(problem: Problem, isa: Isa, threads: int, extras: Extras = PLAIN) -> Plan | None:
     """Returns the plan that was kept: one of those that the model knows, whatever the file says."""
-    content = cachefiles.load("plans", plan_key(problem, isa, threads))
+    content = cachefiles.load("plans", plan_key(problem, isa, threads, extras))
     if content is None:
         return None
     try:
@@ -62,11 +64,15 @@ def _kept(problem: Problem, isa: Isa, threads: int) -> Plan | None:
     return next((plan for plan in plans if _choices(plan) == wanted), None)
 
 
-def _choices(plan: Plan) -> dict[str, int]:
+def _choices(plan: Plan) -> dict[str, Any]:
     """Returns what tells a problem's plans apart."""
-    return {"tile": plan.tile, "channel_parts": plan.channel_parts}
+    return {
+        "tile": plan.tile,
+        "channel_parts": plan.channel_parts,
+        "overlap": plan.overlap,
+    }
 
 
-def plan_key(problem: Problem, isa: Isa, threads: int) -> str:
+def plan_key(problem: Problem, isa: Isa, threads: int, extras: Extras = PLAIN) -> str:
     """Returns what a kept plan is filed under."""
-    return f"{generator()} {isa} {threads} {problem}"
+    return f"{generator()} {isa} {threads} {problem} {extras}"

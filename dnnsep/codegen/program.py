@@ -11,8 +11,7 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from dnnsep.codegen import team
-from dnnsep.codegen.choose import choose
+from dnnsep.codegen import team, tuner
 from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.kernel import Room, Specialization, compiled
 from dnnsep.codegen.lang.emit import I64, POINTER, VOID, Code
@@ -23,6 +22,7 @@ from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.sources import Sources
 from dnnsep.codegen.task import Task, load_field
+from dnnsep.codegen.tuner import Question
 from dnnsep.dtypes import DTYPES
 from dnnsep.problem import Problem
 
@@ -64,15 +64,29 @@ def chosen_step(
     packed: Callable[[Packing], NDArray[np.uint8]],
     threads: int,
     sources: Sources[int] = FROM_INPUT,
+    tune: bool = True,
 ) -> Step:
-    """Returns a problem as a step, by the plan chosen for this CPU and so many threads.
+    """Returns a problem as a step, by the plan that is the fastest on this CPU and so many threads:
+    a few are measured when it is asked for first, unless ``tune`` or DNNSEP_TUNE says no.
 
     ``packed`` returns its weights laid out; who asks for several sizes of a layer's input keeps
     them by the Packing. Raises RuntimeError or ValueError where this CPU has no kernels.
     """
     isa = this_isa()
-    plan = choose(problem, isa, threads)
-    return Step(problem, plan, packed(Packing(layer_of(problem, isa), plan.vectors)), sources)
+    layer, packed = layer_of(problem, isa), cache(packed)
+
+    def step(plan: Plan, sources: Sources[int]) -> Step:
+        return Step(problem, plan, packed(Packing(layer, plan.vectors)), sources)
+
+    # A residual is measured as memory of its own; a scale's few values may be any of the input's.
+    residual, scale = sources.residual is not None, sources.scale is not None
+    measured = Sources(INPUT, GIVEN if residual else None, INPUT if scale else None)
+    plan = tuner.chosen_plan(
+        Question(problem, isa, threads, Extras(residual, scale)),
+        lambda plan: Program([step(plan, measured)]),
+        tune,
+    )
+    return step(plan, sources)
 
 
 class Program:

@@ -6,6 +6,7 @@ Imports torch: import it from inside functions.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from dnnsep.backends import get_backend
 from dnnsep.backends.executor import TORCH_DTYPES
+from dnnsep.codegen import tuner
 from dnnsep.codegen.sources import Sources
 from dnnsep.graph.difference import difference
 from dnnsep.graph.link import link_chains
@@ -44,6 +46,7 @@ def optimize(
     dtype: torch.dtype | None = None,
     filter: Filter | None = None,
     inplace: bool = False,
+    tune: bool = True,
 ) -> nn.Module:
     """Returns the model with its separable layers on a backend and its other layers packed.
 
@@ -58,28 +61,35 @@ def optimize(
     converts the whole model; inputs are then converted on the way in and outputs on the way out.
     ``filter`` takes the name of a convolution or linear layer and returns whether it may be
     replaced. ``model`` itself is not changed, unless ``inplace`` lets its modules be reused.
+    ``tune`` says whether plans of the fused kernel that no earlier process has measured are
+    measured now, and later ones when another shape of the input comes; DNNSEP_TUNE=0 forbids it.
 
     The result has an attribute ``dnnsep_report``, a Report of what was replaced and what was not.
 
-    Raises ValueError if the model is in training mode, if the backend or dtype is unknown, or if
-    the model fails on the example.
+    Raises ValueError if the model is in training mode, if the backend or dtype is unknown, if
+    DNNSEP_TUNE is neither 0 nor 1, or if the model fails on the example.
     """
     get_backend(backend)
+    tuner.wanted()
     if model.training:
         raise ValueError("model: is in training mode, call eval() first")
     if dtype is not None and dtype not in BOUNDS:
         raise ValueError(f"dtype={dtype}: must be torch.float32 or torch.bfloat16")
     example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    spent = tuner.seconds_spent()
     with torch.no_grad():
         expected = _run(model, example)
         taken = model if inplace else copy.deepcopy(model)
-        optimized, report = _Rewriter(backend, filter or (lambda name: True)).rewrite(
-            taken, example, expected
-        )
+        # What is converted afterwards is prepared again: nothing is measured before.
+        rewriter = _Rewriter(backend, filter or (lambda name: True), tune and dtype is None)
+        optimized, report = rewriter.rewrite(taken, example, expected)
         if dtype is not None:
             optimized = Converted(optimized, dtype)
+        _let_tune(optimized, tune)
         report.bound = BOUNDS[dtype or torch.float32]
         report.error = _error(optimized, example, expected)
+        report.plans = _plans(optimized)
+        report.tuning_seconds = tuner.seconds_spent() - spent
         if not report.error <= report.bound:
             report = Report([], [f"left as it is: outputs differed by {report.error:.1e}"])
             optimized = model if inplace else copy.deepcopy(model)
@@ -94,13 +104,7 @@ def report_of(model: nn.Module) -> Report:
 
 def what_ran(model: nn.Module) -> list[str]:
     """Returns the kernels that each packed layer or chain of an optimized model ran on so far."""
-    kernels: list[str] = []
-    inside: set[nn.Module] = set()
-    for layer in model.modules():
-        if isinstance(layer, PackedLayer) and layer not in inside:
-            kernels += layer.runs_on.values()
-            inside.update(layer.modules())
-    return kernels
+    return [kernel for layer in _outermost(model) for kernel in layer.runs_on.values()]
 
 
 class Converted(nn.Module):
@@ -118,10 +122,11 @@ class Converted(nn.Module):
 
 
 class _Rewriter:
-    """Replaces layers, for a backend, where the filter ``may_replace`` allows it."""
+    """Replaces layers, for a backend, where the filter ``may_replace`` allows it; ``tune`` says
+    whether plans are measured when the result is tried out."""
 
-    def __init__(self, backend: str, may_replace: Filter) -> None:
-        self._backend, self._may_replace = backend, may_replace
+    def __init__(self, backend: str, may_replace: Filter, tune: bool) -> None:
+        self._backend, self._may_replace, self._tune = backend, may_replace, tune
 
     def rewrite(
         self, model: nn.Module, example: tuple[Any, ...], expected: Any
@@ -145,6 +150,7 @@ class _Rewriter:
         """
         traced = trace(model, example)
         entries = self._replace(traced, name)
+        _let_tune(traced, self._tune)
         error = _error(traced, example, expected)
         if not error <= BOUNDS[torch.float32]:
             raise UntraceableError(f"what was traced differs by {error:.1e}")
@@ -296,6 +302,31 @@ class _Calls:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _outermost(model: nn.Module) -> list[PackedLayer]:
+    """Returns the packed layers and chains of a model, without those inside of others."""
+    layers: list[PackedLayer] = []
+    inside: set[nn.Module] = set()
+    for layer in model.modules():
+        if isinstance(layer, PackedLayer) and layer not in inside:
+            layers.append(layer)
+            inside.update(layer.modules())
+    return layers
+
+
+def _let_tune(model: nn.Module, tune: bool) -> None:
+    """Says to each packed layer of a model whether it may measure plans."""
+    for layer in model.modules():
+        if isinstance(layer, PackedLayer):
+            layer.tune = tune
+
+
+def _plans(model: nn.Module) -> Counter[str]:
+    """Returns how many of the layers run by the fused kernel have their plan by what."""
+    threads = torch.get_num_threads()
+    steps = [step for layer in _outermost(model) for step in layer.steps_made]
+    return Counter(tuner.step_chosen_by(step, threads) for step in steps)
 
 
 def _run(model: nn.Module, example: tuple[Any, ...]) -> Any:

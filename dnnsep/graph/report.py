@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from dnnsep.problem import Problem
@@ -29,13 +30,17 @@ class Report:
 
     ``error`` is the largest difference of an output from the original model's on the example,
     relative to the largest output; ``bound`` is the most it may be. ``notes`` say why the model
-    was not rewritten as a whole, or not at all.
+    was not rewritten as a whole, or not at all. ``plans`` counts what the plans of the layers on
+    the fused kernel were chosen by: "measured", now or by an earlier process, "by model" or "the
+    only one"; ``tuning_seconds`` were spent on measuring them now.
     """
 
     entries: list[Entry] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     error: float = 0.0
     bound: float = 0.0
+    plans: Counter[str] = field(default_factory=Counter)
+    tuning_seconds: float = 0.0
 
     @property
     def separable_share(self) -> float:
@@ -59,6 +64,14 @@ class Report:
             for row in rows
         ]
         lines += [f"note: {note}" for note in self.notes]
+        if self.plans:
+            measured, by_model, only = (
+                self.plans[word] for word in ("measured", "by model", "the only one")
+            )
+            lines.append(
+                f"plans of the layers on the fused kernel: {measured} measured, {by_model} by the "
+                f"cost model, {only} the only one; {self.tuning_seconds:.1f} s spent on measuring"
+            )
         lines.append(
             f"{self.count('separable')} separable layers ({self.separable_share:.0%} of the FLOPs),"
             f" {self.count('convolution')} other convolutions and {self.count('linear')} linear "

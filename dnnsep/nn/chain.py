@@ -110,7 +110,7 @@ class PackedChain(PackedLayer):
             return program.run(x.contiguous(memory_format=torch.channels_last))
 
         links = self._links()
-        made = Ready(x.shape, chain, f"{len(links)} layers by {program.impl}")
+        made = Ready(x.shape, chain, f"{len(links)} layers by {program.impl}", tuple(steps))
         if not gives_rows(links[-1]):
             return made
         return rows_of(made, likes[number].shape, takes_rows(links[0]))

@@ -95,11 +95,13 @@ def prepare(
     geometry: Geometry,
     backend: str,
     packings: Memo[NDArray[np.uint8]],
+    tune: bool = True,
 ) -> Executor:
     """Returns an executor for inputs like x.
 
-    The fused kernel's weights are packed once for inputs of all sizes and kept in ``packings``.
-    Raises ValueError if the backend cannot run the layer.
+    The fused kernel's weights are packed once for inputs of all sizes and kept in ``packings``; its
+    plans may be measured where ``tune`` is true. Raises ValueError if the backend cannot run the
+    layer.
     """
     problem = problem_of(x, parameters, geometry)
     engine = backend_for(backend, problem)
@@ -114,7 +116,8 @@ def prepare(
                 lambda: packing.pack(weights_of(problem, parameters)),
             )
 
-        return FusedExecutor(chosen_step(problem, packed, torch.get_num_threads()))
+        threads = torch.get_num_threads()
+        return FusedExecutor(chosen_step(problem, packed, threads, tune=tune))
 
 
 def backend_for(name: str, problem: Problem) -> Backend:

@@ -131,7 +131,7 @@ class SeparableConv2d(PackedLayer):
         if self.training:
             return self.plain(x, residual)
         x, geometry = self.padded(x)
-        y = separable_conv2d(x, self.tensors(), geometry, self.backend)
+        y = separable_conv2d(x, self.tensors(), geometry, self.backend, self.tune)
         return y if residual is None else y + residual
 
     def tensors(self) -> Parameters:
@@ -146,11 +146,12 @@ class SeparableConv2d(PackedLayer):
         if problems is not None and in_order and adds(problems[-1], residual):
             return fused(self, x.shape, problems, residual is not None)
         inside, geometry = self.padded(x)
-        made = ready(prepare(inside, self.tensors(), geometry, self.backend, self._packings))
+        tensors = self.tensors()
+        made = ready(prepare(inside, tensors, geometry, self.backend, self._packings, self.tune))
         if inside is x:
             return made
-        return Ready(
-            x.shape, lambda x, residual: made.run(self.padded(x)[0], residual), made.runs_on
+        return made._replace(
+            shape=x.shape, run=lambda x, residual: made.run(self.padded(x)[0], residual)
         )
 
     def problems(self, x: Tensor) -> list[Problem] | None:

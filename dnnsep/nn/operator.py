@@ -21,7 +21,7 @@ _LIBRARY: Any = torch.library.Library("dnnsep", "DEF")  # type: ignore[no-untype
 _LIBRARY.define(
     "separable_conv2d(Tensor input, Tensor depthwise_weight, Tensor? depthwise_bias, "
     "Tensor pointwise_weight, Tensor? pointwise_bias, int[] stride, int[] padding, "
-    "int[] dilation, str[] activations, str backend) -> Tensor"
+    "int[] dilation, str[] activations, str backend, bool tune=True) -> Tensor"
 )
 
 # The operator gets its weights anew with each call, so what is made of them is kept here: by them.
@@ -35,6 +35,7 @@ def separable_conv2d(
     parameters: Parameters,
     geometry: Geometry,
     backend: str = "auto",
+    tune: bool = True,
 ) -> Tensor:
     """Returns the operator's result on a layer, channels-last in memory.
 
@@ -42,7 +43,7 @@ def separable_conv2d(
     ValueError if the backend cannot run the layer.
     """
     y: Tensor = torch.ops.dnnsep.separable_conv2d(
-        input, *parameters, *(list(values) for values in geometry), backend
+        input, *parameters, *(list(values) for values in geometry), backend, tune
     )
     return y
 
@@ -63,18 +64,18 @@ def _geometry(
 
 
 def _run(x: Tensor, *arguments: Any) -> Tensor:
-    *tensors, stride, padding, dilation, activations, backend = arguments
-    parameters = Parameters(*tensors)
-    geometry = _geometry(stride, padding, dilation, activations)
-    key = (x.shape, x.dtype, geometry, backend, state_of(parameters))
+    parameters, geometry = Parameters(*arguments[:4]), _geometry(*arguments[4:8])
+    backend = arguments[8]
+    tune = arguments[9] if len(arguments) > 9 else True  # torch leaves out what is the default
+    key = (x.shape, x.dtype, geometry, backend, tune, state_of(parameters))
     executor = _executors.get(
-        key, parameters, lambda: prepare(x, parameters, geometry, backend, _packings)
+        key, parameters, lambda: prepare(x, parameters, geometry, backend, _packings, tune)
     )
     return executor(x.contiguous(memory_format=torch.channels_last))
 
 
 def _fake(x: Tensor, *arguments: Any) -> Tensor:
-    depthwise, _, pointwise, _, stride, padding, dilation, _, _ = arguments
+    depthwise, _, pointwise, _, stride, padding, dilation, *_ = arguments
     sizes = [
         (x.shape[2 + axis] + sum(padding[2 * axis : 2 * axis + 2]) - reach) // stride[axis] + 1
         for axis in (0, 1)
@@ -85,9 +86,8 @@ def _fake(x: Tensor, *arguments: Any) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, stride, padding, dilation, activations, _ = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.geometry = _geometry(stride, padding, dilation, activations)
+    ctx.save_for_backward(*inputs[:5])
+    ctx.geometry, ctx.others = _geometry(*inputs[5:9]), len(inputs) - 5
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -109,7 +109,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
             )
         )
     gradients = [next(computed) if wants else None for wants in wanted]
-    return (*gradients, None, None, None, None, None)
+    return (*gradients, *[None] * ctx.others)
 
 
 _LIBRARY.impl("separable_conv2d", _run, "CPU")

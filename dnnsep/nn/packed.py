@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dnnsep.backends.executor import TORCH_DTYPES, Executor
 from dnnsep.backends.fused import FusedBackend
-from dnnsep.backends.fused_executor import FusedProgram
+from dnnsep.backends.fused_executor import FusedExecutor, FusedProgram
 from dnnsep.backends.tensors import TORCH_ACTIVATIONS
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.program import GIVEN, INPUT, Step, chosen_step
@@ -39,20 +39,24 @@ Self = TypeVar("Self", bound="PackedLayer")
 
 
 class Ready(NamedTuple):
-    """A layer packed for a shape of the input: what runs it on an input and a residual, and the
-    name of that."""
+    """A layer packed for a shape of the input: what runs it on an input and a residual, the name of
+    that, and the steps of the fused kernel's program, if it is one."""
 
     shape: torch.Size
     run: Callable[[Tensor, Tensor | None], Tensor]
     runs_on: str
+    steps: tuple[Step, ...] = ()
 
 
 class PackedLayer(nn.Module):
     """Packs itself for each input shape when that first comes, in eval mode without gradients, on
     a CPU, in f32 or bf16, and again when its weights change. Otherwise it is plain PyTorch.
 
-    The fused kernel's weights are packed once for all shapes.
+    The fused kernel's weights are packed once for all shapes. Where ``tune`` is true its plans may
+    be measured when it is prepared (see dnnsep.codegen.tuner).
     """
+
+    tune = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +112,7 @@ class PackedLayer(nn.Module):
                 sources.residual if number == last else None,
                 None if number else sources.scale,
             )
-            steps.append(chosen_step(problem, self._packed(problem), threads, links))
+            steps.append(chosen_step(problem, self._packed(problem), threads, links, self.tune))
         return steps
 
     def _packed(self, problem: Problem) -> Callable[[Packing], NDArray[np.uint8]]:
@@ -127,6 +131,11 @@ class PackedLayer(nn.Module):
     def runs_on(self) -> dict[tuple[int, ...], str]:
         """Returns what ran, the backend and its kernels, by the input's shape."""
         return {tuple(ready.shape): ready.runs_on for ready in self._ready.made.values()}
+
+    @property
+    def steps_made(self) -> list[Step]:
+        """Returns the steps of the fused kernel for all shapes of the input so far."""
+        return [step for ready in self._ready.made.values() for step in ready.steps]
 
 
 class PackedConv2d(PackedLayer):
@@ -299,14 +308,15 @@ def fused(
 ) -> Ready:
     """Returns what runs a layer's problems one after the other on inputs of a shape."""
     sources = Sources(INPUT, GIVEN if with_residual else None)
-    program = FusedProgram(layer.steps(problems, sources, 0))
+    steps = layer.steps(problems, sources, 0)
+    program = FusedProgram(steps)
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
         if residual is not None:
             residual = residual.contiguous(memory_format=torch.channels_last)
         return program.run(x.contiguous(memory_format=torch.channels_last), residual)
 
-    return Ready(shape, run, f"fused {program.impl}")
+    return Ready(shape, run, f"fused {program.impl}", tuple(steps))
 
 
 def rows_of(images: Ready, shape: torch.Size, takes_rows: bool) -> Ready:
@@ -334,7 +344,8 @@ def ready(executor: Executor) -> Ready:
         return y.add_(residual) if is_like(residual, y) else y + residual
 
     name = " ".join((executor.backend, *executor.impls))
-    return Ready(torch.Size(executor.problem.input_shape), run, name)
+    steps = (executor.step,) if isinstance(executor, FusedExecutor) else ()
+    return Ready(torch.Size(executor.problem.input_shape), run, name, steps)
 
 
 def _is_data(x: Tensor) -> bool:

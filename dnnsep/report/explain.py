@@ -65,9 +65,9 @@ def _plans(plans: list[dict[str, Any]]) -> tuple[Table, str]:
         table.add_column(heading, justify="right")
     for index, plan in enumerate(plans):
         cycles = plan["cycles"]
-        taken = "model's, taken" if plan["by_model"] else "tuned, taken"
+        name = "model's" if plan["by_model"] else "close"
         table.add_row(
-            taken if index == 0 else "model's" if plan["by_model"] else "close",
+            f"taken: {plan['chosen']}" if index == 0 else name,
             f"{plan['pixels']} px x {plan['channels']} ch",
             f"{plan['tile']} ({plan['tile_bytes'] / 1024:.1f} KiB)",
             f"{plan['pixel_parts']} px x {plan['channel_parts']} ch",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dnnsep
+from dnnsep.codegen import tuner
+from dnnsep.codegen.tuner import Question
 from dnnsep.graph.difference import difference
 from dnnsep.graph.optimize import report_of
 from dnnsep.graph.report import Report
+from dnnsep.host import cachefiles
 from dnnsep.nn.module import SeparableConv2d
 from dnnsep.nn.packed import PackedConv2d, PackedLinear
 
@@ -401,3 +406,68 @@ def test_bad_models() -> None:
         dnnsep.optimize(Block(), _x())
     with pytest.raises(ValueError, match="example_inputs: the model fails on them"):
         dnnsep.optimize(Block().eval(), _x(7))
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Question]:
+    """Lists what plans are measured for, which takes the model's choice as the best."""
+    questions: list[Question] = []
+
+    def measure(question: Question, program: object) -> tuner._Answer:
+        questions.append(question)
+        plans = tuner.candidates(question)
+        return tuner._Answer(plans[0], measured=len(plans) > 1)
+
+    monkeypatch.setenv(cachefiles.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(tuner.VARIABLE, "1")
+    monkeypatch.setattr(tuner, "_answers", {})
+    monkeypatch.setattr(tuner, "_measure", measure)
+    return questions
+
+
+def _problems(questions: list[Question]) -> set[tuple[str, str]]:
+    return {(question.problem.kind, question.problem.dtype) for question in questions}
+
+
+def test_the_report_counts_the_plans_that_were_measured(measured: list[Question]) -> None:
+    model = _settled(nn.Sequential(Block(), nn.Flatten(), nn.Linear(720, 40)))
+    report = report_of(dnnsep.optimize(model, _x()))
+    assert _problems(measured) == {("convolution", "f32"), ("separable", "f32"), ("linear", "f32")}
+    assert report.plans.total() == 3
+    assert report.plans["measured"] == 3
+    assert report.tuning_seconds > 0
+    assert "fused kernel: 3 measured, 0 by the cost model, 0 the only one; 0.0 s" in str(report)
+    again = report_of(dnnsep.optimize(model, _x()))
+    assert again.plans == report.plans
+    assert again.tuning_seconds == 0
+    assert len(measured) == 3
+
+
+def test_layers_that_are_not_to_be_measured_never_are(measured: list[Question]) -> None:
+    """Whatever became of them since, and whatever comes."""
+    model = _settled(nn.Sequential(Block(), nn.Flatten(2), nn.Linear(90, 5)))
+    optimized = dnnsep.optimize(model, _x(), tune=False)
+    report = report_of(optimized)
+    assert report.plans == {"by model": 2, "the only one": 1}
+    assert report.tuning_seconds == 0
+    assert optimized.state_dict().keys() == dnnsep.optimize(model, _x()).state_dict().keys()
+    wanted = len(measured)
+    with torch.no_grad():
+        for other in (optimized, copy.deepcopy(optimized), pickle.loads(pickle.dumps(optimized))):
+            other.train().eval()(_x()[:1])
+        assert len(measured) == wanted
+        dnnsep.optimize(model, _x())(_x()[:1])
+    assert len(measured) > wanted
+
+
+def test_plans_of_another_dtype_than_the_models_are_not_measured(measured: list[Question]) -> None:
+    model = _settled(nn.Sequential(Block(), Block()))
+    report = report_of(dnnsep.optimize(model, _x(), dtype=torch.bfloat16))
+    assert {question.problem.dtype for question in measured} == {"bf16"}
+    assert report.plans["measured"] == report.plans.total() == 4
+
+
+def test_a_wrong_value_of_the_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tuner.VARIABLE, "on")
+    with pytest.raises(ValueError, match="DNNSEP_TUNE='on': must be 0 or 1"):
+        dnnsep.optimize(Block().eval(), _x())
