@@ -144,7 +144,9 @@ def test_a_tuned_plan_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert tuned["best"]["tile"] in [plan["tile"] for plan in tuned["plans"]]
     assert all(plan["us"] > 0 for plan in tuned["plans"])
     taken = _json("explain", problem, "--backend", "fused", "--threads", "2", "--json")["plans"][0]
-    assert {name: taken[name] for name in tuned["best"]} == tuned["best"]
+    if tuned["kept"]:  # the machine was quiet
+        assert {name: taken[name] for name in tuned["best"]} == tuned["best"]
+    assert taken["chosen"] == ("measured" if tuned["kept"] else "by model")
     assert "us, tiles of" in _dnnsep("tune", problem).stdout
     assert _dnnsep("tune", "mb1ic64oc").returncode == 2
 

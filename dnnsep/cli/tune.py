@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dnnsep.cli.common import AsJson, Dtype, console
+from dnnsep.cli.measure import BarObserver
 from dnnsep.cli.sweep import load
 
 if TYPE_CHECKING:
+    from dnnsep.codegen.plan import Plan
     from dnnsep.sweep.tune import Tuned
 
 
@@ -21,12 +23,17 @@ def tune(
     threads: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the file's.")] = None,
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Instead of the file's.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the file's.")] = None,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Measure every plan, and how far behind the default one is."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the plans of the fused kernel that its cost model finds close; keep the fastest.
+    """Measure plans of the fused kernel for longer than a layer's preparation does; keep the best.
 
     They are kept in your cache folder (DNNSEP_CACHE_DIR, or the system's place for caches) for this
-    CPU, this version, the problem and the number of threads; each is kept as soon as it is found.
+    CPU, this version, the problem and the number of threads. Each is printed and kept as soon as it
+    is found, but not kept where the machine was not quiet. Ctrl-C keeps those found so far.
     """
     from dnnsep.backends.fused import FusedBackend
     from dnnsep.host.machine import cpus_for
@@ -45,38 +52,90 @@ def tune(
     keep_pages()
     # Measuring pins this process, so the CPUs it may run on are asked for before.
     cpus = {case.threads: cpus_for(case.threads) for case in cases}
-    for problem, count in dict.fromkeys((case.problem, case.threads) for case in cases):
-        try:
-            tuned = measure(problem, cpus[count])
-        except ValueError as error:
-            typer.echo(f"dnnsep: {error}", err=True)
-            raise typer.Exit(1) from None
-        if as_json:
-            typer.echo(json.dumps(_as_dict(str(problem), count, tuned)))
-        else:
-            console().print(_as_line(str(problem), count, tuned), highlight=False)
+    jobs = list(dict.fromkeys((case.problem, case.threads) for case in cases))
+    found: list[Tuned] = []
+    bar = BarObserver(len(jobs))
+    try:
+        for problem, count in jobs:
+            with bar:
+                found.append(measure(problem, cpus[count], every, bar.step))
+                bar.advance()
+            _print(str(problem), count, found[-1], as_json)
+    except ValueError as error:
+        typer.echo(f"dnnsep: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped: the plans found before are kept", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        if every and len(found) > 1:
+            _print_summary(found, as_json)
+
+
+def _print(problem: str, threads: int, tuned: Tuned, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(_as_dict(problem, threads, tuned)))
+    else:
+        console().print(_as_line(problem, threads, tuned), highlight=False, soft_wrap=True)
 
 
 def _as_line(problem: str, threads: int, tuned: Tuned) -> str:
-    best = tuned.best
-    split = f"{best.pixel_parts}x{best.channel_parts}"
-    plans = f"{len(tuned.times)} plan{'s' if len(tuned.times) > 1 else ''}"
-    outcome = (
-        f"{tuned.gain:.2f} times the model's choice" if tuned.gain > 1 else "the model's choice"
+    count = len(tuned.times)
+    gain = "the model's choice"
+    if tuned.best != next(iter(tuned.times)):
+        gain = f"{tuned.gain:.2f} times as fast as the model's choice"
+    line = (
+        f"{problem} threads {threads}: {tuned.times[tuned.best]:.1f} us, {_name(tuned.best)}: "
+        f"{gain}, of {count} plan{'s' if count > 1 else ''}"
     )
-    return (
-        f"{problem} threads {threads}: {tuned.times[best]:.1f} us, tiles of {best.tile} x "
-        f"{best.pixels} pixels, split {split}: {outcome}, of {plans}"
-    )
+    for name, plan in (("the default", tuned.default), ("the model's choice", tuned.model)):
+        if plan is not None:
+            line += f"; {name} ({_name(plan.plan)}) is {plan.share:.1%} behind the fastest"
+    return line + ("" if tuned.kept else "; not kept, the machine was not quiet")
+
+
+def _name(plan: Plan) -> str:
+    parts = f"{plan.pixel_parts}x{plan.channel_parts}"
+    return f"tiles of {plan.tile} x {plan.pixels} pixels, split {parts}"
 
 
 def _as_dict(problem: str, threads: int, tuned: Tuned) -> dict[str, object]:
-    def entry(plan: object) -> dict[str, int]:
+    def entry(plan: Plan) -> dict[str, int]:
         return {name: getattr(plan, name) for name in ("tile", "pixel_parts", "channel_parts")}
 
     return {
         "problem": problem,
         "threads": threads,
         "best": entry(tuned.best),
+        "kept": tuned.kept,
         "plans": [{**entry(plan), "us": round(us, 2)} for plan, us in tuned.times.items()],
+        **{
+            name: {**entry(plan.plan), "behind": round(plan.share, 4)}
+            for name, plan in (("default", tuned.default), ("model", tuned.model))
+            if plan is not None
+        },
     }
+
+
+def _print_summary(found: list[Tuned], as_json: bool) -> None:
+    """Prints how far the default plans and the model's choices are behind the fastest plans, of the
+    problems that were measured while the machine was quiet."""
+    from dnnsep.measure.stats import geomean
+
+    quiet = [tuned for tuned in found if tuned.kept]
+    summary = {}
+    for name in ("default", "model") if quiet else ():
+        shares = [getattr(tuned, name).share for tuned in quiet]
+        mean = geomean([1 + share for share in shares]) - 1
+        summary[name] = {"worst": round(max(shares), 4), "geomean": round(mean, 4)}
+    if as_json:
+        counts = {"problems": len(quiet), "not_quiet": len(found) - len(quiet)}
+        typer.echo(json.dumps({**counts, "behind": summary}))
+        return
+    texts = [
+        f"the {name} is {of['geomean']:.1%} behind the fastest plan (geometric mean), "
+        f"{of['worst']:.1%} at worst"
+        for name, of in summary.items()
+    ]
+    head = f"{len(quiet)} of {len(found)} problems measured on a quiet machine"
+    typer.echo("; ".join([head, *texts]))

@@ -54,6 +54,11 @@ class Turns:
         return median(row[number] / row[other] for row in self.rounds)
 
     @property
+    def ranking(self) -> list[int]:
+        """Returns the numbers of the calls, the fastest first, by however little."""
+        return sorted(range(len(self.rounds[0])), key=lambda number: self.ratio(number, 0))
+
+    @property
     def quiet(self) -> bool:
         """Returns whether the first call took about as long in most rounds."""
         times = sorted(row[0] for row in self.rounds)
