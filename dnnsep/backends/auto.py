@@ -1,8 +1,11 @@
-"""Picks the best backend that is there and supports the problem; the executor says which."""
+"""Picks the backend that runs a problem fastest, by measuring; the executor says which and why."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dnnsep.backends.base import Backend, Verdict
@@ -10,30 +13,37 @@ from dnnsep.backends.eager import EagerBackend
 from dnnsep.backends.fused import FusedBackend
 from dnnsep.backends.ipex import IpexBackend
 from dnnsep.backends.onednn import OneDNNBackend
+from dnnsep.host import cachefiles
+from dnnsep.host.packages import installed_version
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dnnsep.backends.executor import Executor
 
-# Best first; the verdict of ``available`` comes from the first that is there.
-CANDIDATES: tuple[Backend, ...] = (
-    FusedBackend(),
-    IpexBackend(),
-    OneDNNBackend(),
-    EagerBackend(),
-)
+# In the order of the rule: the first that is there and supports a problem runs it, unless another
+# one is measured to be faster. Eager is for what no other one runs.
+_EAGER = EagerBackend()
+CANDIDATES: tuple[Backend, ...] = (FusedBackend(), IpexBackend(), OneDNNBackend(), _EAGER)
+
+# What comparing the backends may take, beside preparing them; and the share by which another one
+# than the first has to be faster.
+_SECONDS = 0.3
+_GAIN = 0.02
 
 
-def _best_first(problem: Problem) -> tuple[Backend, ...]:
-    """Returns the candidates with fused first, but for separable layers that oneDNN was measured
-    to run faster: the depthwise stage is most of the work and its kernel too wide for a row of bf16
-    taps to be kept in registers as f32."""
-    wide = problem.kind == "separable" and problem.dtype == "bf16" and problem.kernel[1] > 8
-    if wide and problem.kernel[0] * problem.kernel[1] > problem.out_channels:
-        fused, *others, last = CANDIDATES
-        return (*others, fused, last)
-    return CANDIDATES
+@dataclass(frozen=True)
+class _Choice:
+    """The name of a backend, and why it was chosen."""
+
+    backend: str
+    why: str
+
+
+# What this process found, so that it does not measure again what it could not decide or keep.
+_choices: dict[str, _Choice] = {}
 
 
 @dataclass(frozen=True)
@@ -50,24 +60,157 @@ class AutoBackend:
         return Verdict(False, "; ".join(reasons))
 
     def choose(self, problem: Problem) -> Backend:
-        """Returns the first candidate that can run the problem.
+        """Returns the first candidate that can run the problem, without measuring.
 
         Raises ValueError with every candidate's reason if there is none.
         """
-        reasons = []
-        for backend in _best_first(problem):
-            verdict = backend.available()
-            verdict = verdict and backend.supports(problem)
-            if verdict:
-                return backend
-            reasons.append(f"{backend.name}: {verdict.reason}")
-        raise ValueError("; ".join(reasons))
+        return _able(problem)[0]
 
     def supports(self, problem: Problem) -> Verdict:
         try:
-            return Verdict(True, f"runs on {self.choose(problem).name}")
+            able = _able(problem)
         except ValueError as error:
             return Verdict(False, str(error))
+        return Verdict(True, f"runs on {' or '.join(b.name for b in _rivals(able) or able[:1])}")
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
-        return self.choose(problem).prepare(problem, weights)
+        return self.fastest(problem, lambda backend: backend.prepare(problem, weights))
+
+    def fastest(
+        self, problem: Problem, prepare: Callable[[Backend], Executor], tune: bool = True
+    ) -> Executor:
+        """Returns what ``prepare`` makes of the problem on the backend that runs it fastest, which
+        is measured where no earlier process has, unless ``tune`` or DNNSEP_TUNE says no.
+
+        Raises ValueError with every candidate's reason if there is no backend that can run it.
+        """
+        from dnnsep.codegen import tuner
+        from dnnsep.host.turns import are_slowed
+
+        able = _able(problem)
+        rivals = _rivals(able)
+        executor: Executor | None = None
+        if not rivals:
+            choice = _Choice(able[0].name, "no other one is there that runs it")
+        elif not (tune and tuner.wanted()):
+            off = "tuning is off" if tune is False else f"{tuner.VARIABLE}=0"
+            choice = _Choice(able[0].name, f"by rule, {off}")
+        else:
+            key = _key(problem)
+            known = _kept(key, rivals) or _choices.get(key)
+            if known is not None:
+                choice = known
+            elif are_slowed():
+                choice = _Choice(able[0].name, "by rule, what runs now is slowed down")
+            else:
+                executors = {backend.name: prepare(backend) for backend in rivals}
+                choice = _compared(key, list(executors.values()))
+                executor = executors[choice.backend]
+        if executor is None:
+            executor = prepare(next(b for b in able if b.name == choice.backend))
+        executor.why = f"runs on {choice.backend}: {choice.why}"
+        return executor
+
+
+def _able(problem: Problem) -> list[Backend]:
+    """Returns the candidates that can run a problem, in order.
+
+    Raises ValueError with every candidate's reason if there is none.
+    """
+    able, reasons = [], []
+    for backend in CANDIDATES:
+        verdict = backend.available()
+        verdict = verdict and backend.supports(problem)
+        if verdict:
+            able.append(backend)
+        else:
+            reasons.append(f"{backend.name}: {verdict.reason}")
+    if not able:
+        raise ValueError("; ".join(reasons))
+    return able
+
+
+def _rivals(able: Sequence[Backend]) -> list[Backend]:
+    """Returns the backends of which one may be faster than another; none where it is clear."""
+    rivals = [backend for backend in able if backend != _EAGER]
+    return rivals if len(rivals) > 1 else []
+
+
+def _compared(key: str, executors: Sequence[Executor]) -> _Choice:
+    """Times the same problem on several backends in turns, and keeps what that decides."""
+    from dnnsep.host.turns import affordable, measuring, short_turns
+
+    first = executors[0]
+    with measuring():
+        if key in _choices:  # another thread has measured it meanwhile
+            return _choices[key]
+        # As users call it: each takes memory for its result.
+        x = _random_input(first.problem)
+        calls = [partial(executor, x) for executor in executors]
+        enough = affordable(calls[0], _SECONDS) >= len(calls)
+        turns = short_turns(calls, _SECONDS) if enough else None
+        if turns is None:
+            choice = _Choice(first.backend, "by rule, it takes too long to be measured")
+        else:
+            best = turns.best(_GAIN)
+            # How many times as long the others took.
+            ratios = {
+                executor.backend: turns.ratio(number, best)
+                for number, executor in enumerate(executors)
+                if number != best
+            }
+            choice = _Choice(executors[best].backend, _why(first.backend, ratios, turns.quiet))
+            if turns.quiet:
+                cachefiles.save("auto", key, json.dumps(vars(choice)).encode())
+        _choices[key] = choice
+        return choice
+
+
+def _why(first: str, ratios: dict[str, float], quiet: bool) -> str:
+    """Returns why a backend was chosen that is so many times as fast as others, the one that comes
+    first by the rule among them or not."""
+    if first in ratios:
+        why = f"{first} was measured {ratios[first]:.2f} times slower"
+        return why if quiet else f"{why}, while the machine was not quiet"
+    if not quiet:
+        return "by rule, the machine was not quiet"
+    other = min(ratios, key=lambda name: ratios[name])
+    if ratios[other] < 1:
+        return f"{other} was measured just {1 / ratios[other]:.2f} times as fast"
+    return f"measured {ratios[other]:.2f} times as fast as {other}"
+
+
+def _random_input(problem: Problem) -> Tensor:
+    import numpy as np
+
+    from dnnsep.backends.tensors import to_channels_last
+
+    values = np.random.default_rng(0).random(problem.input_shape, np.float32)
+    return to_channels_last(values + np.float32(0.5), problem.dtype)
+
+
+def _key(problem: Problem) -> str:
+    """Returns what a choice is filed under: all that may change which backend is the fastest."""
+    import torch
+
+    from dnnsep.codegen.lang.isa import this_isa
+    from dnnsep.codegen.lang.jit import this_cpu
+    from dnnsep.codegen.version import generator
+
+    try:
+        cpu: object = this_isa()
+    except (RuntimeError, ValueError):
+        cpu = this_cpu()
+    engines = [installed_version(name) for name in ("torch", "intel-extension-for-pytorch")]
+    return f"{generator()} {cpu} {torch.get_num_threads()} {problem} {engines}"
+
+
+def _kept(key: str, rivals: Sequence[Backend]) -> _Choice | None:
+    """Returns the choice among these backends that was kept, if there is one."""
+    content = cachefiles.load("auto", key)
+    try:
+        choice = _Choice(**json.loads(content)) if content is not None else None
+    except (ValueError, TypeError):
+        return None
+    known = choice is not None and choice.backend in [backend.name for backend in rivals]
+    return choice if known else None

@@ -28,11 +28,13 @@ class Executor:
     """A problem with its weights packed, ready to be called again and again from any thread.
 
     ``stages`` run one after the other and can be timed apart. ``backend`` names who prepared it.
-    ``impls`` are the engine's own names of what runs, where oneDNN's log does not tell. ``output``
-    says where a bound call's result goes; ``on_torch_threads`` whether torch's pool does the work.
+    ``impls`` are the engine's own names of what runs, where oneDNN's log does not tell; ``why`` is
+    what the backend auto says of its choice. ``output`` says where a bound call's result goes;
+    ``on_torch_threads`` whether torch's pool does the work.
     """
 
     impls: tuple[str, ...] = ()
+    why = ""
     output = "allocated by each call"
     on_torch_threads = True
 

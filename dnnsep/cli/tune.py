@@ -101,7 +101,8 @@ def _name(plan: Plan) -> str:
 
 def _as_dict(problem: str, threads: int, tuned: Tuned) -> dict[str, object]:
     def entry(plan: Plan) -> dict[str, int]:
-        return {name: getattr(plan, name) for name in ("tile", "pixel_parts", "channel_parts")}
+        names = ("tile", "pixel_parts", "channel_parts", "overlap")
+        return {name: getattr(plan, name) for name in names}
 
     return {
         "problem": problem,

@@ -37,6 +37,7 @@ def describe(
             "streaming": plan.streaming,
             "prefetch": plan.prefetch,
             "ahead": bool(plan.ahead),
+            "overlap": plan.overlap,
             "by_model": plan == close[0],
             "chosen": chosen_by if plan == chosen else "",
             "cycles": {k: round(v) for k, v in vars(cost(problem, plan, this_caches())).items()},

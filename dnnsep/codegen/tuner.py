@@ -7,12 +7,10 @@ The model puts plans in order well enough to say which few are worth timing, not
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.weigh import all_plans, cost, this_caches
 from dnnsep.dtypes import DTYPES
-from dnnsep.host.turns import MEASURING, Call, Turns, affordable, short_turns
+from dnnsep.host.turns import Call, Turns, affordable, measuring, short_turns
 from dnnsep.problem import Problem
 
 if TYPE_CHECKING:
@@ -39,9 +37,9 @@ SECONDS = 0.25
 # A plan must be faster than the model's choice by this share, since less is noise.
 GAIN = 0.01
 
-# So many plans are timed at most. They have a kernel for each way to split the threads, and of a tile
-# unit with and without overlap, and so many further ones, since compiling a kernel takes longer than
-# timing the plans that share it.
+# So many plans are timed at most. They have a kernel for each way to split the threads (of a tile
+# unit with and without overlap) and so many further ones, since compiling a kernel takes longer
+# than timing the plans that share it.
 _MOST, _MORE_KERNELS = 12, 2
 # Where among the sizes of tiles, from 0 for the smallest to 1 for the largest, some are taken.
 _SPREAD = (0.5, 0.0, 1.0, 0.25, 0.75)
@@ -78,7 +76,6 @@ class _Answer:
 
 # What this process found, so that it does not measure again what it could not decide or keep.
 _answers: dict[str, _Answer] = {}
-_spent = threading.local()
 
 
 def wanted() -> bool:
@@ -89,40 +86,28 @@ def wanted() -> bool:
     return value == "1"
 
 
-def seconds_spent() -> float:
-    """Returns what this thread has spent on measuring plans so far, compiling them included."""
-    return getattr(_spent, "seconds", 0.0)
-
-
 def chosen_plan(question: Question, program: Callable[[Plan], Program], tune: bool = True) -> Plan:
     """Returns the best plan by a measurement kept from before, by one made now, or by the model.
 
     ``program`` returns what runs the problem by a plan: its residual is what is given. Nothing is
     measured where ``tune`` is false or the environment forbids it.
     """
-    if (plan := question.kept) is not None:
-        return plan
+    if (known := _known(question)) is not None:
+        return known.plan
     if not (wanted() and tune):
         return candidates(question)[0]
-    with MEASURING:
-        # Another thread may have measured it meanwhile.
-        if (plan := question.kept) is not None:
-            return plan
-        key = _key(question)
-        if key not in _answers:
-            started = perf_counter()
-            _answers[key] = _measure(question, program)
-            _spent.seconds = seconds_spent() + perf_counter() - started
-        return _answers[key].plan
+    with measuring():
+        known = _known(question)  # another thread may have measured it meanwhile
+        if known is None:
+            known = _answers[_key(question)] = _measure(question, program)
+        return known.plan
 
 
 def chosen_by(question: Question, plan: Plan) -> str:
     """Returns what a plan was chosen by: "measured", "by model" or "the only one"."""
     if len(candidates(question)) == 1:
         return "the only one"
-    here = _answers.get(_key(question))
-    measured = question.kept == plan or here == _Answer(plan, measured=True)
-    return "measured" if measured else "by model"
+    return "measured" if _known(question) == _Answer(plan, measured=True) else "by model"
 
 
 def step_chosen_by(step: Step, threads: int) -> str:
@@ -150,6 +135,12 @@ def candidates(question: Question) -> list[Plan]:
         ordered += [of_way[round(share * (len(of_way) - 1))] for of_way in by_size]
     kernels = list(dict.fromkeys(plan.untiled for plan in ordered))[: len(ways) + _MORE_KERNELS]
     return [plan for plan in dict.fromkeys(ordered) if plan.untiled in kernels][:_MOST]
+
+
+def _known(question: Question) -> _Answer | None:
+    """Returns what was measured before, by this process or another."""
+    plan = question.kept
+    return _answers.get(_key(question)) if plan is None else _Answer(plan, measured=True)
 
 
 def _measure(question: Question, program: Callable[[Plan], Program]) -> _Answer:

@@ -25,6 +25,7 @@ from dnnsep.graph.link import link_chains
 from dnnsep.graph.match import Match, match_layers, why_not_packed
 from dnnsep.graph.report import Entry, Report
 from dnnsep.graph.trace import UntraceableError, trace
+from dnnsep.host.turns import seconds_spent
 from dnnsep.nn.convolution import folded
 from dnnsep.nn.layer import problem_of
 from dnnsep.nn.module import SeparableConv2d
@@ -76,7 +77,7 @@ def optimize(
     if dtype is not None and dtype not in BOUNDS:
         raise ValueError(f"dtype={dtype}: must be torch.float32 or torch.bfloat16")
     example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    spent = tuner.seconds_spent()
+    spent = seconds_spent()
     with torch.no_grad():
         expected = _run(model, example)
         taken = model if inplace else copy.deepcopy(model)
@@ -89,7 +90,7 @@ def optimize(
         report.bound = BOUNDS[dtype or torch.float32]
         report.error = _error(optimized, example, expected)
         report.plans = _plans(optimized)
-        report.tuning_seconds = tuner.seconds_spent() - spent
+        report.tuning_seconds = seconds_spent() - spent
         if not report.error <= report.bound:
             report = Report([], [f"left as it is: outputs differed by {report.error:.1e}"])
             optimized = model if inplace else copy.deepcopy(model)

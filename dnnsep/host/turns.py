@@ -8,7 +8,8 @@ the machine down for longer than a round slows all of them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from statistics import median
@@ -18,7 +19,11 @@ Call = Callable[[], object]
 Clock = Callable[[], float]
 
 # Held by whoever measures: two measurements at once would disturb each other.
-MEASURING = threading.RLock()
+_lock = threading.Lock()
+_of_thread = threading.local()
+
+# How many blocks that slow calls down are entered now.
+_slowed = [0]
 
 # With fewer rounds nothing is said.
 LEAST_ROUNDS = 2
@@ -34,6 +39,37 @@ _DISTURBED = 4
 # On a quiet machine a call takes at most so many times its fastest round's time; where it takes
 # longer, another call is faster only if it is by this much in every round.
 _QUIET = 1.15
+
+
+@contextmanager
+def measuring() -> Iterator[None]:
+    """Lets one thread at a time measure, and counts its seconds."""
+    with _lock:
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            _of_thread.seconds = seconds_spent() + perf_counter() - start
+
+
+def seconds_spent() -> float:
+    """Returns what this thread has spent on measuring so far, and on compiling what it measured."""
+    return getattr(_of_thread, "seconds", 0.0)
+
+
+@contextmanager
+def slowed() -> Iterator[None]:
+    """Says that some calls take longer inside than they do otherwise: they are not compared."""
+    _slowed[0] += 1
+    try:
+        yield
+    finally:
+        _slowed[0] -= 1
+
+
+def are_slowed() -> bool:
+    """Returns whether some calls take longer now than they do otherwise."""
+    return _slowed[0] > 0
 
 
 @dataclass(frozen=True)

@@ -104,26 +104,31 @@ def prepare(
     layer.
     """
     problem = problem_of(x, parameters, geometry)
-    engine = backend_for(backend, problem)
-    with torch.no_grad():
+
+    def packed(packing: Packing) -> NDArray[np.uint8]:
+        return packings.get(
+            (packing, state_of(parameters)),
+            parameters,
+            lambda: packing.pack(weights_of(problem, parameters)),
+        )
+
+    def on(engine: Backend) -> Executor:
         if engine != FusedBackend() or not engine.supports(problem):
             return engine.prepare(problem, weights_of(problem, parameters))
-
-        def packed(packing: Packing) -> NDArray[np.uint8]:
-            return packings.get(
-                (packing, state_of(parameters)),
-                parameters,
-                lambda: packing.pack(weights_of(problem, parameters)),
-            )
-
         threads = torch.get_num_threads()
         return FusedExecutor(chosen_step(problem, packed, threads, tune=tune))
 
+    with torch.no_grad():
+        if backend == "auto":
+            return AutoBackend().fastest(problem, on, tune)
+        return on(get_backend(backend))
 
-def backend_for(name: str, problem: Problem) -> Backend:
-    """Returns the backend that a name stands for with this problem, the one that auto picks among
-    them. Raises ValueError if none can run it."""
-    return AutoBackend().choose(problem) if name == "auto" else get_backend(name)
+
+def runs_fused(name: str, problem: Problem) -> bool:
+    """Returns whether a backend is the fused kernel, or auto where that can run the problem. Raises
+    ValueError if none of auto's backends can run it."""
+    engine = AutoBackend().choose(problem) if name == "auto" else get_backend(name)
+    return engine == FusedBackend() and bool(engine.supports(problem))
 
 
 def weights_of(problem: Problem, parameters: Parameters) -> Weights:

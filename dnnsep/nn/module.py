@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from dnnsep.activations import ACTIVATIONS
 from dnnsep.backends import get_backend
-from dnnsep.backends.fused import FusedBackend
 from dnnsep.nn.convolution import folded, padding_of, pair, weight_and_bias
 from dnnsep.nn.layer import (
     Geometry,
     Parameters,
-    backend_for,
     plain,
     prepare,
     problem_of,
+    runs_fused,
     weights_of,
 )
 from dnnsep.nn.operator import separable_conv2d
@@ -143,7 +142,9 @@ class SeparableConv2d(PackedLayer):
     def pack(self, x: Tensor, residual: Tensor | None) -> Ready:
         problems = self.problems(x)
         in_order = residual is None or self.activations[1] == "none"
-        if problems is not None and in_order and adds(problems[-1], residual):
+        # Auto compares engines, of which only the fused kernel adds a residual itself.
+        compared = self.backend == "auto" and residual is None
+        if problems is not None and in_order and adds(problems[-1], residual) and not compared:
             return fused(self, x.shape, problems, residual is not None)
         inside, geometry = self.padded(x)
         tensors = self.tensors()
@@ -160,8 +161,7 @@ class SeparableConv2d(PackedLayer):
         if inside is not x:
             return None
         problem = problem_of(x, self.tensors(), geometry)
-        engine = backend_for(self.backend, problem)
-        return [problem] if engine == FusedBackend() and engine.supports(problem) else None
+        return [problem] if runs_fused(self.backend, problem) else None
 
     def weights(self, problem: Problem) -> Weights:
         return weights_of(problem, self.tensors())

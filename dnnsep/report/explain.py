@@ -38,8 +38,7 @@ def as_text(answer: dict[str, Any]) -> Group:
                 primitive["post_ops"],
                 primitive["problem"],
             )
-    ran_on = answer["ran_on"]
-    chosen = f" (runs on {ran_on})" if ran_on != answer["backend"] else ""
+    chosen = f" ({answer['why']})" if answer["why"] else ""
     reorders = answer["reorders"]
     verdict = "right" if answer["correct"] else "WRONG"
     hot = f"hot path: {reorders or 'no'} reorder{'s' if reorders != 1 else ''}"

@@ -16,7 +16,7 @@ from dnnsep.codegen.program import chosen_step
 from dnnsep.codegen.tuner import GAIN, Question, candidates
 from dnnsep.codegen.weigh import all_plans, this_caches
 from dnnsep.host.affinity import keep_on, pin_workers
-from dnnsep.host.turns import MEASURING, Call, Turns, take_turns
+from dnnsep.host.turns import Call, Turns, measuring, take_turns
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
 
@@ -113,7 +113,7 @@ def _checked(problem: Problem, plan: Plan, data: CheckData) -> Call:
 
 
 def _turns(calls: list[Call], rounds: int) -> Turns:
-    with MEASURING:
+    with measuring():
         turns = take_turns(calls, rounds, _VISIT_SECONDS)
     assert turns is not None
     return turns

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from dnnsep.host.turns import slowed
+
 
 @dataclass(frozen=True)
 class Primitive:
@@ -112,7 +114,8 @@ class Log:
 def onednn_log() -> Iterator[Log]:
     """Captures the log of the block, and all else that is written to file descriptor 1.
 
-    A framework that is imported within the block does not log: import it before.
+    A framework that is imported within the block does not log: import it before. The backend auto
+    compares no engines within the block, since writing the log takes time.
     """
     log = Log([])
     sys.stdout.flush()
@@ -122,7 +125,8 @@ def onednn_log() -> Iterator[Log]:
         os.dup2(file.fileno(), 1)
         _set_verbose(1)
         try:
-            yield log
+            with slowed():
+                yield log
         finally:
             _set_verbose(0)
             _flush_c_streams()

@@ -139,6 +139,8 @@ class Worker(Timer):
             return {"refused": verdict.reason}
         check = CheckData.load(Path(data))
         x = _input(parsed, check)
+        if self._backend.name == "auto":  # it compares engines, which it does not beside a log
+            self._backend.prepare(parsed, check.weights)
         with onednn_log() as setup:
             executor = self._backend.prepare(parsed, check.weights)
         call = executor.bind(x)
@@ -155,6 +157,7 @@ class Worker(Timer):
             "correct": correct,
             "check": reason,
             "ran_on": executor.backend,
+            "why": executor.why,
             "stages": [stage.name for stage in executor.stages],
             "impls": list(executor.impls) or [f"{p.kind}:{p.impl}" for p in hot.primitives],
             "plans": executor.plans(),

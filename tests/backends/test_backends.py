@@ -14,7 +14,6 @@ from dnnsep import Backend, BatchNorm, Problem, Weights, fold_batchnorm, get_bac
 from dnnsep.backends.reference import error_bound
 from dnnsep.backends.tensors import to_channels_last
 from dnnsep.sweep.check import CheckData
-from tests.conftest import BACKENDS_UNDER_TEST
 from tests.strategies import problems
 
 SHAPES = [
@@ -207,7 +206,8 @@ def test_mobilenet_block_with_folded_batchnorm(backend: Backend) -> None:
         ("ic16oc8ih6kh3ph1", "fused"),
         ("ic16oc8ih6kh3ph1_bf16", "fused"),
         ("ic16oc128ih1iw40kh1kw31ph0pw15_bf16", "fused"),
-        ("ic32oc16ih40kh31ph15_bf16", BACKENDS_UNDER_TEST[0]),  # oneDNN is faster there
+        ("ic32oc16ih40kh31ph15_bf16", "fused"),
+        ("ic16oc16ih9kh3ph1cm2_bf16", "fused"),
     ],
 )
 def test_auto_takes_the_best_backend_there_is(text: str, expected: str) -> None:

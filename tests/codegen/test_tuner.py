@@ -27,7 +27,7 @@ from dnnsep.codegen.sources import Sources
 from dnnsep.codegen.tuner import Question
 from dnnsep.codegen.weigh import all_plans, close_plans, this_caches
 from dnnsep.host import cachefiles
-from dnnsep.host.turns import Call, Turns
+from dnnsep.host.turns import Call, Turns, seconds_spent
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
 from dnnsep.weights import random_data
@@ -253,18 +253,18 @@ def test_a_problem_is_measured_once_and_alone(
 def test_measuring_changes_no_result_and_no_threads(text: str) -> None:
     problem = Problem.parse(text)
     data, before = CheckData.exact(problem), torch.get_num_threads()
-    spent = tuner.seconds_spent()
+    spent = seconds_spent()
     executor = get_backend("fused").prepare(problem, data.weights)
     assert isinstance(executor, FusedExecutor)
-    assert tuner.seconds_spent() > spent
+    assert seconds_spent() > spent
     assert torch.get_num_threads() == before
     question = Question(problem, this_isa(), before)
     assert executor.plan in tuner.candidates(question)
     assert executor.plans()[0]["chosen"] in ("measured", "by model")
     assert data.verdict(executor(to_channels_last(data.x, problem.dtype)).float().numpy())[0]
-    spent = tuner.seconds_spent()
+    spent = seconds_spent()
     get_backend("fused").prepare(problem, data.weights)
-    assert tuner.seconds_spent() == spent
+    assert seconds_spent() == spent
 
 
 def test_a_scaled_input_is_measured(taking: Callable[..., Times]) -> None:
