@@ -28,7 +28,7 @@ class FusedBackend:
         return torch_verdict() if x86 else x86
 
     def supports(self, problem: Problem) -> Verdict:
-        from dnnsep.codegen.lang.isa import this_isa
+        from dnnsep.codegen.lang.isa import this_isa, why_no_tiles
         from dnnsep.codegen.layer import layer_of
         from dnnsep.codegen.team import openmp
         from dnnsep.codegen.tuner import wanted
@@ -40,7 +40,9 @@ class FusedBackend:
             layer_of(problem, isa)
         except (RuntimeError, ValueError, OSError) as error:
             return Verdict(False, str(error))
-        return Verdict(True, f"generated for {isa.name}")
+        refused = why_no_tiles()
+        reason = f"generated for {isa.name}"
+        return Verdict(True, f"{reason}; {refused}" if refused else reason)
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
         import torch

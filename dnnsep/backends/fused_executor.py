@@ -29,7 +29,9 @@ class FusedProgram:
         self._program = Program(steps)
         problem = steps[-1].problem
         self._shape, self._dtype = torch.Size(problem.output_shape), TORCH_DTYPES[problem.dtype]
-        self.impl = f"fused:{steps[-1].plan.isa.name}"
+        layers = [layer_of(step.problem, step.plan.isa) for step in steps]
+        dots = dict.fromkeys(layer.dot.name for layer in layers if layer.product is not None)
+        self.impl = ":".join(["fused", steps[-1].plan.isa.name, *filter(None, ["+".join(dots)])])
 
     def run(self, x: Tensor, given: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """Returns the last step's result for x, which fits the first step; ``given`` is what steps

@@ -38,6 +38,7 @@ def describe(
             "prefetch": plan.prefetch,
             "ahead": bool(plan.ahead),
             "overlap": plan.overlap,
+            "dot": layer_for(problem, plan).dot.name,
             "by_model": plan == close[0],
             "chosen": chosen_by if plan == chosen else "",
             "cycles": {k: round(v) for k, v in vars(cost(problem, plan, this_caches())).items()},

@@ -46,11 +46,22 @@ def as_text(answer: dict[str, Any]) -> Group:
         f"{answer['problem']} on {answer['backend']}{chosen}, {answer['threads']} threads",
         f"{', '.join(answer['versions']['onednn']) or 'no oneDNN'}; {answer['versions']['reason']}",
         *(
-            _plans(answer["plans"])
+            (*_plans(answer["plans"]), _dots(answer["plans"][0]["dot"], answer["dots"]))
             if answer["plans"]
             else (table, f"stages: {' -> '.join(answer['stages'])}", hot)
         ),
         f"checked: {verdict}, {answer['check']}",
+    )
+
+
+def _dots(taken: str, rates: dict[str, dict[str, float]]) -> str:
+    """Returns which way of multiplying was taken, and the rates of those there are."""
+    found = [
+        f"{name} {' to '.join(f'{rate:.0f}' for rate in of_dot.values())}"
+        for name, of_dot in rates.items()
+    ]
+    return f"multiplied by {taken}; GFLOP/s of a core by few and by many channels: " + ", ".join(
+        found
     )
 
 

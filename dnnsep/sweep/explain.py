@@ -17,8 +17,8 @@ def explain(problem: Problem, backend: str, threads: int) -> dict[str, Any]:
     """Runs a problem in a process of its own; returns its check, stages, primitives and plans.
 
     ``setup`` holds the primitives of the preparation, ``hot`` those of a later call; ``reorders``
-    counts the hot call's reorders. Raises WorkerError if the backend crashes, cannot run the
-    problem or is not available.
+    counts the hot call's reorders; ``dots`` has the rates that the fused kernel chose by. Raises
+    WorkerError if the backend crashes, cannot run the problem or is not available.
     """
     with Client(backend) as client, tempfile.TemporaryDirectory(prefix="dnnsep-") as folder:
         started = client.ask("start")
@@ -35,8 +35,20 @@ def explain(problem: Problem, backend: str, threads: int) -> dict[str, Any]:
         "threads": threads,
         "versions": started,
         "reorders": sum(p["kind"] == "reorder" for p in answer["hot"]),
+        "dots": _rates(problem) if answer["plans"] else {},
         **answer,
     }
+
+
+def _rates(problem: Problem) -> dict[str, dict[str, float]]:
+    """Returns the rates, by name, of the ways of multiplying that the fused kernel can choose from
+    for a problem."""
+    from dnnsep.codegen.dots import dots_for
+    from dnnsep.codegen.lang.isa import this_isa
+    from dnnsep.codegen.rates import rates
+
+    isa = this_isa()
+    return {dot.name: rates(isa).dots[dot.name].as_dict() for dot in dots_for(problem.dtype, isa)}
 
 
 def survey() -> dict[str, dict[str, Any]]:

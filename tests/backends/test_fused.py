@@ -15,10 +15,11 @@ from dnnsep.backends.tensors import to_channels_last
 from dnnsep.codegen import kernel
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, this_isa
 from dnnsep.codegen.lang.jit import Target, machine_code
+from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.host import cachefiles
 from dnnsep.sweep.check import CheckData
-from tests.codegen.conftest import ISAS
+from tests.codegen.conftest import SETTING_OF
 
 
 def _is_right(problem: Problem) -> bool:
@@ -119,8 +120,9 @@ def test_a_cap_that_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_kernels_of_each_cpu_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem.parse("ic8oc8ih5kh3ph1_bf16")
     data = CheckData.exact(problem)
-    for isa in ISAS:
-        monkeypatch.setenv(CAP_VARIABLE, isa.name)
+    for isa, setting in SETTING_OF.items():
+        for variable, value in setting.items():
+            monkeypatch.setenv(variable, value)
         executor = get_backend("fused").prepare(problem, data.weights)
-        assert executor.impls == (f"fused:{isa.name}",)
+        assert executor.impls == (f"fused:{isa.name}:{layer_of(problem, isa).dot.name}",)
         assert data.verdict(executor(to_channels_last(data.x, "bf16")).float().numpy())[0]
