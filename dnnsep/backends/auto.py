@@ -64,14 +64,21 @@ class AutoBackend:
 
         Raises ValueError with every candidate's reason if there is none.
         """
-        return _able(problem)[0]
+        reasons = []
+        for backend in CANDIDATES:
+            verdict = _runs(backend, problem)
+            if verdict:
+                return backend
+            reasons.append(f"{backend.name}: {verdict.reason}")
+        raise ValueError("; ".join(reasons))
 
     def supports(self, problem: Problem) -> Verdict:
         try:
-            able = _able(problem)
+            first = self.choose(problem)
         except ValueError as error:
             return Verdict(False, str(error))
-        return Verdict(True, f"runs on {' or '.join(b.name for b in _rivals(able) or able[:1])}")
+        others = "" if first == _EAGER else " or what is measured to be faster"
+        return Verdict(True, f"runs on {first.name}{others}")
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
         return self.fastest(problem, lambda backend: backend.prepare(problem, weights))
@@ -87,53 +94,35 @@ class AutoBackend:
         from dnnsep.codegen import tuner
         from dnnsep.host.turns import are_slowed
 
-        able = _able(problem)
-        rivals = _rivals(able)
-        executor: Executor | None = None
-        if not rivals:
-            choice = _Choice(able[0].name, "no other one is there that runs it")
-        elif not (tune and tuner.wanted()):
-            off = "tuning is off" if tune is False else f"{tuner.VARIABLE}=0"
-            choice = _Choice(able[0].name, f"by rule, {off}")
+        first = self.choose(problem).name
+        executors: dict[str, Executor] = {}
+        if first == _EAGER.name:
+            choice = _Choice(first, "no other one is there that runs it")
+        elif not (tuner.wanted() and tune):
+            off = "tuning is off" if tuner.wanted() else f"{tuner.VARIABLE}=0"
+            choice = _Choice(first, f"by rule, {off}")
+        elif (known := _known(key := _key(problem), problem)) is not None:
+            choice = known
+        elif are_slowed():
+            choice = _Choice(first, "by rule, what runs now is slowed down")
         else:
-            key = _key(problem)
-            known = _kept(key, rivals) or _choices.get(key)
-            if known is not None:
-                choice = known
-            elif are_slowed():
-                choice = _Choice(able[0].name, "by rule, what runs now is slowed down")
-            else:
-                executors = {backend.name: prepare(backend) for backend in rivals}
-                choice = _compared(key, list(executors.values()))
-                executor = executors[choice.backend]
-        if executor is None:
-            executor = prepare(next(b for b in able if b.name == choice.backend))
+            # Asking the others imports them, so they are asked only here.
+            rivals = [b for b in CANDIDATES if b != _EAGER and _runs(b, problem)]
+            executors = {backend.name: prepare(backend) for backend in rivals}
+            choice = _compared(key, list(executors.values()))
+        executor = executors.get(choice.backend) or prepare(_named(choice.backend))
         executor.why = f"runs on {choice.backend}: {choice.why}"
         return executor
 
 
-def _able(problem: Problem) -> list[Backend]:
-    """Returns the candidates that can run a problem, in order.
-
-    Raises ValueError with every candidate's reason if there is none.
-    """
-    able, reasons = [], []
-    for backend in CANDIDATES:
-        verdict = backend.available()
-        verdict = verdict and backend.supports(problem)
-        if verdict:
-            able.append(backend)
-        else:
-            reasons.append(f"{backend.name}: {verdict.reason}")
-    if not able:
-        raise ValueError("; ".join(reasons))
-    return able
+def _named(name: str) -> Backend:
+    return next(backend for backend in CANDIDATES if backend.name == name)
 
 
-def _rivals(able: Sequence[Backend]) -> list[Backend]:
-    """Returns the backends of which one may be faster than another; none where it is clear."""
-    rivals = [backend for backend in able if backend != _EAGER]
-    return rivals if len(rivals) > 1 else []
+def _runs(backend: Backend, problem: Problem) -> Verdict:
+    """Returns whether a backend is there and can run a problem."""
+    verdict = backend.available()
+    return verdict and backend.supports(problem)
 
 
 def _compared(key: str, executors: Sequence[Executor]) -> _Choice:
@@ -141,6 +130,8 @@ def _compared(key: str, executors: Sequence[Executor]) -> _Choice:
     from dnnsep.host.turns import affordable, measuring, short_turns
 
     first = executors[0]
+    if len(executors) == 1:
+        return _Choice(first.backend, "no other one is there that runs it")
     with measuring():
         if key in _choices:  # another thread has measured it meanwhile
             return _choices[key]
@@ -205,12 +196,14 @@ def _key(problem: Problem) -> str:
     return f"{generator()} {cpu} {torch.get_num_threads()} {problem} {engines}"
 
 
-def _kept(key: str, rivals: Sequence[Backend]) -> _Choice | None:
-    """Returns the choice among these backends that was kept, if there is one."""
+def _known(key: str, problem: Problem) -> _Choice | None:
+    """Returns the choice that was made before, by this process or another."""
     content = cachefiles.load("auto", key)
     try:
-        choice = _Choice(**json.loads(content)) if content is not None else None
+        choice = _Choice(**json.loads(content)) if content is not None else _choices.get(key)
     except (ValueError, TypeError):
         return None
-    known = choice is not None and choice.backend in [backend.name for backend in rivals]
-    return choice if known else None
+    names = [backend.name for backend in CANDIDATES]
+    if choice is None or choice.backend not in names:
+        return None
+    return choice if _runs(_named(choice.backend), problem) else None

@@ -44,6 +44,9 @@ _MOST, _MORE_KERNELS = 12, 2
 # Where among the sizes of tiles, from 0 for the smallest to 1 for the largest, some are taken.
 _SPREAD = (0.5, 0.0, 1.0, 0.25, 0.75)
 
+# Calls on more input and output take too long to be timed, and so much memory is not taken for it.
+_MOST_BYTES = 1 << 30
+
 _LINE = 64
 # Random values that buffers are filled with, again and again.
 _VALUES = 1 << 16
@@ -147,7 +150,7 @@ def _measure(question: Question, program: Callable[[Plan], Program]) -> _Answer:
     """Times the candidates, and keeps the best where the machine was quiet."""
     plans = candidates(question)
     by_model = _Answer(plans[0], measured=False)
-    if len(plans) == 1:
+    if len(plans) == 1 or _bytes(question.problem) > _MOST_BYTES:
         return by_model
     buffers = _Buffers(question)
     turns = _timed(plans, lambda plan: buffers.call(program(plan)))
@@ -167,6 +170,11 @@ def _timed(plans: list[Plan], call: Callable[[Plan], Call]) -> Turns | None:
     if count < 2:
         return None
     return short_turns([first, *map(call, plans[1:count])], SECONDS)
+
+
+def _bytes(problem: Problem) -> int:
+    values = prod(problem.input_shape) + prod(problem.output_shape)
+    return values * DTYPES[problem.dtype].bytes
 
 
 class _Buffers:

@@ -64,12 +64,14 @@ def taking(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Times]:
 class Engine:
     name: str
     able: bool = True
+    asked: bool = False
     prepared: list[Problem] = field(default_factory=list)
 
     def available(self) -> Verdict:
         return Verdict(True, "always")
 
     def supports(self, problem: Problem) -> Verdict:
+        self.asked = True
         return Verdict(self.able, f"{self.name} was asked")
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
@@ -183,8 +185,26 @@ def test_what_takes_too_long_is_not_measured(
 
 def test_supports_prepares_nothing(engines: list[Engine], taking: Callable[..., Times]) -> None:
     taking(0.5)
-    assert get_backend("auto").supports(PROBLEM).reason == "runs on first or second or third"
+    reason = get_backend("auto").supports(PROBLEM).reason
+    assert reason == "runs on first or what is measured to be faster"
     assert not any(engine.prepared for engine in engines)
+
+
+def test_others_are_not_asked_where_they_are_not_compared(
+    engines: list[Engine], taking: Callable[..., Times], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking one imports its framework, which changes the user's process."""
+    taking(1.5)
+    _prepared()
+    auto._choices.clear()
+    for engine in engines[1:]:
+        engine.asked = False
+    monkeypatch.setenv(tuner.VARIABLE, "0")
+    _prepared()
+    monkeypatch.setenv(tuner.VARIABLE, "1")
+    assert _prepared().backend == "first"  # as was kept
+    assert get_backend("auto").supports(PROBLEM)
+    assert not any(engine.asked for engine in engines[1:])
 
 
 def test_nothing_is_measured_beside_onednns_log(

@@ -167,6 +167,18 @@ def test_what_takes_too_long_is_left_to_the_model(
     assert tuner.chosen_by(_question(), by_model) == "by model"
 
 
+def test_no_memory_is_taken_for_what_is_large(
+    taking: Callable[..., Times], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = taking({1: 0.5})
+    monkeypatch.setattr(tuner, "_MOST_BYTES", 28 * 28 * (32 + 64) * 4 - 1)
+    assert _chosen() == tuner.candidates(_question())[0]
+    monkeypatch.setattr(tuner, "_answers", {})
+    monkeypatch.setattr(tuner, "_MOST_BYTES", 28 * 28 * (32 + 64) * 4)
+    assert _chosen() == tuner.candidates(_question())[1]
+    assert times.asked == 1
+
+
 def test_fewer_are_compared_where_calls_take_long(
     taking: Callable[..., Times],
     compiled: list[Specialization],
