@@ -22,7 +22,7 @@ from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.weigh import all_plans, cost, this_caches
 from dnnsep.dtypes import DTYPES
-from dnnsep.host.turns import Call, Turns, affordable, measuring, short_turns
+from dnnsep.host.turns import Call, affordable, measuring, short_turns
 from dnnsep.problem import Problem
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ GAIN = 0.01
 # unit with and without overlap) and so many further ones, since compiling a kernel takes longer
 # than timing the plans that share it.
 _MOST, _MORE_KERNELS = 12, 2
+# So many of them are compared once more.
+_FINALISTS = 3
 # Where among the sizes of tiles, from 0 for the smallest to 1 for the largest, some are taken.
 _SPREAD = (0.5, 0.0, 1.0, 0.25, 0.75)
 
@@ -153,23 +155,28 @@ def _measure(question: Question, program: Callable[[Plan], Program]) -> _Answer:
     if len(plans) == 1 or _bytes(question.problem) > _MOST_BYTES:
         return by_model
     buffers = _Buffers(question)
-    turns = _timed(plans, lambda plan: buffers.call(program(plan)))
+    calls = _affordable_calls(plans, lambda plan: buffers.call(program(plan)))
+    turns = short_turns(calls, SECONDS / 2) if len(calls) > 1 else None
     if turns is None:
         return by_model
-    best = plans[turns.best(GAIN)]
+    # Of many plans the fastest was also lucky: the first few have as long again for themselves.
+    fastest = [number for number in turns.ranking if number][: _FINALISTS - 1]
+    finalists = [0, *fastest]
+    turns = short_turns([calls[number] for number in finalists], SECONDS / 2)
+    if turns is None:
+        return by_model
+    best = plans[finalists[turns.best(GAIN)]]
     if turns.quiet:
         question.keep(best)
     return _Answer(best, measured=turns.quiet or best != plans[0])
 
 
-def _timed(plans: list[Plan], call: Callable[[Plan], Call]) -> Turns | None:
-    """Returns the times of plans, as many of the first ones as there is time for; None where there
-    is not enough for two."""
+def _affordable_calls(plans: list[Plan], call: Callable[[Plan], Call]) -> list[Call]:
+    """Returns calls by plans, of as many of the first ones as there is time to measure; fewer than
+    two where there is not even time for that."""
     first = call(plans[0])
-    count = affordable(first, SECONDS)
-    if count < 2:
-        return None
-    return short_turns([first, *map(call, plans[1:count])], SECONDS)
+    count = affordable(first, SECONDS / 2)
+    return [first, *map(call, plans[1:count])] if count > 1 else []
 
 
 def _bytes(problem: Problem) -> int:
