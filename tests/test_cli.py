@@ -171,6 +171,7 @@ def _sweep(path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str
     return done, Results.load(path)
 
 
+@pytest.mark.slow
 def test_sweep(tmp_path: Path) -> None:
     config = tmp_path / "s.yaml"
     config.write_text(
@@ -243,6 +244,7 @@ def test_a_backend_that_is_not_there_is_a_row_with_the_reason(tmp_path: Path) ->
     assert onednn.status == "ok"
 
 
+@pytest.mark.slow
 def test_existing_results_are_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     _sweep(path, SMALL, "--backend", "eager")
@@ -350,6 +352,7 @@ def test_results_that_are_not_there(arguments: list[str], error: str, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
+@pytest.mark.slow
 def test_report_and_export(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     _sweep(path, SMALL, "--backend", "eager", "--backend", "onednn")

@@ -75,6 +75,7 @@ def test_help_has_an_example_and_imports_no_framework() -> None:
     assert "Example: dnnsep ab" in done.stdout
 
 
+@pytest.mark.slow
 def test_two_problems_on_one_and_the_same_version(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     done = _ab(_SMALL, _OTHER, *_QUICK, "--json", "-o", str(path))
@@ -172,6 +173,7 @@ def test_bad_usage_exits_with_2_and_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_and_prints_the_visits_before(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     command = _command(_SMALL, _OTHER, "--base", sys.executable, "--new", sys.executable)

@@ -48,13 +48,13 @@ def _run(setting: dict[str, str], seed: int, count: int) -> None:
 
 @pytest.mark.parametrize("setting", SETTING_OF.values(), ids=lambda s: "-".join(s.values()))
 def test_random_problems(setting: dict[str, str]) -> None:
-    _run(setting, seed=1, count=25)
+    _run(setting, seed=1, count=15)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTING_OF.values(), ids=lambda s: "-".join(s.values()))
 def test_many_random_problems(setting: dict[str, str]) -> None:
-    _run(setting, seed=2, count=200)
+    _run(setting, seed=2, count=150)
 
 
 def _traits(case: Case) -> dict[str, bool]:
