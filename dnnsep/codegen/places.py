@@ -125,7 +125,11 @@ class Places:
         return self.code.at(x, elements, self.element)
 
     def _start(self, place: ir.Value) -> ir.Value:
-        """Returns where a row's piece starts, as ``plan.cut`` cuts: the wider ones come first."""
-        b = self.code.builder
-        base, wider = divmod(self.out_width, len(self.plan.rows))
+        """Returns where a row's piece starts, as ``plan.cut`` cuts: of the first pieces each is as
+        wide as the first one, and the others but the last are by one pixel less wide."""
+        b, rows = self.code.builder, self.plan.rows
+        wider = sum(row.width == rows[0].width for row in rows[:-1])
+        if wider == len(rows) - 1:
+            return b.mul(place, I64(rows[0].width))
+        base = rows[0].width - 1
         return b.add(b.mul(place, I64(base)), self.code.least(place, I64(wider)))

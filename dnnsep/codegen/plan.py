@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from dnnsep.codegen.dots import Dot
 from dnnsep.codegen.extent import output_rows
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.layer import Layer
@@ -78,11 +79,24 @@ def cut(
         parts = min(threads, problem.out_pixels)
         pieces = parts * -(-problem.out_pixels // (parts * most))  # as many for each
         return (Row(0, width),), pieces, -(-problem.out_pixels // pieces), parts
-    count = -(-width // most)
-    base, wider = divmod(width, count)  # the wider ones come first
-    rows = tuple(Row(i * base + min(i, wider), base + (i < wider)) for i in range(count))
-    pieces = height * count
+    widths = _widths(width, most, layer.dot)
+    rows = tuple(Row(sum(widths[:i]), widths[i]) for i in range(len(widths)))
+    pieces = height * len(rows)
     return rows, pieces, rows[0].width, min(threads, pieces)
+
+
+def _widths(width: int, most: int, dot: Dot) -> list[int]:
+    """Returns the widths of the pieces of a row, of up to so many pixels each, wider ones first.
+
+    They are nearly equal, except where all but the last can be the widest and the last fills one
+    of the two tiles of pixels that a product on a tile unit takes.
+    """
+    whole, left = divmod(width, most)
+    if dot.in_tiles and left >= most // 2:
+        return [most] * whole + [left]
+    count = -(-width // most)
+    base, wider = divmod(width, count)
+    return [base + (i < wider) for i in range(count)]
 
 
 def without_product(problem: Problem, layer: Layer, threads: int) -> Plan:

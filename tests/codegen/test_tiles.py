@@ -50,6 +50,11 @@ UNITS: list[TileUnit] = [SoftwareTiles(), *([CpuTiles()] if HAS_TILES else [])]
 SOFTWARE = [isa for isa in ISAS if isa.software_tiles]
 
 
+def _units(isa: Isa) -> list[TileUnit]:
+    """Returns the units that code for these instructions can use: AMX needs code for its CPU."""
+    return UNITS if isa.lanes == 16 else UNITS[:1]
+
+
 def _emit(unit: TileUnit, shapes: list[TileShape], body: Callable[..., None]) -> ir.Module:
     """Returns a module with run(a, b, c), which ``body(code, unit's state)`` writes."""
     module = ir.Module()
@@ -275,7 +280,7 @@ def _product(shape: Shape, isa: Isa, unit: TileUnit, **fields: Any) -> TileProdu
 def test_a_product_is_exact(shape: Shape, isa: Isa) -> None:
     """With sums drained at once or in the shadow of the next panel's, with a residual or none."""
     rng = np.random.default_rng(0)
-    for unit, residual, overlap in product(UNITS, (False, True), (False, True)):
+    for unit, residual, overlap in product(_units(isa), (False, True), (False, True)):
         made = _product(shape, isa, unit, residual=residual, overlap=overlap)
         x, matrix, bias, added = (
             rng.integers(-2, 3, size).astype(np.float32)
@@ -297,7 +302,8 @@ def test_a_product_is_exact(shape: Shape, isa: Isa) -> None:
 def test_units_and_the_order_of_draining_give_the_same_bits(shape: Shape) -> None:
     rng = np.random.default_rng(1)
     answers = set()
-    for isa, unit, overlap in product(SOFTWARE, UNITS, (False, True)):
+    cases = [(isa, unit) for isa in SOFTWARE for unit in _units(isa)]
+    for (isa, unit), overlap in product(cases, (False, True)):
         made = _product(shape, isa, unit, overlap=overlap)
         rng = np.random.default_rng(1)
         x, matrix, bias = (
