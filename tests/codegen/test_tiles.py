@@ -300,7 +300,6 @@ def test_a_product_is_exact(shape: Shape, isa: Isa) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_units_and_the_order_of_draining_give_the_same_bits(shape: Shape) -> None:
-    rng = np.random.default_rng(1)
     answers = set()
     cases = [(isa, unit) for isa in SOFTWARE for unit in _units(isa)]
     for (isa, unit), overlap in product(cases, (False, True)):
