@@ -68,7 +68,14 @@ def _dots(taken: str, rates: dict[str, dict[str, float]]) -> str:
 def _plans(plans: list[dict[str, Any]]) -> tuple[Table, str]:
     """Returns a table of the ways to cut up the fused kernel, the plan taken first, and its key."""
     table = Table(header_style="bold")
-    for heading in ("plan", "piece in registers", "pieces a tile", "threads", "stores", "prefetch"):
+    for heading in (
+        "plan",
+        "piece in registers",
+        "pieces a tile",
+        "threads",
+        "stores",
+        "next tile",
+    ):
         table.add_column(heading)
     costs = ("depthwise", "pointwise", "weights", "tile")
     for heading in (*costs, "cycles"):
@@ -82,7 +89,7 @@ def _plans(plans: list[dict[str, Any]]) -> tuple[Table, str]:
             f"{plan['tile']} ({plan['tile_bytes'] / 1024:.1f} KiB)",
             f"{plan['pixel_parts']} px x {plan['channel_parts']} ch",
             "streaming" if plan["streaming"] else "cached",
-            "next tile" if plan["prefetch"] else "no",
+            "computed" if plan["overlap"] else "fetched" if plan["prefetch"] else "",
             *(f"{cycles[name]:,}" for name in costs),
             f"{sum(cycles.values()):,}",
         )
