@@ -186,14 +186,14 @@ def _key(problem: Problem) -> str:
 
     from dnnsep.codegen.lang.isa import this_isa
     from dnnsep.codegen.lang.jit import this_cpu
-    from dnnsep.codegen.version import generator
+    from dnnsep.codegen.rates import measured_on
 
     try:
-        cpu: object = this_isa()
-    except (RuntimeError, ValueError):
-        cpu = this_cpu()
+        place = measured_on(this_isa())
+    except (RuntimeError, ValueError):  # the fused kernel is not among the candidates
+        place = str(this_cpu())
     engines = [installed_version(name) for name in ("torch", "intel-extension-for-pytorch")]
-    return f"{generator()} {cpu} {torch.get_num_threads()} {problem} {engines}"
+    return f"{place} {torch.get_num_threads()} {problem} {engines}"
 
 
 def _known(key: str, problem: Problem) -> _Choice | None:

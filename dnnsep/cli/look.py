@@ -11,6 +11,7 @@ import typer
 from dnnsep.cli.common import AsJson, Dtype, bad_input, console
 
 if TYPE_CHECKING:
+    from dnnsep.codegen.lang.isa import Isa
     from dnnsep.measure.roofs import Roofs
     from dnnsep.problem import Problem
 
@@ -136,11 +137,18 @@ def machine(
     from dnnsep.host.machine import default_threads, fingerprint
     from dnnsep.report.machine import as_text, dot_table
 
+    try:
+        isa: Isa | None = this_isa()
+    except RuntimeError:  # measure_roofs says it
+        isa = None
+    except ValueError as error:
+        bad_input(error)
     measured = [roofs for t in threads or [default_threads()] if (roofs := measure_roofs(t))]
+    known = rates(isa) if isa is not None and measured else None
     described = fingerprint()
     if as_json:
         dumped = [roofs.model_dump() for roofs in measured]
-        dots = rates(this_isa()).dots if measured else {}
+        dots = known.dots if known is not None else {}
         found = {
             "fingerprint": described,
             "no_tiles": why_no_tiles() or None,
@@ -151,8 +159,8 @@ def machine(
     else:
         shown = as_text(described, measured, why_no_tiles())
         console().print(shown, highlight=False)
-        if measured:
-            console().print(dot_table(rates(this_isa())), highlight=False)
+        if known is not None:
+            console().print(dot_table(known), highlight=False)
     if not measured:
         raise typer.Exit(1)
 

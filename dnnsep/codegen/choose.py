@@ -8,7 +8,7 @@ from typing import Any
 from dnnsep.codegen.extras import PLAIN, Extras
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.plan import Plan, tile_bytes
-from dnnsep.codegen.version import generator
+from dnnsep.codegen.rates import measured_on
 from dnnsep.codegen.weigh import all_plans, close_plans, cost, layer_for, this_caches
 from dnnsep.host import cachefiles
 from dnnsep.problem import Problem
@@ -77,4 +77,4 @@ def _choices(plan: Plan) -> dict[str, Any]:
 
 def plan_key(problem: Problem, isa: Isa, threads: int, extras: Extras = PLAIN) -> str:
     """Returns what a kept plan is filed under."""
-    return f"{generator()} {isa} {threads} {problem} {extras}"
+    return f"{measured_on(isa)} {threads} {problem} {extras}"

@@ -49,8 +49,8 @@ def emit_kernel(layer: Layer, extent: Extent, plan: Plan, extras: Extras = PLAIN
     unit = [tiled.unit.enter(code, tiled.shapes), tile_bytes] if tiled is not None else []
 
     def one(at: ir.Value) -> None:
-        mine = code.at(scratch, b.mul(at, part_bytes), BYTE)
-        b.call(part, [at, x, y, packed, mine, residual, scale, pieces, *unit])
+        room = code.at(scratch, b.mul(at, part_bytes), BYTE)
+        b.call(part, [at, x, y, packed, room, residual, scale, pieces, *unit])
 
     code.for_each(mine, I64(plan.parts), one, step=team)
     if tiled is not None:

@@ -53,6 +53,7 @@ class Part:
         self.code = Code(module, "part", self.signature).internal()
         self.part, *pointers, self.pieces = self.code.arguments[: len(PART)]
         self.x, self.y, self.packed, self.scratch, self.residual, self.scale = pointers
+        self.tile = self.scratch
         self.places = Places(self.code, layer, extent, plan)
 
     def emit(self) -> ir.Function:
@@ -75,7 +76,7 @@ class Part:
             elif self.layer.source is None:
                 self._multiply(at, stop, panels, lambda piece: self.places.pixel(self.x, piece))
             else:
-                self._multiply(at, stop, panels, self._fill(at, stop, self.scratch))
+                self._multiply(at, stop, panels, self._fill(at, stop, self.tile))
 
         code.for_each(first, last, one_tile, step=self.pieces)
 
@@ -221,7 +222,14 @@ class Part:
         source, layer = self.layer.source, self.layer
         assert source is not None
         return source.emit(
-            self.module, name, layer.isa, layer.dot, self.extent.width, taps, self.sink
+            self.module,
+            name,
+            layer.isa,
+            layer.dot,
+            self.extent.width,
+            taps,
+            self.sink,
+            by_groups=self.plan.overlap,
         )
 
     def _product(self, pixels: int, columns: int) -> ir.Function:

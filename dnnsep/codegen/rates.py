@@ -1,8 +1,8 @@
 """How fast each way of multiplying runs on this CPU, and its caches: measured once.
 
 Some CPUs have instructions that they run slowly, so what a CPU has says little of what is best on
-it. Measured is the generated product itself, on a few KiB that stay in the first cache, and reading
-from each level of the memory.
+it. Measured is the generated product itself, on data that fits the first cache, and reading from
+each level of the memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dnnsep.codegen.dots import DOTS, Dot, VectorDot
 from dnnsep.codegen.dots.amx_bf16 import AmxBf16
 from dnnsep.codegen.lang.emit import I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
-from dnnsep.codegen.lang.jit import Function, machine_code
+from dnnsep.codegen.lang.jit import Function, machine_code, this_cpu
 from dnnsep.codegen.lang.tiles import tile_unit
 from dnnsep.codegen.stages.matmul import Matmul, Product
 from dnnsep.codegen.stages.tileproduct import SHADOW_BYTES, SUMS_BYTES, TileProduct, set_field
@@ -30,7 +30,7 @@ from dnnsep.host import cachefiles
 from dnnsep.host.caches import sizes_of_caches
 
 # A product of few channels shows what it costs beside its steps; one of many, what its steps cost.
-FEW, MANY = 32, 256
+FEW, MANY = 32, 128
 _SLICES, _SLICE_NS = 12, 100_000
 # How often each level of the memory is read, how much of it at most, by how many vectors at a time.
 _READS, _MOST_BYTES, _VECTORS = 5, 64 << 20, 8
@@ -84,11 +84,17 @@ class Rates:
         return self.dots[dot.name].ns(depth) / self.cycle_ns / cycles
 
 
+def measured_on(isa: Isa) -> str:
+    """Returns what measurements are filed under: the generator, the instructions, and the CPU with
+    its caches, since the same instructions are as fast as the CPU that runs them."""
+    return f"{generator()} {isa} {this_cpu()} {sizes_of_caches()}"
+
+
 @lru_cache(16)
 def rates(isa: Isa) -> Rates:
     """Returns what was measured on a CPU: by the first process that asks, in some milliseconds on
     the thread that asks, and kept for later ones."""
-    key = f"{generator()} {isa}"
+    key = measured_on(isa)
     with _lock:
         kept = cachefiles.load("rates", key)
         if kept is not None:
@@ -120,8 +126,9 @@ def _measured_dots(isa: Isa) -> dict[str, Rate]:
 
 
 def _measured_lines(isa: Isa) -> dict[str, float]:
-    """Reads memory as large as a level holds, or larger than the last, and takes the shortest
-    time."""
+    """Reads half of what a level holds, and for DRAM twice what the last one holds, and takes the
+    shortest time. More than ``_MOST_BYTES`` is not read: where the last cache holds as much, what
+    DRAM costs is taken to be what that cache does."""
     caches = sizes_of_caches()
     sizes = {
         "L2": caches[1] // 2,

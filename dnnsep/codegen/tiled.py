@@ -14,11 +14,10 @@ from dnnsep.codegen.layer import Layer
 from dnnsep.codegen.part import PART, Part
 from dnnsep.codegen.places import Places
 from dnnsep.codegen.plan import Plan
-from dnnsep.codegen.stages.base import Taps
 from dnnsep.codegen.stages.tileproduct import (
+    CHORE,
     SHADOW_BYTES,
     SUMS_BYTES,
-    UNIT,
     TileProduct,
     field,
     set_field,
@@ -46,6 +45,7 @@ class TiledPart(Part):
         assert isinstance(dot, AmxBf16)
         self.unit = tile_unit(layer.isa)
         *_, self.tiles, self.tile_bytes = self.code.arguments
+        self.tile = self.code.at(self.scratch, SHADOW_ROOM, BYTE)
         least = self.places.out_pixels // plan.pieces
         if not plan.short_rows:
             least = min(row.width for row in plan.rows)
@@ -62,8 +62,8 @@ class TiledPart(Part):
             streaming=plan.streaming,
             overlap=plan.overlap,
         )
-        self.source_unit = self._source_unit() if plan.overlap and layer.source else None
-        self.beside = self.product.emit_beside(module, self.source_unit)
+        self.source_chore = self._source_chore() if plan.overlap and layer.source else None
+        self.beside = self.product.emit_beside(module, self.source_chore)
 
     @property
     def shapes(self) -> list[TileShape]:
@@ -73,23 +73,14 @@ class TiledPart(Part):
     def _tiles(self, first: ir.Value, last: ir.Value, panels: tuple[ir.Value, ir.Value]) -> None:
         code, b, shadow = self.code, self.code.builder, self.scratch
         set_field(code, shadow, "free", code.at(shadow, SHADOW_BYTES, BYTE))
-        for name in ("rows", "unit", "units", "rate", "credit"):
+        for name in ("rows", "chore", "chores", "rate", "credit"):
             set_field(code, shadow, name, 0)
         for name, value in (("x", self.x), ("packed", self.packed), ("scale", self.scale)):
             set_field(code, shadow, name, value)
-        tile = code.at(shadow, SHADOW_ROOM, BYTE)
-        if self.source_unit is not None:
-            self._overlapped(first, last, panels, tile)
+        if self.source_chore is not None:
+            self._overlapped(first, last, panels)
         else:
-
-            def one_tile(at: ir.Value) -> None:
-                stop = code.least(b.add(at, self.pieces), last)
-                if self.layer.source is None:
-                    self._multiply(at, stop, panels, lambda piece: self.places.pixel(self.x, piece))
-                else:
-                    self._multiply(at, stop, panels, self._fill(at, stop, tile))
-
-            code.for_each(first, last, one_tile, step=self.pieces)
+            super()._tiles(first, last, panels)
         b.call(self.product.emit_drain(self.module), [shadow, I64(2 * ROWS)])
 
     def _overlapped(
@@ -97,7 +88,6 @@ class TiledPart(Part):
         first: ir.Value,
         last: ir.Value,
         panels: tuple[ir.Value, ir.Value],
-        tile: ir.Value,
     ) -> None:
         """Emits the pieces [first, last) times the range of panels, each tile being filled while
         the one before it is multiplied."""
@@ -106,7 +96,7 @@ class TiledPart(Part):
         def end_of(at: ir.Value) -> ir.Value:
             return code.least(b.add(at, self.pieces), last)
 
-        self._start(first, end_of(first), tile)
+        self._start(first, end_of(first), self.tile)
         self._finish()
 
         def one_tile(at: ir.Value, tiles: list[ir.Value]) -> list[ir.Value]:
@@ -114,15 +104,15 @@ class TiledPart(Part):
             stop = end_of(at)
             self._start(stop, end_of(stop), following)
             steps = self._steps(b.sub(stop, at), b.sub(panels[1], panels[0]))
-            units = b.mul(field(code, self.scratch, "units"), I64(UNIT))
-            set_field(code, self.scratch, "rate", b.add(b.sdiv(units, steps), I64(1)))
+            chores = b.mul(field(code, self.scratch, "chores"), I64(CHORE))
+            set_field(code, self.scratch, "rate", b.add(b.sdiv(chores, steps), I64(1)))
             begin, _ = self._runs(at, stop)
             self._multiply(at, stop, panels, self._in_tile(begin, this))
             self._finish()
             return [following, this]
 
-        other = code.at(tile, self.tile_bytes, BYTE)
-        code.for_range(first, last, one_tile, [tile, other], step=self.pieces)
+        other = code.at(self.tile, self.tile_bytes, BYTE)
+        code.for_range(first, last, one_tile, [self.tile, other], step=self.pieces)
 
     def _steps(self, pieces: ir.Value, panels: ir.Value) -> ir.Value:
         """Returns about how many steps the products of so many pieces and panels are; at least
@@ -138,32 +128,32 @@ class TiledPart(Part):
         code, b = self.code, self.code.builder
         begin, end = self._runs(first, last)
         there = b.icmp_signed("<", first, last)
-        units = b.mul(b.sub(end, begin), I64(self._groups))
-        set_field(code, self.scratch, "units", b.select(there, units, I64(0)))
-        set_field(code, self.scratch, "unit", 0)
+        chores = b.mul(b.sub(end, begin), I64(self._groups))
+        set_field(code, self.scratch, "chores", b.select(there, chores, I64(0)))
+        set_field(code, self.scratch, "chore", 0)
         set_field(code, self.scratch, "credit", 0)
         set_field(code, self.scratch, "begin", begin)
         set_field(code, self.scratch, "target", target)
 
     def _finish(self) -> None:
-        """Emits doing the units of the source that are left."""
+        """Emits doing the chores of the source that are left."""
         code, b = self.code, self.code.builder
-        unit, units = (field(code, self.scratch, name) for name in ("unit", "units"))
-        code.for_each(unit, units, lambda _: b.call(self.source_unit, [self.scratch]))
+        chore, chores = (field(code, self.scratch, name) for name in ("chore", "chores"))
+        code.for_each(chore, chores, lambda _: b.call(self.source_chore, [self.scratch]))
 
     @property
     def _groups(self) -> int:
-        """Groups of channels that a run of the source is computed by, each a unit."""
+        """Groups of channels that a run of the source is computed by, each a chore."""
         source = self.layer.source
         assert source is not None
         return source.groups(self.layer.isa)
 
-    def _source_unit(self) -> ir.Function:
-        """Returns f(shadow), which does the next unit of the source."""
-        code = Code(self.module, "source_unit", [POINTER]).internal()
+    def _source_chore(self) -> ir.Function:
+        """Returns f(shadow), which does the next chore of the source."""
+        code = Code(self.module, "source_chore", [POINTER]).internal()
         (shadow,), b = code.arguments, code.builder
-        number, begin = field(code, shadow, "unit"), field(code, shadow, "begin")
-        set_field(code, shadow, "unit", b.add(number, I64(1)))
+        number, begin = field(code, shadow, "chore"), field(code, shadow, "begin")
+        set_field(code, shadow, "chore", b.add(number, I64(1)))
         run = b.sdiv(number, I64(self._groups))
         slot = self._slot(code, field(code, shadow, "target"), run)
         given = tuple(field(code, shadow, name) for name in ("x", "packed", "scale"))
@@ -171,20 +161,6 @@ class TiledPart(Part):
         group = b.srem(number, I64(self._groups))
         self._run(places, self.sources, given, b.add(begin, run), slot, group)
         return code.end()
-
-    def _source_function(self, name: str, taps: Taps) -> ir.Function:
-        source, layer = self.layer.source, self.layer
-        assert source is not None
-        return source.emit(
-            self.module,
-            name,
-            layer.isa,
-            layer.dot,
-            self.extent.width,
-            taps,
-            self.sink,
-            by_groups=self.plan.overlap,
-        )
 
     def _emit_product(self, pixels: int, columns: int) -> ir.Function:
         return self.product.emit(self.module, pixels, columns, self.beside)

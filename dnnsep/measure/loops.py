@@ -13,6 +13,7 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from dnnsep.codegen.lang.jit import I64, POINTER, Program, cpu_features
+from dnnsep.codegen.lang.tiles import ROW_BYTES, ROWS
 from dnnsep.host import amx
 
 # Sums that do not wait for each other: more than the latency (4 to 5 cycles) times two units, fewer
@@ -41,7 +42,6 @@ _TILE_INSTRUCTIONS = {"bf16": ("tdpbf16ps", "amx-bf16", 2), "int8": ("tdpbssd", 
 _SUM_TILES = (0, 1, 2, 3)
 _OPERAND_TILES = (4, 5, 6, 7)
 _TILE_PRODUCTS = ((0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7))
-TILE_ROWS, TILE_ROW_BYTES = 16, 64
 
 
 def bytes_per_step() -> int:
@@ -117,8 +117,8 @@ def tile_dtypes() -> list[str]:
 
 def tile_operations_per_step(dtype: str) -> int:
     """Returns the operations, two for each multiply-add, of one step of ``tile_loop``."""
-    words = TILE_ROW_BYTES // 4
-    a_product = 2 * TILE_ROWS * words * words * _TILE_INSTRUCTIONS[dtype][2]
+    words = ROW_BYTES // 4
+    a_product = 2 * ROWS * words * words * _TILE_INSTRUCTIONS[dtype][2]
     return len(_TILE_PRODUCTS) * a_product
 
 
@@ -141,7 +141,7 @@ def tile_module(dtype: str) -> ir.Module:
     for tile in _SUM_TILES:
         _call_x86(loop.before, "tilezero", _I8(tile))
     for tile in _OPERAND_TILES:
-        _call_x86(loop.before, "tileloadd64", _I8(tile), operand, I64(TILE_ROW_BYTES))
+        _call_x86(loop.before, "tileloadd64", _I8(tile), operand, I64(ROW_BYTES))
 
     def body(builder: ir.IRBuilder, carried: list[ir.Value]) -> list[ir.Value]:
         for product in _TILE_PRODUCTS:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dnnsep.codegen.lang.tiles import ROW_BYTES, ROWS, TILES, TileShape, configuration
 from dnnsep.host.caches import caches_of
 from dnnsep.measure import loops
 from dnnsep.measure.pinned import PinnedThreads, aligned_bytes
@@ -135,28 +136,22 @@ def _multiply_adds(threads: PinnedThreads, dtype: str) -> _Meter:
 
 
 def _tile_products(threads: PinnedThreads, dtype: str) -> _Meter:
-    loop, configuration = loops.tile_loop(dtype), tile_configuration()
-    operand = aligned_bytes(loops.TILE_ROWS * loops.TILE_ROW_BYTES)
+    loop, shapes = loops.tile_loop(dtype), tile_configuration()
+    operand = aligned_bytes(ROWS * ROW_BYTES)
     operand[:] = 0x3F  # 63 in int8 and 0.75 in bf16, whose sums end far below infinity
     return _Meter(
         threads,
-        lambda i, steps: loop(steps, configuration.ctypes.data, operand.ctypes.data),
+        lambda i, steps: loop(steps, shapes.ctypes.data, operand.ctypes.data),
         loops.tile_operations_per_step(dtype),
     )
 
 
 def tile_configuration() -> np.ndarray:
-    """Returns the 64 bytes that make eight whole tiles, as LDTILECFG reads them.
-
-    They are palette 1, at 16 the bytes of a row of each tile in 16 bits, and at 48 its rows in 8
-    (Intel's Software Developer's Manual, volume 2, LDTILECFG).
-    """
-    configuration = aligned_bytes(64)
-    configuration[:] = 0
-    configuration[0] = 1
-    configuration[16:32].view(np.uint16)[:] = loops.TILE_ROW_BYTES
-    configuration[48:56] = loops.TILE_ROWS
-    return configuration
+    """Returns the 64 bytes that make eight whole tiles, as LDTILECFG reads them."""
+    content = configuration([TileShape(ROWS, ROW_BYTES)] * TILES)
+    memory = aligned_bytes(len(content))
+    memory[:] = content
+    return memory
 
 
 def _memory_levels(

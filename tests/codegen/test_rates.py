@@ -11,6 +11,7 @@ import pytest
 from dnnsep.codegen import layer, rates
 from dnnsep.codegen.dots import DOTS
 from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.lang.jit import Target
 from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.rates import FEW, MANY, Rate, Rates
 from dnnsep.host import cachefiles
@@ -75,10 +76,12 @@ def test_the_fastest_way_is_chosen(
 
 
 def test_tiles_are_not_chosen_where_they_do_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the sums of a product of few channels were measured to take long to drain."""
+    """As where a product was measured to take long beside its steps."""
     known = _known(ANY)
     tiles = known.dots["amx_bf16"]
-    known.dots["amx_bf16"] = replace(tiles, few_ns=min(8 * tiles.few_ns, tiles.many_ns))
+    beside = 8 * tiles.few_ns
+    slower = replace(tiles, few_ns=tiles.few_ns + beside, many_ns=tiles.many_ns + beside)
+    known.dots["amx_bf16"] = slower
     monkeypatch.setattr(layer, "rates", lambda isa: known)
     assert layer_of(LARGE, ANY).dot.name == "amx_bf16"
     assert layer_of(Problem.parse("ic32oc16ih56kh3ph1_bf16"), ANY).dot.name == "dp_bf16"
@@ -98,6 +101,18 @@ def test_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "_measured_dots", None)  # a call of it would fail
     assert rates.rates(BF16) == found
     rates.rates.cache_clear()
+
+
+def test_what_is_measured_is_filed_under_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVX2 code is for any CPU, but its rates and plans are those of one."""
+    avx2 = next(isa for isa in ISAS if isa.name == "avx2")
+    assert rates.measured_on(avx2) == rates.measured_on(avx2)
+    here = {rates.measured_on(avx2)}
+    monkeypatch.setattr(rates, "this_cpu", lambda: Target("znver4", ""))
+    here.add(rates.measured_on(avx2))
+    monkeypatch.setattr(rates, "sizes_of_caches", lambda: (1, 2, 3))
+    here.add(rates.measured_on(avx2))
+    assert len(here) == 3
 
 
 def test_the_unit_in_software_is_chosen_where_it_is_asked_for() -> None:

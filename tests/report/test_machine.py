@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import typer
 from rich.console import Console
 
 from dnnsep.cli import look
@@ -58,3 +59,13 @@ def test_the_command_says_a_refusal(
     assert found["roofs"][0]["tile_gflops"] == {}
     look.machine([1])
     assert ("tile unit not measured" in capsys.readouterr().out) == bool(refusal)
+
+
+def test_a_cap_that_is_unknown_is_bad_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(isa.CAP_VARIABLE, "sse")
+    with pytest.raises(typer.Exit) as stopped:
+        look.machine([1])
+    assert stopped.value.exit_code == 2
+    assert "DNNSEP_MAX_ISA='sse': must be one of" in capsys.readouterr().err

@@ -224,18 +224,24 @@ class SoftwareTiles(TileUnit):
         code.builder.call(function, arguments)
 
 
-def _configuration(code: Code, shapes: Sequence[TileShape]) -> ir.Value:
-    """Returns the address of a configuration as ldtilecfg reads it."""
+def configuration(shapes: Sequence[TileShape]) -> bytearray:
+    """Returns the bytes that ldtilecfg reads: palette 1, at 16 the bytes of a row of each tile in
+    16 bits, at 48 its rows in 8. Source: Intel's manual, volume 2, LDTILECFG."""
     content = bytearray(_CONFIG_BYTES)
     content[0] = _PALETTE
     for tile, shape in enumerate(shapes):
         content[_COLUMNS_AT + 2 * tile] = shape.row_bytes
         content[_ROWS_AT + tile] = shape.rows
+    return content
+
+
+def _configuration(code: Code, shapes: Sequence[TileShape]) -> ir.Value:
+    """Returns the address of a configuration, a constant of the module."""
     kind = ir.ArrayType(BYTE, _CONFIG_BYTES)
     name = "tile_configuration"
     constant = ir.GlobalVariable(code.module, kind, code.module.get_unique_name(name))
     constant.linkage, constant.global_constant = "internal", True
-    constant.initializer = ir.Constant(kind, content)
+    constant.initializer = ir.Constant(kind, configuration(shapes))
     return code.at(constant, 0, BYTE)
 
 

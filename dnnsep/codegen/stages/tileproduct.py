@@ -37,9 +37,10 @@ class Shadow(ctypes.Structure):
     with what is at ``residual`` added; ``tail`` is 1 where they are of the last, narrower panel.
     The next product's sums go to ``free``.
 
-    Of the source stage of the next tile the units from ``unit`` to before ``units`` are still to be
-    done, into ``target``, its first run being ``begin``, from ``x``, ``packed`` and ``scale``; each
-    step of a product adds ``rate`` to ``credit``, and UNIT of it pays for one.
+    Of the source stage of the next tile the chores from ``chore`` to before ``chores`` are still to
+    be done, into ``target``, its first run being ``begin``, from ``x``, ``packed`` and ``scale``;
+    each step of a product adds ``rate`` to ``credit``, and CHORE of it pays for one. A chore is a
+    group of the channels of a run of pixels.
     """
 
     _fields_ = (
@@ -54,8 +55,8 @@ class Shadow(ctypes.Structure):
         ("begin", ctypes.c_int64),
         ("rows", ctypes.c_int64),
         ("tail", ctypes.c_int64),
-        ("unit", ctypes.c_int64),
-        ("units", ctypes.c_int64),
+        ("chore", ctypes.c_int64),
+        ("chores", ctypes.c_int64),
         ("rate", ctypes.c_int64),
         ("credit", ctypes.c_int64),
     )
@@ -63,7 +64,7 @@ class Shadow(ctypes.Structure):
 
 # Bytes of a Shadow, filled up to a whole line; two places for sums follow it.
 SHADOW_BYTES = -(-ctypes.sizeof(Shadow) // 64) * 64
-UNIT = 1 << 16
+CHORE = 1 << 16
 
 
 def field(code: Code, shadow: ir.Value, name: str) -> ir.Value:
@@ -267,7 +268,7 @@ class TileProduct:
 
     def emit_beside(self, module: ir.Module, source: ir.Function | None) -> ir.Function | None:
         """Returns f(shadow, rows), which each step of a product calls: it drains so many rows, and
-        does the units of the source stage that fall to the step, each by ``source(shadow)``; None
+        does the chores of the source stage that fall to the step, each by ``source(shadow)``; None
         where nothing overlaps."""
         if not self.overlap:
             return None
@@ -278,8 +279,8 @@ class TileProduct:
         code.when(waiting, lambda: b.call(self.emit_drain(module), [shadow, rows]))
         if source is not None:
             credit = b.add(field(code, shadow, "credit"), field(code, shadow, "rate"))
-            due = b.ashr(credit, I64(UNIT.bit_length() - 1))
-            left = b.sub(field(code, shadow, "units"), field(code, shadow, "unit"))
+            due = b.ashr(credit, I64(CHORE.bit_length() - 1))
+            left = b.sub(field(code, shadow, "chores"), field(code, shadow, "chore"))
             code.for_each(I64(0), code.least(due, left), lambda _: b.call(source, [shadow]))
-            set_field(code, shadow, "credit", b.and_(credit, I64(UNIT - 1)))
+            set_field(code, shadow, "credit", b.and_(credit, I64(CHORE - 1)))
         return code.end()
