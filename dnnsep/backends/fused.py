@@ -48,7 +48,7 @@ class FusedBackend:
         import torch
 
         from dnnsep.backends.fused_executor import FusedExecutor
-        from dnnsep.codegen.program import chosen_step
+        from dnnsep.codegen.layerstep import chosen_step
 
         verdict = self.supports(problem)
         if not verdict:

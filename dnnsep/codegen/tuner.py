@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,15 @@ from dnnsep.codegen.choose import keep, kept, plan_key
 from dnnsep.codegen.extras import PLAIN, Extras
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.plan import Plan
+from dnnsep.codegen.program import GIVEN, INPUT, OUTPUT
 from dnnsep.codegen.weigh import all_plans, cost, this_caches
 from dnnsep.dtypes import DTYPES
 from dnnsep.host.turns import Call, affordable, measuring, short_turns
 from dnnsep.problem import Problem
 
 if TYPE_CHECKING:
-    from dnnsep.codegen.program import Program, Step
+    from dnnsep.codegen.layerstep import LayerStep
+    from dnnsep.codegen.program import Program
 
 # With 0 nothing is measured: plans are those that were kept before, or the model's choice.
 VARIABLE = "DNNSEP_TUNE"
@@ -115,7 +116,7 @@ def chosen_by(question: Question, plan: Plan) -> str:
     return "measured" if _known(question) == _Answer(plan, measured=True) else "by model"
 
 
-def step_chosen_by(step: Step, threads: int) -> str:
+def step_chosen_by(step: LayerStep, threads: int) -> str:
     """Returns what the plan of a step was chosen by, for so many threads."""
     return chosen_by(Question(step.problem, step.plan.isa, threads, step.extras), step.plan)
 
@@ -199,12 +200,9 @@ class _Buffers:
 
     def call(self, program: Program) -> Call:
         """Returns a call of a program on these buffers, which have to outlive it."""
-        x, y = self._x.ctypes.data, self._y.ctypes.data
-        if self._residual is None:
-            bound: Call = program.bound(x, y)
-        else:
-            bound = partial(program.run, x, self._residual.ctypes.data, y)
-        return bound
+        given = self._x if self._residual is None else self._residual
+        buffers = {INPUT: self._x, GIVEN: given, OUTPUT: self._y}
+        return program.bound({number: memory.ctypes.data for number, memory in buffers.items()})
 
 
 def _filled(values: NDArray[Any], size: int) -> NDArray[Any]:

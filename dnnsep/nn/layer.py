@@ -20,8 +20,8 @@ from dnnsep.backends.executor import TORCH_DTYPES, Executor
 from dnnsep.backends.fused import FusedBackend
 from dnnsep.backends.fused_executor import FusedExecutor
 from dnnsep.backends.tensors import TORCH_ACTIVATIONS
+from dnnsep.codegen.layerstep import chosen_step
 from dnnsep.codegen.pack import Packing
-from dnnsep.codegen.program import chosen_step
 from dnnsep.dtypes import Array
 from dnnsep.nn.memo import Memo, state_of
 from dnnsep.problem import Pair, Problem

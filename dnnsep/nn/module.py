@@ -5,14 +5,20 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dnnsep.activations import ACTIVATIONS
 from dnnsep.backends import get_backend
+from dnnsep.codegen.extras import Extras
+from dnnsep.codegen.layerstep import chosen_step
+from dnnsep.codegen.pack import Packing
 from dnnsep.nn.convolution import folded, padding_of, pair, weight_and_bias
 from dnnsep.nn.layer import (
     Geometry,
@@ -26,7 +32,6 @@ from dnnsep.nn.layer import (
 from dnnsep.nn.operator import separable_conv2d
 from dnnsep.nn.packed import PackedLayer, Ready, adds, fused, ready
 from dnnsep.problem import Problem
-from dnnsep.weights import Weights
 
 Size = int | tuple[int, int]
 
@@ -140,14 +145,21 @@ class SeparableConv2d(PackedLayer):
         return Parameters(depthwise, depthwise_bias, pointwise, pointwise_bias)
 
     def pack(self, x: Tensor, residual: Tensor | None) -> Ready:
-        problems = self.problems(x)
-        in_order = residual is None or self.activations[1] == "none"
-        # Auto compares engines, of which only the fused kernel adds a residual itself.
-        compared = self.backend == "auto" and residual is None
-        if problems is not None and in_order and adds(problems[-1], residual) and not compared:
-            return fused(self, x.shape, problems, residual is not None)
         inside, geometry = self.padded(x)
         tensors = self.tensors()
+        problem = problem_of(inside, tensors, geometry)
+        in_order = self.activations[1] == "none"
+        # Auto compares engines, of which only the fused kernel adds a residual itself.
+        if (
+            residual is not None
+            and inside is x
+            and in_order
+            and adds(problem, residual)
+            and runs_fused(self.backend, problem)
+        ):
+            threads, extras = torch.get_num_threads(), Extras(residual=True)
+            packed = self._packed(problem)
+            return fused(chosen_step(problem, packed, threads, extras, self.tune), x.shape)
         made = ready(prepare(inside, tensors, geometry, self.backend, self._packings, self.tune))
         if inside is x:
             return made
@@ -155,16 +167,11 @@ class SeparableConv2d(PackedLayer):
             shape=x.shape, run=lambda x, residual: made.run(self.padded(x)[0], residual)
         )
 
-    def problems(self, x: Tensor) -> list[Problem] | None:
-        """Returns None too where the input has to be padded first."""
-        inside, geometry = self.padded(x)
-        if inside is not x:
-            return None
-        problem = problem_of(x, self.tensors(), geometry)
-        return [problem] if runs_fused(self.backend, problem) else None
-
-    def weights(self, problem: Problem) -> Weights:
-        return weights_of(problem, self.tensors())
+    def _packed(self, problem: Problem) -> Callable[[Packing], NDArray[np.uint8]]:
+        tensors = self.tensors()
+        return lambda packing: self._packings.get(
+            packing, tensors, lambda: packing.pack(weights_of(problem, tensors))
+        )
 
     def extra_repr(self) -> str:
         return f"activations={self.activations}, backend={self.backend!r}"

@@ -11,8 +11,8 @@ from dnnsep.backends.base import Verdict
 from dnnsep.backends.fused_executor import FusedExecutor
 from dnnsep.backends.tensors import to_channels_last
 from dnnsep.codegen.lang.isa import this_isa
+from dnnsep.codegen.layerstep import chosen_step
 from dnnsep.codegen.plan import Plan
-from dnnsep.codegen.program import chosen_step
 from dnnsep.codegen.tuner import GAIN, Question, candidates
 from dnnsep.codegen.weigh import all_plans, this_caches
 from dnnsep.host.affinity import keep_on, pin_workers

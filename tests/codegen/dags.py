@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from dnnsep.codegen.sources import Sources
 from numpy.typing import NDArray
 
 from dnnsep.activations import Exact
 from dnnsep.codegen import team
 from dnnsep.codegen.kernel import compiled
 from dnnsep.codegen.program import GIVEN, INPUT, Program, Step, chosen_step
-from dnnsep.codegen.sources import Sources
 from dnnsep.codegen.task import Task
 from dnnsep.dtypes import DTYPES, Array, Dtype
 from dnnsep.problem import Problem

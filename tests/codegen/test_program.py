@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from dnnsep.codegen.sources import Sources
 
 from dnnsep.codegen.lang.isa import Isa, this_isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.program import FROM_INPUT, GIVEN, INPUT, Program, Step, chosen_step
-from dnnsep.codegen.sources import Sources
 from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.dtypes import DTYPES, Array
 from dnnsep.problem import Problem

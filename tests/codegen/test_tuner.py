@@ -11,6 +11,7 @@ from time import sleep
 import numpy as np
 import pytest
 import torch
+from dnnsep.codegen.sources import Sources
 
 from dnnsep import SeparableConv2d, get_backend
 from dnnsep.backends.fused_executor import FusedExecutor
@@ -23,7 +24,6 @@ from dnnsep.codegen.lang.jit import Function
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.program import FROM_INPUT, GIVEN, INPUT, chosen_step
-from dnnsep.codegen.sources import Sources
 from dnnsep.codegen.tuner import Question
 from dnnsep.codegen.weigh import all_plans, close_plans, this_caches
 from dnnsep.host import cachefiles

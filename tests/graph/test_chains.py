@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from dnnsep.nn.chain import PackedChain
 from torch import Tensor, nn
 
 import dnnsep
 from dnnsep.graph.optimize import report_of
-from dnnsep.nn.chain import PackedChain
 from tests.graph.test_optimize import (
     Block,
     SqueezeExcite,
