@@ -1,0 +1,70 @@
+"""What a prepared module is made of, for the report.
+
+Imports torch: import it from inside functions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+
+import torch
+from torch import Tensor, fx
+
+from dnnsep.backends.fused_executor import impl_name
+from dnnsep.codegen import tuner
+from dnnsep.codegen.layerstep import LayerStep
+from dnnsep.codegen.program import Program
+from dnnsep.graph.groups import is_layer, shape_of
+from dnnsep.graph.network import Call, Native
+from dnnsep.graph.prepare import Prepared, layer_of_node
+from dnnsep.graph.report import Entry, Report
+
+
+def add_to_report(report: Report, prepared: Prepared, prefix: str, inputs: list[Tensor]) -> None:
+    """Adds a prepared module to the report: its layers, kernels and calls, with the shares of the
+    time that they take on inputs."""
+    lowered, network = prepared.lowered, prepared.lowered.network
+    entries: dict[fx.Node, Entry] = {}
+    threads = torch.get_num_threads()
+    for group, steps in lowered.layers:
+        kind = group.problem.kind if group.problem.kind in ("separable", "linear") else ""
+        names = tuple(prefix + layer_of_node(node) for node in group.anchors)
+        flops = sum(_flops(node) for node in group.anchors)
+        entries[group.anchors[0]] = Entry(
+            names, kind or "convolution", flops, problem=group.problem
+        )
+        for step in steps[:1]:
+            report.plans[tuner.step_chosen_by(step, threads)] += 1
+    for node in prepared.graph.nodes:
+        if is_layer(node) and node in lowered.left:
+            names = (prefix + layer_of_node(node),)
+            entries[node] = Entry(names, "left", _flops(node), lowered.left[node])
+    report.entries += [entries[node] for node in prepared.graph.nodes if node in entries]
+    for action in network.actions:
+        if isinstance(action, Call):
+            report.calls[action.name] += 1
+        elif not isinstance(action.step, LayerStep):
+            report.kernels[action.name] += 1
+    report.pieces += sum(isinstance(part, Program) for part in network.parts)
+    seconds, total = network.time_of_calls(inputs)
+    for name, spent in seconds.items():
+        report.shares[name] = report.shares.get(name, 0.0) + spent / total
+
+
+def kernels_of(prepared: Prepared) -> str:
+    """Returns what a prepared module runs on."""
+    actions = prepared.lowered.network.actions
+    layers = [a.step for a in actions if isinstance(a, Native) and isinstance(a.step, LayerStep)]
+    kernels = sum(isinstance(a, Native) for a in actions) - len(layers)
+    calls = sum(isinstance(a, Call) for a in actions)
+    texts = [f"{len(layers)} layers by {impl_name(layers)}"] if layers else []
+    texts += [f"{kernels} other kernels"] if kernels else []
+    texts += [f"{calls} calls of torch"] if calls else []
+    return ", ".join(texts)
+
+
+def _flops(node: fx.Node) -> int:
+    """Returns the FLOPs of a convolution or linear layer, two for each multiply-add."""
+    weight = shape_of(node.args[1])
+    return 2 * prod(shape_of(node)) * prod(weight[1:])

@@ -1,0 +1,195 @@
+"""Where the values of a graph are going to lie, before it is decided what computes them.
+
+What follows from it is decided by it: which tensors may be added in one pass, which views are free.
+Imports torch: import it from inside functions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from dnnsep.graph import layout, ops
+
+aten = torch.ops.aten
+
+_LAYOUT = "layout"
+
+VIEWS = frozenset(
+    {
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
+        aten.movedim.int,
+        aten.movedim.intlist,
+        aten.unsqueeze.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.narrow.default,
+        aten.expand.default,
+    }
+)
+
+_RESHAPES = frozenset(
+    {
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+    }
+)
+
+_IMAGES = frozenset(
+    {
+        ops.convolution,
+        aten.max_pool2d.default,
+        aten.avg_pool2d.default,
+        aten.adaptive_avg_pool2d.default,
+        aten.upsample_nearest2d.vec,
+        aten.upsample_nearest2d.default,
+        aten.upsample_bilinear2d.vec,
+        aten.upsample_bilinear2d.default,
+        aten.max_pool2d_with_indices.default,
+    }
+)
+
+_ROWS = frozenset({aten.linear.default, aten.layer_norm.default})
+
+ELEMENTWISE = frozenset(
+    {
+        ops.activation,
+        aten.add.Tensor,
+        aten.sub.Tensor,
+        aten.mul.Tensor,
+        aten.div.Tensor,
+        aten.neg.default,
+        aten.exp.default,
+        aten.sqrt.default,
+        aten.rsqrt.default,
+        aten.tanh.default,
+        aten.square.default,
+        aten.pow.Tensor_Scalar,
+        aten.maximum.default,
+        aten.minimum.default,
+        aten.relu.default,
+        aten.softmax.int,
+        aten._softmax.default,
+        aten.mul.Scalar,
+        aten.add.Scalar,
+        aten.div.Scalar,
+        aten.sub.Scalar,
+        aten.clamp.default,
+        aten.clamp_min.default,
+        aten.leaky_relu.default,
+        aten.gelu.default,
+    }
+)
+
+
+def predict(graph: fx.Graph, known: dict[fx.Node, Tensor]) -> None:
+    """Writes into each node where its value is going to lie; ``known`` says it of some, the inputs
+    and the constants among them."""
+    for node in graph.nodes:
+        if node in known:
+            given = known[node]
+            node.meta[_LAYOUT] = torch.empty_strided(
+                given.shape, given.stride(), dtype=given.dtype, device="meta"
+            )
+        elif node.op == "call_function":
+            node.meta[_LAYOUT] = _result(node)
+
+
+def predicted(node: fx.Node) -> Any:
+    """Returns where a node's value is going to lie: a tensor on the meta device."""
+    return node.meta.get(_LAYOUT)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Returns whether a node gives the elements of another's value in another shape."""
+    return node.target in VIEWS and isinstance(node.args[0], fx.Node)
+
+
+def view_of(node: fx.Node, like: Tensor) -> Tensor | None:
+    """Returns where a view of a value lies that lies as ``like``; None where it takes a copy."""
+    target: Any = aten.view.default if node.target in _RESHAPES else node.target
+    shape = [node.meta["val"].shape] if node.target in _RESHAPES else node.args[1:]
+    try:
+        seen: Tensor = target(like, *shape, **node.kwargs)
+    except (RuntimeError, ValueError):
+        return None
+    return seen
+
+
+def copied(node: fx.Node, like: Tensor) -> Tensor:
+    """Returns where a view's value lies that has to be copied from a value that lies as ``like``:
+    what are neighbours in memory stay so."""
+    after = node.meta["val"].shape
+    minor = layout.minor_dim(like)
+    if node.target in _RESHAPES:
+        minor = layout.reshaped_minor(like.shape, minor, after)
+    else:
+        minor = layout.minor_dim(view_of(node, like))  # type: ignore[arg-type]
+    return layout.dense(after, minor, like.dtype)
+
+
+def _result(node: fx.Node) -> Any:
+    value = node.meta["val"]
+    if is_view(node):
+        like = predicted(node.args[0])  # type: ignore[arg-type]
+        if not isinstance(like, Tensor):
+            return contiguous(value)
+        seen = view_of(node, like)
+        return copied(node, like) if seen is None else seen
+    if node.target in _IMAGES and isinstance(value, Tensor) and value.dim() == 4:
+        return layout.images(value.shape, value.dtype)
+    if node.target in _ROWS:
+        return layout.dense(value.shape, -1, value.dtype)
+    if node.target is aten.mean.dim and value.dim() == 4:
+        return layout.images(value.shape, value.dtype)
+    if node.target in ELEMENTWISE or node.target is aten.cat.default:
+        return _as_operands(node)
+    return by_torch(node, predicted)
+
+
+def _as_operands(node: fx.Node) -> Tensor:
+    """Returns where a result lies whose operands it lies like: the first one of its own size that
+    is rows, else the first one at all."""
+    value = node.meta["val"]
+    operands = [predicted(n) for n in node.all_input_nodes]
+    if node.target is aten.cat.default:
+        return layout.dense(value.shape, layout.minor_dim(operands[0]), value.dtype)
+    for like in operands:
+        if isinstance(like, Tensor) and like.shape == value.shape:
+            minor = layout.minor_dim(like)
+            if layout.rows_of(like, minor) is not None:
+                return layout.dense(value.shape, minor, value.dtype)
+    return layout.dense(value.shape, -1, value.dtype)
+
+
+def by_torch(node: fx.Node, where: Any) -> Any:
+    """Returns where torch's operator leaves a node's results for arguments that lie as ``where``
+    says of their nodes."""
+    arguments = fx.map_arg((node.args, node.kwargs), where)
+    try:
+        return node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+    except Exception:  # an operator without a meta kernel, or one that looks at values
+        return pytree.tree_map(contiguous, node.meta["val"])
+
+
+def contiguous(value: Any) -> Any:
+    """Returns where a contiguous tensor of this shape lies; what is no tensor as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")

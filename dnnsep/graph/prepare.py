@@ -1,0 +1,101 @@
+"""From a module and its arguments to a network that runs it.
+
+Imports torch: import it from inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dnnsep.graph.capture import Captured, capture
+from dnnsep.graph.fold import evaluate_constants, fold
+from dnnsep.graph.lower import Lowered, Packings, Settings, lower
+from dnnsep.graph.merge import merge
+from dnnsep.graph.normalize import normalize
+
+Filter = Callable[[str], bool]
+
+
+@dataclass
+class Options:
+    """What ``optimize`` was asked for, and which layers it found to differ, with the reasons.
+
+    ``prefix`` comes before the names of a part's layers.
+    """
+
+    backend: str = "auto"
+    filter: Filter | None = None
+    tune: bool = True
+    faulty: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
+
+    def inside(self, part: str) -> Options:
+        """Returns the same for a part of the model; what is found faulty is shared."""
+        return replace(self, prefix=f"{part}.")
+
+    def why_not(self, node: fx.Node) -> str:
+        """Returns why a node has to stay with torch; empty if it has not."""
+        name = self.prefix + layer_of_node(node)
+        if name in self.faulty:
+            return self.faulty[name]
+        return "filtered out" if self.filter is not None and not self.filter(name) else ""
+
+
+@dataclass
+class Shelf:
+    """Packed weights that all that is prepared of a module shares."""
+
+    packings: Packings = field(default_factory=dict)
+
+
+@dataclass
+class Prepared:
+    """A module ready for inputs of one kind."""
+
+    captured: Captured
+    graph: fx.Graph
+    lowered: Lowered
+
+    def run(self, leaves: list[Any]) -> Any:
+        """Returns the module's result for arguments whose leaves these are."""
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return self.captured.unflatten(self.lowered.network.run(tensors))
+
+
+def prepare(
+    module: nn.Module,
+    arguments: tuple[Any, ...],
+    named: Mapping[str, Any],
+    options: Options,
+    shelf: Shelf,
+) -> Prepared:
+    """Returns a module ready for arguments like these. Raises CaptureError where its graph cannot
+    be had."""
+    with torch.no_grad():
+        captured = capture(module, arguments, dict(named))
+        return prepared_of(captured, captured.flatten(arguments, dict(named)), options, shelf)
+
+
+def prepared_of(
+    captured: Captured, inputs: list[Tensor], options: Options, shelf: Shelf
+) -> Prepared:
+    """Returns a captured module ready for inputs like these."""
+    traced = captured.graph_module
+    normalize(traced)
+    fold(traced)
+    merge(traced)
+    constants = evaluate_constants(traced)
+    settings = Settings(
+        torch.get_num_threads(), options.tune, shelf.packings, options.why_not
+    )
+    return Prepared(captured, traced.graph, lower(traced.graph, inputs, constants, settings))
+
+
+def layer_of_node(node: fx.Node) -> str:
+    """Returns the name of the module that a node comes from; its own where it comes from none."""
+    return str(node.meta.get("layer") or node.name)

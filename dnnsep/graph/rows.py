@@ -1,0 +1,273 @@
+"""Which nodes of a graph become one row-wise kernel, and what it computes.
+
+Imports torch: import it from inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from dnnsep.codegen.rowwise.expression import (
+    MOST_INPUTS,
+    Expression,
+    apply,
+    layer_norm,
+    number,
+    operand,
+    softmax,
+)
+from dnnsep.graph import layout, ops
+from dnnsep.graph.groups import dtype_of, shape_of
+from dnnsep.graph.predict import predicted
+from dnnsep.nn.layer import DTYPES
+
+aten = torch.ops.aten
+
+Term = Callable[[Any], Expression]
+
+
+@dataclass(eq=False)
+class RowGroup:
+    """Nodes that one row-wise kernel computes, in order; the last one's value is its result, rows
+    of the channels of ``channel_dim``. ``inputs`` are the nodes outside that it reads."""
+
+    nodes: list[fx.Node]
+    inputs: list[fx.Node]
+    channel_dim: int
+
+    @property
+    def result(self) -> fx.Node:
+        return self.nodes[-1]
+
+
+def row_groups(
+    nodes: Collection[fx.Node], constants: Collection[fx.Node], taken: Collection[fx.Node]
+) -> list[RowGroup]:
+    """Returns the groups of nodes that row-wise kernels can compute, as large as they can be.
+
+    ``nodes`` are those of the graph in order, ``taken`` those that others compute.
+    """
+    groups: dict[fx.Node, RowGroup] = {}  # by their results
+    for node in nodes:
+        if node in constants or node in taken or not _fits(node):
+            continue
+        group = _alone(node)
+        if group is None:
+            continue
+        for source in list(group.inputs):
+            before = groups.get(source)
+            if before is not None and (joined := _joined(before, group)) is not None:
+                group = joined
+                del groups[source]
+        groups[node] = group
+    return [group for group in groups.values() if _has_rows(group)]
+
+
+def _alone(node: fx.Node) -> RowGroup | None:
+    like = predicted(node)
+    if not isinstance(like, Tensor) or like.dim() == 0 or like.numel() == 0:
+        return None
+    channel_dim = layout.minor_dim(like)
+    if _reduces(node):
+        channel_dim = like.dim() - 1
+    inputs = list(dict.fromkeys(node.all_input_nodes))
+    if len(inputs) > MOST_INPUTS or layout.rows_of(like, channel_dim) is None:
+        return None
+    return RowGroup([node], inputs, channel_dim)
+
+
+def _joined(before: RowGroup, after: RowGroup) -> RowGroup | None:
+    """Returns two groups as one, if nothing else reads the first one's result and they are rows of
+    the same channels."""
+    source = before.result
+    inputs = list(dict.fromkeys([*before.inputs, *(n for n in after.inputs if n is not source)]))
+    if any(user not in after.nodes for user in source.users) or len(inputs) > MOST_INPUTS:
+        return None
+    shape, of_source = shape_of(after.result), shape_of(source)
+    uniform = (*shape[:-1], 1) == of_source and after.channel_dim == len(shape) - 1
+    alike = shape == of_source and before.channel_dim == after.channel_dim
+    if not (alike or (uniform and _reduces(source))):
+        return None
+    return RowGroup([*before.nodes, *after.nodes], inputs, after.channel_dim)
+
+
+def _has_rows(group: RowGroup) -> bool:
+    """Returns whether a group's result has rows, and not just a number for each."""
+    return not _reduces(group.result) or group.result.target in (
+        aten.layer_norm.default,
+        aten.softmax.int,
+    )
+
+
+def _fits(node: fx.Node) -> bool:
+    """Returns whether a row-wise kernel knows the operator of a node, with these arguments."""
+    if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
+        return False
+    if dtype_of(node) not in DTYPES:
+        return False
+    if any(dtype_of(n) not in DTYPES for n in node.all_input_nodes if shape_of(n) or _is(n)):
+        return False
+    known = _OPERATORS.get(node.target)
+    return known is not None and known(node, _placeholder) is not None
+
+
+def _is(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def _placeholder(value: Any) -> Expression:
+    return operand(0, "pixels") if isinstance(value, fx.Node) else number(float(value))
+
+
+def _reduces(node: fx.Node) -> bool:
+    return node.target in (aten.layer_norm.default, aten.softmax.int, aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.var.correction)
+
+
+def kind_of(shape: tuple[int, ...], whole: tuple[int, ...], channel_dim: int) -> tuple[str, int] | None:
+    """Returns how an operand of a shape enters rows of channels, and how many images an ``image``
+    operand tells apart: the dimensions before the channels that it has, which must be the first
+    ones. None where it enters in no such way."""
+    shape = (1,) * (len(whole) - len(shape)) + shape
+    full = {d for d, size in enumerate(shape) if size == whole[d] and size > 1}
+    channel_dim %= len(whole)
+    varying = {d for d in range(len(whole)) if whole[d] > 1}
+    others = [d for d in sorted(varying) if d != channel_dim]
+    if full == varying:
+        return "pixels", 0
+    if channel_dim in full or whole[channel_dim] == 1:
+        there = [d for d in others if d in full]
+        if not there:
+            return "channels", 0
+        if there == others[: len(there)]:
+            return "image", prod(whole[d] for d in there)
+        return None
+    if full == set(others):
+        return "pixel", 0
+    return None
+
+
+def expression_of(group: RowGroup, kinds: Mapping[fx.Node, str]) -> Expression:
+    """Returns what a group computes of its inputs, whose kinds are given."""
+    numbers = {node: index for index, node in enumerate(group.inputs)}
+    made: dict[fx.Node, Expression] = {}
+
+    def term(value: Any) -> Expression:
+        if not isinstance(value, fx.Node):
+            return number(float(value))
+        if value in made:
+            return made[value]
+        return operand(numbers[value], kinds[value])  # type: ignore[arg-type]
+
+    for node in group.nodes:
+        found = _OPERATORS[node.target](node, term)
+        assert found is not None
+        made[node] = found
+    return made[group.result]
+
+
+# What each operator computes of its arguments; None where its arguments make it something else.
+
+
+def _binary(name: str) -> Callable[[fx.Node, Term], Expression | None]:
+    def of(node: fx.Node, term: Term) -> Expression | None:
+        if node.kwargs or len(node.args) != 2:
+            return None
+        return apply(name, *map(term, node.args))
+
+    return of
+
+
+def _unary(name: str) -> Callable[[fx.Node, Term], Expression | None]:
+    return lambda node, term: apply(name, term(node.args[0]))
+
+
+def _activation(node: fx.Node, term: Term) -> Expression | None:
+    return apply(str(node.args[1]), term(node.args[0]))
+
+
+def _power(node: fx.Node, term: Term) -> Expression | None:
+    x, exponent = term(node.args[0]), node.args[1]
+    if exponent == 2:
+        return apply("square", x)
+    return {0.5: apply("sqrt", x), -0.5: apply("rsqrt", x), 1: x}.get(exponent)  # type: ignore[call-overload, no-any-return]
+
+
+def _layer_norm(node: fx.Node, term: Term) -> Expression | None:
+    x, shape, weight, bias, eps = (*node.args, None, None, 1e-5)[:5] if len(node.args) < 5 else node.args[:5]
+    if len(node.args) == 3:
+        weight, bias, eps = node.args[2], None, 1e-5
+    elif len(node.args) == 4:
+        weight, bias, eps = node.args[2], node.args[3], 1e-5
+    if len(shape) != 1:  # type: ignore[arg-type]
+        return None
+    y = layer_norm(term(x), float(eps))  # type: ignore[arg-type]
+    if weight is not None:
+        y = y * term(weight)
+    return y if bias is None else y + term(bias)
+
+
+def _softmax(node: fx.Node, term: Term) -> Expression | None:
+    dim, rank = node.args[1], len(shape_of(node))
+    if node.kwargs or len(node.args) > 2 or dim not in (-1, rank - 1):
+        return None
+    return softmax(term(node.args[0]))
+
+
+def _reduction(name: str) -> Callable[[fx.Node, Term], Expression | None]:
+    def of(node: fx.Node, term: Term) -> Expression | None:
+        if node.kwargs or len(node.args) != 3 or not node.args[2]:
+            return None
+        rank = len(shape_of(node))
+        if [d % rank for d in node.args[1]] != [rank - 1]:  # type: ignore[union-attr]
+            return None
+        return apply(name, term(node.args[0]))
+
+    return of
+
+
+def _clamp(node: fx.Node, term: Term) -> Expression | None:
+    x, least, most = (*node.args, None, None)[:3]
+    y = term(x)
+    if isinstance(least, fx.Node) or isinstance(most, fx.Node) or node.kwargs:
+        return None
+    y = y if least is None else apply("maximum", y, float(least))  # type: ignore[arg-type]
+    return y if most is None else apply("minimum", y, float(most))  # type: ignore[arg-type]
+
+
+def _leaky(node: fx.Node, term: Term) -> Expression | None:
+    slope = node.args[1] if len(node.args) > 1 else 0.01
+    x = term(node.args[0])
+    if not 0 <= slope <= 1:  # type: ignore[operator]
+        return None
+    return apply("maximum", x, x * float(slope))  # type: ignore[arg-type]
+
+
+_OPERATORS: dict[Any, Callable[[fx.Node, Term], Expression | None]] = {
+    ops.activation: _activation,
+    aten.add.Tensor: _binary("add"),
+    aten.sub.Tensor: _binary("sub"),
+    aten.mul.Tensor: _binary("mul"),
+    aten.div.Tensor: _binary("div"),
+    aten.maximum.default: _binary("maximum"),
+    aten.minimum.default: _binary("minimum"),
+    aten.neg.default: _unary("neg"),
+    aten.exp.default: _unary("exp"),
+    aten.sqrt.default: _unary("sqrt"),
+    aten.rsqrt.default: _unary("rsqrt"),
+    aten.tanh.default: _unary("tanh"),
+    aten.square.default: _unary("square"),
+    aten.pow.Tensor_Scalar: _power,
+    aten.clamp.default: _clamp,
+    aten.clamp_min.default: _clamp,
+    aten.leaky_relu.default: _leaky,
+    aten.layer_norm.default: _layer_norm,
+    aten.softmax.int: _softmax,
+    aten.mean.dim: _reduction("mean"),
+    aten.sum.dim_IntList: _reduction("sum"),
+}

@@ -1,0 +1,178 @@
+"""What takes the place of a module's ``forward``: it runs the module as a network of kernels where
+that is possible, and else as it is.
+
+Imports torch: import it from inside functions.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dnnsep.graph.capture import CaptureError
+from dnnsep.graph.prepare import Options, Prepared, Shelf, prepare
+from dnnsep.graph.state import State
+
+# So many kinds of input stay prepared; of others the longest unused is forgotten.
+_MOST = 32
+
+
+class Runner:
+    """Calls a module: prepared for each kind of input when that first comes, in eval mode without
+    gradients, on a CPU; and again when its parameters change. Otherwise it is plain PyTorch.
+
+    ``dtype`` is what the module runs in where that is another one than its inputs' and outputs'.
+    Without ``whole`` it is never prepared itself, only its parts are.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        options: Options,
+        dtype: torch.dtype | None = None,
+        whole: bool = True,
+    ) -> None:
+        self._module, self._plain = module, module.forward
+        self.options, self.dtype, self._whole = options, dtype, whole
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets what was prepared."""
+        self._lock = threading.Lock()
+        self._prepared: dict[Hashable, Prepared | None] = {}
+        self._shelf = Shelf()
+        self._state: State | None = None
+
+    def undo(self) -> None:
+        """Gives the module its own ``forward`` back."""
+        self._module.__dict__.pop("forward", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("_module", "_plain", "options", "dtype", "_whole")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.forget()
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self._as_it_is(arguments, named)
+        single = len(arguments) == 1 and not named and type(arguments[0]) is Tensor
+        leaves, spec = ([arguments[0]], None) if single else pytree.tree_flatten((arguments, named))
+        if not self._whole or torch.is_grad_enabled() or not _all_data(leaves):
+            return self._as_it_is(arguments, named)
+        given = _dtype_of(leaves)
+        leaves = self._cast(leaves)
+        key = (spec, *map(_kind, leaves))
+        if not self._is_current():
+            return self._as_it_is(arguments, named)
+        try:
+            found = self._prepared[key]
+        except KeyError:
+            found = self._prepare_again(key, arguments, named)
+        if found is None:
+            return self._as_it_is(arguments, named)
+        return self._cast_back(found.run(leaves), given)
+
+    def prepare_for(
+        self, arguments: tuple[Any, ...], named: Mapping[str, Any] | None = None
+    ) -> Prepared:
+        """Prepares the module for arguments. Raises CaptureError where that cannot be done."""
+        children = [child for child in self._module.modules() if child is not self._module]
+        if any(child._forward_hooks or child._forward_pre_hooks for child in children):
+            raise CaptureError("parts of it have hooks")
+        leaves, spec = pytree.tree_flatten((arguments, dict(named or {})))
+        if not _all_data(leaves):
+            raise CaptureError("its arguments are not tensors with data in a CPU's memory")
+        leaves = self._cast(leaves)
+        arguments, keywords = pytree.tree_unflatten(leaves, spec)
+        self._is_current()
+        made = prepare(self._module, arguments, keywords, self.options, self._shelf)
+        single = len(arguments) == 1 and not named and type(arguments[0]) is Tensor
+        self._keep((None if single else spec, *map(_kind, leaves)), made)
+        return made
+
+    def _prepare_again(
+        self, key: Hashable, arguments: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> Prepared | None:
+        with self._lock:
+            if key not in self._prepared:
+                try:
+                    return self.prepare_for(arguments, named)
+                except CaptureError:
+                    self._keep(key, None)
+        return self._prepared[key]
+
+    def _keep(self, key: Hashable, made: Prepared | None) -> None:
+        kept = [(other, old) for other, old in self._prepared.items() if other != key]
+        # A new dictionary: others may be reading the old one.
+        self._prepared = dict([*kept[1 - _MOST :], (key, made)])
+
+    def _is_current(self) -> bool:
+        """Forgets what was prepared of parameters that have changed since. Returns whether the
+        module is in eval mode as a whole."""
+        state = self._state
+        if state is None or not state.holds():
+            with self._lock:
+                self._prepared, self._shelf = {}, Shelf()
+                state = self._state = State.of(self._module)
+        return not state.any_training()
+
+    def _as_it_is(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        if self.dtype is None:
+            return self._plain(*arguments, **named)
+        leaves, spec = pytree.tree_flatten((arguments, named))
+        cast_arguments, keywords = pytree.tree_unflatten(self._cast(leaves), spec)
+        return self._cast_back(self._plain(*cast_arguments, **keywords), _dtype_of(leaves))
+
+    def _cast(self, leaves: list[Any]) -> list[Any]:
+        """Returns arguments in the dtype that the module runs in."""
+        return leaves if self.dtype is None else [_cast(leaf, self.dtype) for leaf in leaves]
+
+    def _cast_back(self, results: Any, given: torch.dtype | None) -> Any:
+        """Returns results in the dtype that arguments were given in."""
+        if self.dtype is None or given is None:
+            return results
+        return pytree.tree_map(lambda value: _cast(value, given), results)
+
+    @property
+    def prepared(self) -> list[Prepared]:
+        """Returns what the module was prepared as, for each kind of input so far."""
+        return [made for made in self._prepared.values() if made is not None]
+
+
+def _kind(leaf: Any) -> Hashable:
+    """Returns what of an input decides how a module is prepared for it."""
+    if isinstance(leaf, Tensor):
+        return (leaf.shape, leaf.stride(), leaf.dtype)
+    return leaf if isinstance(leaf, Hashable) else repr(leaf)
+
+
+def _all_data(leaves: list[Any]) -> bool:
+    """Returns whether the inputs are numbers in a CPU's memory, rather than standing for some."""
+    if torch._C._get_tracing_state() is not None or torch.is_autocast_enabled("cpu"):
+        return False
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return bool(tensors) and all(
+        type(x) in (Tensor, nn.Parameter) and x.is_cpu and x.layout is torch.strided and x.numel()
+        for x in tensors
+    )
+
+
+def _dtype_of(leaves: list[Any]) -> torch.dtype | None:
+    """Returns the dtype of the first floating-point tensor."""
+    floating = (x for x in leaves if isinstance(x, Tensor) and x.is_floating_point())
+    return next((x.dtype for x in floating), None)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Returns a floating-point tensor in a dtype, and other values as they are."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    return value
