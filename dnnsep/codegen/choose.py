@@ -76,5 +76,5 @@ def _choices(plan: Plan) -> dict[str, Any]:
 
 
 def plan_key(problem: Problem, isa: Isa, threads: int, extras: Extras = PLAIN) -> str:
-    """Returns what a kept plan is filed under."""
-    return f"{measured_on(isa)} {threads} {problem} {extras}"
+    """Returns what a kept plan is filed under: with any pitches the same."""
+    return f"{measured_on(isa)} {threads} {problem} {extras.dense}"

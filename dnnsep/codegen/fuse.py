@@ -12,6 +12,7 @@ from dnnsep.codegen.lang.emit import BYTE, I32, I64, POINTER, Code
 from dnnsep.codegen.layer import Layer
 from dnnsep.codegen.part import PART, Part, share
 from dnnsep.codegen.plan import Plan
+from dnnsep.codegen.stages.base import Image
 from dnnsep.codegen.task import Task, load_field
 from dnnsep.codegen.tiled import TiledPart
 
@@ -29,7 +30,7 @@ def emit_kernel(layer: Layer, extent: Extent, plan: Plan, extras: Extras = PLAIN
     module.triple = ""
     tiled: TiledPart | None = None
     if layer.source is None and layer.product is None:
-        part = _lone_stage(module, layer, extent, plan)
+        part = _lone_stage(module, layer, extent, plan, extras)
     elif layer.product is not None and layer.dot.in_tiles:
         tiled = TiledPart(module, layer, extent, plan, extras)
         part = tiled.emit()
@@ -61,11 +62,15 @@ def emit_kernel(layer: Layer, extent: Extent, plan: Plan, extras: Extras = PLAIN
     return module
 
 
-def _lone_stage(module: ir.Module, layer: Layer, extent: Extent, plan: Plan) -> ir.Function:
+def _lone_stage(
+    module: ir.Module, layer: Layer, extent: Extent, plan: Plan, extras: Extras
+) -> ir.Function:
     """Returns the part of a layer whose only stage goes through its pieces by itself."""
     (stage,) = layer.stages
     code = Code(module, "part", PART).internal()
     part, x, y, *_ = code.arguments
     first, last = share(code, plan.pieces, part, plan.pixel_parts)
-    stage.emit_pieces(code, layer.isa, extent.height * extent.width, x, y, first, last)
+    pitches = extras.pitches(layer)
+    image = Image(extent.height * extent.width, pitches.x)
+    stage.emit_pieces(code, layer.isa, image, pitches.y, x, y, first, last)
     return code.end()

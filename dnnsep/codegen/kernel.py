@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from llvmlite import ir
@@ -28,7 +28,8 @@ _PAGE = 4096
 @dataclass(frozen=True)
 class Specialization:
     """All that decides a kernel's code: a layer, the sizes built into it, and a plan, of which the
-    size of a tile is read from the task."""
+    size of a tile is read from the task. A pixel of an output with a pitch need not begin at a
+    line, which streaming stores need."""
 
     layer: Layer
     extent: Extent
@@ -44,7 +45,8 @@ class Specialization:
         if extras.scale and problem.kind == "linear":
             raise ValueError("scale: a linear layer takes none")
         layer = layer_of(problem, plan.isa)
-        return cls(layer, Extent.of(problem), plan.untiled, extras)
+        streaming = plan.streaming and not extras.y_pitch
+        return cls(layer, Extent.of(problem), replace(plan.untiled, streaming=streaming), extras)
 
     def module(self) -> ir.Module:
         """Returns the kernel's code."""

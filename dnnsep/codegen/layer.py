@@ -23,6 +23,7 @@ from dnnsep.codegen.stages.depthwise import Depthwise
 from dnnsep.codegen.stages.gather import Gather
 from dnnsep.codegen.stages.matmul import Matmul
 from dnnsep.codegen.stages.mean import Mean
+from dnnsep.codegen.stages.residual import Residual
 from dnnsep.problem import Problem
 
 
@@ -75,9 +76,7 @@ class Layer:
     @property
     def channels(self) -> int:
         """Channels of the input."""
-        first = self.source or self.product
-        assert first is not None
-        return first.channels
+        return self.stages[0].channels
 
     @property
     def out_channels(self) -> int:
@@ -135,12 +134,12 @@ class Layer:
         crowded = self.depth * self.dot.bytes % 1024 == 0
         return self.depth + (self.isa.lanes * 4 // self.dot.bytes if crowded else 0)
 
-    @property
-    def sink(self) -> Sink:
-        """Where the source writes."""
+    def sink(self, y_pitch: int, residual: Residual | None) -> Sink:
+        """Returns where the source writes: into an output with such a pitch where no product
+        follows it, with the residual added."""
         if self.product is not None:
             return TileSink(self.isa, self.dot, self.tile_stride)
-        return OutputSink(self.isa, self.dtype, self.channels)
+        return OutputSink(self.isa, self.dtype, y_pitch, residual)
 
 
 @lru_cache(4096)
@@ -181,6 +180,7 @@ class TileSink:
     isa: Isa
     dot: Dot
     stride: int
+    residual: None = None
 
     @property
     def element(self) -> ir.Type:
@@ -197,6 +197,7 @@ class OutputSink:
     isa: Isa
     dtype: str
     stride: int
+    residual: Residual | None
 
     @property
     def element(self) -> ir.Type:

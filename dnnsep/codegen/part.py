@@ -17,7 +17,7 @@ from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.places import Places
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.prefetch import Ahead, prefetch_for
-from dnnsep.codegen.stages.base import Taps
+from dnnsep.codegen.stages.base import Image, Taps
 from dnnsep.codegen.stages.matmul import Product
 
 # f(part, x, y, packed, scratch, residual, scale, pieces of a tile): what one part is done by.
@@ -44,9 +44,10 @@ class Part:
         self.module, self.layer, self.extent = module, layer, extent
         self.plan, self.extras = plan, extras
         self.packing = Packing(layer, plan.vectors)
-        self.sink = layer.sink
+        self.pitches, self.added = extras.pitches(layer), extras.added(layer)
+        self.sink = layer.sink(self.pitches.y, self.added)
         panels = max(1, self.packing.panels // plan.channel_parts)
-        self.prefetch = prefetch_for(layer, extent, plan, panels)
+        self.prefetch = prefetch_for(layer, extent, plan, panels, self.pitches.x)
         self.ahead = Ahead(plan.ahead) if plan.ahead else None
         self.sources = self._source_functions()
         self.products: dict[tuple[int, int], ir.Function] = {}
@@ -54,7 +55,7 @@ class Part:
         self.part, *pointers, self.pieces = self.code.arguments[: len(PART)]
         self.x, self.y, self.packed, self.scratch, self.residual, self.scale = pointers
         self.tile = self.scratch
-        self.places = Places(self.code, layer, extent, plan)
+        self.places = Places(self.code, layer, extent, plan, self.pitches)
 
     def emit(self) -> ir.Function:
         plan, b = self.plan, self.code.builder
@@ -72,7 +73,8 @@ class Part:
         def one_tile(at: ir.Value) -> None:
             stop = code.least(b.add(at, self.pieces), last)
             if self.layer.product is None:
-                self._fill(at, stop, self.places.output(self.y, at, I64(0)))
+                more = [self.places.added(self.residual, at, I64(0))] if self.added else []
+                self._fill(at, stop, self.places.output(self.y, at, I64(0)), *more)
             elif self.layer.source is None:
                 self._multiply(at, stop, panels, lambda piece: self.places.pixel(self.x, piece))
             else:
@@ -81,9 +83,10 @@ class Part:
         code.for_each(first, last, one_tile, step=self.pieces)
 
     def _fill(
-        self, first: ir.Value, last: ir.Value, target: ir.Value
+        self, first: ir.Value, last: ir.Value, target: ir.Value, *more: ir.Value
     ) -> Callable[[ir.Value], ir.Value]:
-        """Emits the source for the pieces [first, last) into ``target``, a tile or the output.
+        """Emits the source for the pieces [first, last) into ``target``, a tile or the output, of
+        which it is a single piece; ``more`` are its function's last arguments.
 
         Returns what says where in a tile a piece is.
         """
@@ -92,7 +95,7 @@ class Part:
 
         def one(run: ir.Value) -> None:
             slot = self._slot(self.code, target, self.code.builder.sub(run, begin))
-            self._run(self.places, self.sources, given, run, slot)
+            self._run(self.places, self.sources, given, run, slot, *more)
 
         self.code.for_each(begin, end, one)
         return self._in_tile(begin, target)
@@ -159,8 +162,8 @@ class Part:
             def one(piece: ir.Value) -> None:
                 target = self.places.output(self.y, piece, channel)
                 added = target
-                if self.extras.residual:
-                    added = self.places.output(self.residual, piece, channel)
+                if self.added:
+                    added = self.places.added(self.residual, piece, channel)
                 in_next_tile = b.add(piece, b.sub(last, first))
                 fetched = self._fetched(in_next_tile, b.sub(panel, panels[0]))
                 value, sizes = self.places.sizes(piece)
@@ -226,7 +229,7 @@ class Part:
             name,
             layer.isa,
             layer.dot,
-            self.extent.width,
+            Image(self.extent.width, self.pitches.x),
             taps,
             self.sink,
             by_groups=self.plan.overlap,
@@ -249,9 +252,10 @@ class Part:
             **self._rows(),
             pixels=pixels,
             columns=columns,
+            y_pitch=self.pitches.y,
             prefetch=self.prefetch,
             ahead=self.ahead,
-            residual=self.extras.residual,
+            residual=self.added,
             streaming=self.plan.streaming,
         ).emit(self.module)
 
@@ -260,7 +264,7 @@ class Part:
         stage = self.layer.product
         assert stage is not None
         if self.layer.source is None:
-            return {"stride": stage.channels, "depth": stage.channels}
+            return {"stride": self.pitches.x, "depth": stage.channels}
         return {"stride": self.layer.tile_stride, "depth": self.layer.depth}
 
 

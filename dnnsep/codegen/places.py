@@ -7,6 +7,7 @@ from itertools import groupby
 from llvmlite import ir
 
 from dnnsep.codegen.extent import Extent
+from dnnsep.codegen.extras import Pitches
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import I64, Code
 from dnnsep.codegen.layer import Layer
@@ -20,10 +21,11 @@ class Places:
     ``place`` is its number along its row; a piece of short rows has place 0.
     """
 
-    def __init__(self, code: Code, layer: Layer, extent: Extent, plan: Plan) -> None:
-        self.code, self.extent, self.plan = code, extent, plan
+    def __init__(
+        self, code: Code, layer: Layer, extent: Extent, plan: Plan, pitches: Pitches
+    ) -> None:
+        self.code, self.extent, self.plan, self.pitches = code, extent, plan, pitches
         self.window, self.channels = layer.window, layer.channels
-        self.out_channels = layer.out_channels
         self.element = ELEMENTS[layer.dtype].type
         self.out_height, self.out_width = extent.out_size(layer.window)
         self.out_pixels = extent.batch * self.out_height * self.out_width
@@ -91,7 +93,7 @@ class Places:
         column = b.sub(start, I64(window.padding[2]))
         line = b.add(b.mul(image, I64(self.extent.height)), line)
         pixel = b.add(b.mul(line, I64(self.extent.width)), column)
-        return self.code.at(x, b.mul(pixel, I64(self.channels)), self.element)
+        return self.code.at(x, b.mul(pixel, I64(self.pitches.x)), self.element)
 
     def of_image(self, values: ir.Value, row: ir.Value) -> ir.Value:
         """Returns the address of a row's image among (N, C) values."""
@@ -109,19 +111,26 @@ class Places:
             return start
         # As far into these rows as the piece begins in its own.
         done = b.srem(self.first_pixel(piece), I64(self.out_width))
-        elements = rows * self.extent.width * self.channels // self.out_width
+        elements = rows * self.extent.width * self.pitches.x // self.out_width
         return self.code.at(start, b.mul(done, I64(elements)), self.element)
 
     def output(self, y: ir.Value, piece: ir.Value, channel: ir.Value) -> ir.Value:
         """Returns the address of a channel of a piece's first pixel."""
+        return self._channel(y, piece, channel, self.pitches.y)
+
+    def added(self, residual: ir.Value, piece: ir.Value, channel: ir.Value) -> ir.Value:
+        """Returns the address of what is added to a channel of a piece's first pixel."""
+        return self._channel(residual, piece, channel, self.pitches.residual)
+
+    def _channel(self, start: ir.Value, piece: ir.Value, channel: ir.Value, pitch: int) -> ir.Value:
         b = self.code.builder
-        pixel = b.mul(self.first_pixel(piece), I64(self.out_channels))
-        return self.code.at(y, b.add(pixel, channel), self.element)
+        pixel = b.mul(self.first_pixel(piece), I64(pitch))
+        return self.code.at(start, b.add(pixel, channel), self.element)
 
     def pixel(self, x: ir.Value, piece: ir.Value) -> ir.Value:
         """Returns the address of the input pixel under a piece's first pixel, where each output
         pixel has just its own."""
-        elements = self.code.builder.mul(self.first_pixel(piece), I64(self.channels))
+        elements = self.code.builder.mul(self.first_pixel(piece), I64(self.pitches.x))
         return self.code.at(x, elements, self.element)
 
     def _start(self, place: ir.Value) -> ir.Value:

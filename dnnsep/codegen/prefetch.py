@@ -70,12 +70,17 @@ class Ahead:
             code.prefetch(code.at(moved, line * _LINE, BYTE), level=2)
 
 
-def prefetch_for(layer: Layer, extent: Extent, plan: Plan, panels: int) -> Prefetch | None:
-    """Returns what each of the multiplications by so many panels fetches, if the plan has it."""
-    if not plan.prefetch:
+def prefetch_for(
+    layer: Layer, extent: Extent, plan: Plan, panels: int, x_pitch: int
+) -> Prefetch | None:
+    """Returns what each of the multiplications by so many panels fetches, if the plan has it.
+
+    Where most of what is between the channels of two pixels is another slice's, nothing is.
+    """
+    if not plan.prefetch or x_pitch > 2 * layer.channels:
         return None
     window = layer.window
-    pixel = layer.channels * DTYPES[layer.dtype].bytes
+    pixel = x_pitch * DTYPES[layer.dtype].bytes
     pitch = extent.width * pixel
     # Those that the output row above did not have.
     new_rows = min(window.stride[0], (window.kernel[0] - 1) * window.dilation[0] + 1)

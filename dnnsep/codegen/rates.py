@@ -216,9 +216,10 @@ def _looped(dot: Dot, isa: Isa, depth: int, pixels: int, columns: int) -> ir.Mod
             depth=depth,
             pixels=pixels,
             columns=columns,
+            y_pitch=columns,
             prefetch=None,
             ahead=None,
-            residual=False,
+            residual=None,
             streaming=False,
         ).emit(module)
         arguments = [rows, weights, bias, y, y, rows, weights]
@@ -236,7 +237,8 @@ def _looped(dot: Dot, isa: Isa, depth: int, pixels: int, columns: int) -> ir.Mod
         depth=depth,
         least=pixels,
         panels=(columns, 0),
-        residual=False,
+        y_pitch=columns,
+        residual=None,
         streaming=False,
         overlap=True,
     )

@@ -58,7 +58,8 @@ class TiledPart(Part):
             **self._rows(),
             least=least,
             panels=(whole, self.packing.tail_channels),
-            residual=extras.residual,
+            y_pitch=self.pitches.y,
+            residual=self.added,
             streaming=plan.streaming,
             overlap=plan.overlap,
         )
@@ -157,7 +158,7 @@ class TiledPart(Part):
         run = b.sdiv(number, I64(self._groups))
         slot = self._slot(code, field(code, shadow, "target"), run)
         given = tuple(field(code, shadow, name) for name in ("x", "packed", "scale"))
-        places = Places(code, self.layer, self.extent, self.plan)
+        places = Places(code, self.layer, self.extent, self.plan, self.pitches)
         group = b.srem(number, I64(self._groups))
         self._run(places, self.sources, given, b.add(begin, run), slot, group)
         return code.end()

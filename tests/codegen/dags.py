@@ -60,7 +60,9 @@ class Node:
     def answer(self, values: dict[int, Array]) -> tuple[Exact, Exact]:
         """Returns the naive answer on the sources' values, and how far a right one may be off."""
         found = {name: values[source] for name, source in self.sources.items()}
-        return answer(self.problem, self.weights, **found)
+        return answer(
+            self.problem, self.weights, found["x"], found.get("residual"), found.get("scale")
+        )
 
     def alone(self, values: dict[int, Array], threads: int) -> Array:
         """Returns what the step's kernel gives on the sources' values, with no program around it
@@ -144,7 +146,7 @@ def _any_sources(
     if x is None:
         return None
     residual = scale = None
-    if problem.sums_over_channels and rng.random() < 0.7:
+    if problem.kind != "mean" and rng.random() < 0.7:
         residual = any_of(problem.output_shape)
     if problem.kind == "convolution" and problem.kernel == (1, 1) and rng.random() < 0.7:
         scale = any_of((*problem.input_shape[:2], 1, 1))

@@ -21,12 +21,12 @@ from dnnsep.codegen.extras import PLAIN, Extras
 from dnnsep.codegen.kernel import Room, Specialization
 from dnnsep.codegen.lang.isa import Isa, this_isa
 from dnnsep.codegen.lang.jit import Function, machine_code
-from dnnsep.codegen.layer import layer_of
+from dnnsep.codegen.layer import Layer, layer_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan, without_product
 from dnnsep.codegen.task import Task
 from dnnsep.codegen.weigh import Caches, all_plans
-from dnnsep.dtypes import DTYPES, Array
+from dnnsep.dtypes import DTYPES, Array, Dtype
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
 from tests.codegen.answers import answer
@@ -67,9 +67,10 @@ class Guarded:
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """What a kernel is given, and the answer that is right for it: a residual like the output, (N,
-    OC, OH, OW), and a scale, (N, C, 1, 1), change the answer too."""
+    OC, OH, OW), and a scale, (N, C, 1, 1), as the extras say, change the answer too."""
 
     check: CheckData
+    extras: Extras = PLAIN
     residual: Array | None = None
     scale: Array | None = None
 
@@ -77,8 +78,8 @@ class Inputs:
     def of(cls, problem: Problem, extras: Extras = PLAIN, seed: int = 0) -> Inputs:
         """Returns small integers, and the answer to the bit where integers stay integers."""
         data = CheckData.exact(problem, seed)
-        if extras == PLAIN:
-            return cls(data)
+        if not (extras.residual or extras.scale):
+            return cls(data, extras)
         rng = np.random.default_rng(seed)
         residual = scale = None
         if extras.residual:
@@ -86,43 +87,34 @@ class Inputs:
         if extras.scale:
             shape = (*problem.input_shape[:2], 1, 1)
             scale = rng.integers(-2, 3, shape).astype(np.float32)
-        expected, bound = answer(problem, data.weights, data.x, residual, scale)
+        expected, bound = answer(problem, data.weights, data.x, residual, scale, extras.after)
         if data.bound is None:
             rounded = DTYPES[problem.dtype].rounded(expected)
             check = CheckData(data.weights, data.x, rounded.astype(np.float64), None)
         else:
             check = CheckData(data.weights, data.x, expected, bound)
-        return cls(check, residual, scale)
-
-    @property
-    def extras(self) -> Extras:
-        """Returns what a kernel for these takes."""
-        return Extras(self.residual is not None, self.scale is not None)
+        return cls(check, extras, residual, scale)
 
 
 def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> Array:
     """Returns the kernel's answer, (N, OC, OH, OW), with each buffer at the end of pages, or at
-    their start."""
+    their start. Between the channels of two pixels there is NaN in what is given, which must not
+    come into the answer, and what must stay in the output."""
     special = Specialization.of(problem, plan, inputs.extras)
     room = Room.of(problem, plan, inputs.extras)
     function = Function(machine_code(special.module(), plan.isa.target), "run", [ctypes.c_void_p])
-    dtype, (n, c, h, w) = DTYPES[problem.dtype], problem.output_shape
-    weights = Packing(layer_of(problem, plan.isa), plan.vectors).pack(inputs.check.weights)
-
-    def bytes_of(values: Array | None) -> NDArray[np.uint8]:
-        if values is None:
-            return np.zeros(0, np.uint8)
-        last = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
-        return dtype.stored(last).reshape(-1).view(np.uint8)
-
+    layer, dtype = layer_of(problem, plan.isa), DTYPES[problem.dtype]
+    pitches = inputs.extras.pitches(layer)
     given = {
-        "x": bytes_of(inputs.check.x),
-        "packed": weights,
-        "residual": bytes_of(inputs.residual),
-        "scale": bytes_of(inputs.scale),
+        "x": _memory(inputs.check.x, dtype, pitches.x),
+        "packed": Packing(layer, plan.vectors).pack(inputs.check.weights),
+        "residual": _memory(inputs.residual, dtype, pitches.residual),
+        "scale": _memory(inputs.scale, dtype, problem.in_channels),
     }
     sizes = {name: content.size for name, content in given.items()}
-    sizes["y"], sizes["scratch"] = n * h * w * c * dtype.bytes, plan.parts * room.part
+    n, c, h, w = problem.output_shape
+    sizes["y"] = ((n * h * w - 1) * pitches.y + c) * dtype.bytes
+    sizes["scratch"] = plan.parts * room.part
     buffers = {name: Guarded(size, at_end) for name, size in sizes.items()}
     for name, content in given.items():
         buffers[name].bytes[:] = content
@@ -137,9 +129,25 @@ def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> A
     team.parallel()(function.address, ctypes.addressof(task), plan.parts, 0)
     assert all(buffer.untouched for buffer in buffers.values())
     assert all((buffers[name].bytes == content).all() for name, content in given.items())
+    room_of_y = np.full(n * h * w * pitches.y * dtype.bytes, _UNTOUCHED, np.uint8)
+    room_of_y[: sizes["y"]] = buffers["y"].bytes
+    pixels = room_of_y.reshape(n, h, w, pitches.y * dtype.bytes)
+    assert (pixels[..., c * dtype.bytes :] == _UNTOUCHED).all()
     element = np.float32 if dtype.bytes == 4 else np.uint16
-    y = dtype.loaded(buffers["y"].bytes.view(element)).reshape(n, h, w, c)
+    y = dtype.loaded(np.ascontiguousarray(pixels[..., : c * dtype.bytes]).view(element))
     return y.transpose(0, 3, 1, 2)
+
+
+def _memory(values: Array | None, dtype: Dtype, pitch: int) -> NDArray[np.uint8]:
+    """Returns values (N, C, H, W) channels-last with pixels so many elements apart and NaN between
+    them, up to the last channel of the last pixel; nothing of None."""
+    if values is None:
+        return np.zeros(0, np.uint8)
+    n, c, h, w = values.shape
+    pixels = np.full((n, h, w, pitch), np.nan, np.float32)
+    pixels[..., :c] = values.transpose(0, 2, 3, 1)
+    flat = pixels.reshape(-1)[: (n * h * w - 1) * pitch + c]
+    return dtype.stored(flat).view(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -160,10 +168,7 @@ class Case:
             layer = layer_of(problem, isa)
             if dot is None or (layer.product is not None and layer.dot.name == dot):
                 break
-        extras = Extras(
-            residual=layer.product is not None and rng.random() < 0.3,
-            scale=problem.kind == "convolution" and layer.window.trivial and rng.random() < 0.5,
-        )
+        extras = random_extras(layer, rng, scales=problem.kind == "convolution")
         return cls(problem, random_plan(problem, isa, rng), extras, bool(rng.integers(2)))
 
     def __str__(self) -> str:
@@ -171,6 +176,7 @@ class Case:
         names = [
             name for name, there in {**vars(plan), **vars(self.extras)}.items() if there is True
         ]
+        names += [f"{name} {pitch}" for name, pitch in vars(self.extras).items() if pitch > 1]
         side = "end" if self.at_end else "start"
         return f"{self.problem} {plan.parts} parts, tile {plan.tile}, {side}, {' '.join(names)}"
 
@@ -180,6 +186,25 @@ class Case:
         found = run_guarded(self.problem, self.plan, inputs, self.at_end)
         right, finding = inputs.check.verdict(found)
         return "" if right else finding
+
+
+def random_extras(layer: Layer, rng: np.random.Generator, scales: bool) -> Extras:
+    """Returns any that a layer can have; a scale where it ``scales``."""
+
+    def pitch(channels: int) -> int:
+        return channels + int(rng.integers(0, 80)) if rng.random() < 0.3 else 0
+
+    weighs = layer.product is not None or layer.source is not None
+    residual = weighs and rng.random() < 0.3
+    pointwise = layer.product is not None and layer.source is None
+    return Extras(
+        residual=residual,
+        scale=scales and pointwise and rng.random() < 0.5,
+        after=residual and rng.random() < 0.4,
+        x_pitch=pitch(layer.channels),
+        y_pitch=pitch(layer.out_channels),
+        residual_pitch=pitch(layer.out_channels) if residual else 0,
+    )
 
 
 def random_plan(problem: Problem, isa: Isa, rng: np.random.Generator) -> Plan:

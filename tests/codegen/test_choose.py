@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dnnsep.codegen.choose import choose, keep, plan_key
+from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, Isa, this_isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.plan import tile_bytes
@@ -88,6 +89,15 @@ def test_a_kept_plan_is_chosen_for_its_problem_and_threads_only(isa: Isa) -> Non
     assert plans[-1] != plans[0]
     assert choose(problem, isa, 2) == plans[-1]
     assert choose(problem, isa, 1) == close_plans(problem, isa, 1)[0][0]
+
+
+def test_slices_of_wider_tensors_have_the_plan_of_dense_ones(isa: Isa) -> None:
+    problem = Problem.parse("ic64oc128ih56kh3ph1")
+    plans = [plan for plan, _ in close_plans(problem, isa, 2)]
+    keep(problem, 2, plans[-1], Extras(residual=True, x_pitch=96))
+    found = choose(problem, isa, 2, Extras(residual=True, y_pitch=200, residual_pitch=130))
+    assert found == plans[-1] != plans[0]
+    assert choose(problem, isa, 2, Extras(x_pitch=96)) == plans[0]
 
 
 @pytest.mark.parametrize("content", [b'{"tile": 100000, "channel_parts": 1}', b"[]", b"{"])

@@ -14,6 +14,7 @@ import pytest
 
 from dnnsep.activations import ACTIVATIONS
 from dnnsep.codegen.extras import Extras
+from dnnsep.codegen.kernel import Specialization
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.weigh import Caches, all_plans
@@ -29,6 +30,8 @@ EXTRAS = {
     "g1mb3ic5oc33ih5kh3ph1_act:relu6": Extras(residual=True),
     "mb3ic20oc70ih2iw40kh3ph1_bf16": Extras(residual=True),
     "linear_mb40ic20oc70_act:silu": Extras(residual=True),
+    "g70mb2ic70oc70ih9kh3ph1_act:relu6_bf16": Extras(residual=True),
+    "g40mb2ic40oc40ih2iw40kh3ph1_act:silu": Extras(residual=True),
 }
 
 
@@ -67,7 +70,12 @@ def _traits(case: Case) -> dict[str, bool]:
         **{kind: problem.kind == kind for kind in KINDS},
         **{dtype: problem.dtype == dtype for dtype in DTYPES},
         **{name: name in problem.activations for name in ACTIVATIONS},
-        "residual": case.extras.residual,
+        "residual": case.extras.residual and not case.extras.after,
+        "residual after": case.extras.after,
+        "residual of a depthwise layer": case.extras.residual and problem.kind == "depthwise",
+        **{name: pitch > 0 for name, pitch in vars(case.extras).items() if "pitch" in name},
+        "read slice": reads and not plan.gathers and case.extras.x_pitch > 0,
+        "odd slice": case.extras.x_pitch % 2 > 0,
         "scale": case.extras.scale,
         "input read where it is": reads and not plan.gathers,
         "input copied that could be read": reads and plan.gathers,
@@ -118,6 +126,81 @@ def test_extras(text: str, isa: Isa) -> None:
     plan = random_plan(problem, isa, np.random.default_rng(0))
     right, finding = inputs.check.verdict(run_guarded(problem, plan, inputs, at_end=True))
     assert right, finding
+
+
+SLICED = (
+    "mb2ic37oc70ih15iw29kh3ph1_act:relu,none",
+    "mb2ic64oc64ih7kh3ph1",
+    "g1mb3ic48oc70ih9kh1",
+    "g1mb2ic64oc64ih20kh1",
+    "g1mb2ic20oc64ih9kh3ph1sh2",
+    "g70mb2ic70oc70ih9iw21kh3ph1",
+    "linear_mb40ic64oc70",
+    "mean_mb3ic70ih4",
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("text", SLICED)
+def test_slices_of_wider_tensors(text: str, dtype: str, isa: Isa) -> None:
+    """Of every kind of layer, to the bit what dense memory gives: with whole lines between pixels,
+    and with pixels that begin anywhere."""
+    problem = Problem.parse(f"{text}_{dtype}")
+    rng, residual = np.random.default_rng(0), problem.kind != "mean"
+    for wider, at_end in ((32, False), (13, True)):
+        plan = random_plan(problem, isa, rng)
+        x, y = problem.in_channels + wider, problem.out_channels + wider
+        extras = Extras(residual, x_pitch=x, y_pitch=y, residual_pitch=y if residual else 0)
+        inputs = Inputs.of(problem, extras)
+        found = run_guarded(problem, plan, inputs, at_end)
+        right, finding = inputs.check.verdict(found)
+        assert right, finding
+        dense = run_guarded(problem, plan, replace(inputs, extras=extras.dense), at_end)
+        assert np.array_equal(found, dense)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mb2ic20oc40ih9kh3ph1_act:none,silu",
+        "g1mb2ic20oc40ih9kh1_act:silu_bf16",
+        "g1mb2ic20oc40ih9kh3ph1_act:hardswish",
+        "g40mb2ic40oc40ih9kh3ph1_act:gelu",
+        "g40mb2ic40oc40ih9kh3ph1_act:relu_bf16",
+        "linear_mb20ic40oc20_act:sigmoid",
+    ],
+)
+def test_a_residual_before_or_after_the_activation(text: str, after: bool, isa: Isa) -> None:
+    problem = Problem.parse(text)
+    inputs = Inputs.of(problem, Extras(residual=True, after=after))
+    other = Inputs.of(problem, Extras(residual=True, after=not after))
+    plan = random_plan(problem, isa, np.random.default_rng(0))
+    found = run_guarded(problem, plan, inputs, at_end=True)
+    right, finding = inputs.check.verdict(found)
+    assert right, finding
+    assert not other.check.verdict(found)[0]
+
+
+def test_extras_that_a_kernel_cannot_have_are_refused(isa: Isa) -> None:
+    for text, extras, message in (
+        ("mean_mb2ic24ih4", Extras(residual=True), "residual: only a layer"),
+        ("mb2ic24oc24ih4kh3ph1", Extras(after=True), "after: there is no residual"),
+        ("mb2ic24oc24ih4kh3ph1", Extras(residual_pitch=32), "residual_pitch: there is no"),
+        ("mb2ic24oc40ih4kh3ph1", Extras(x_pitch=23), "x_pitch=23: a pixel has 24 channels"),
+        ("mb2ic24oc40ih4kh3ph1", Extras(y_pitch=39), "y_pitch=39: a pixel has 40 channels"),
+    ):
+        problem = Problem.parse(text)
+        plan = random_plan(problem, isa, np.random.default_rng(0))
+        with pytest.raises(ValueError, match=message):
+            Specialization.of(problem, plan, extras).module()
+
+
+def test_a_slice_is_not_streamed_into(isa: Isa) -> None:
+    problem = Problem.parse("mb2ic16oc64ih20kh3ph1")
+    plan = next(all_plans(problem, isa, 2, Caches(1 << 10, 1 << 12, 1 << 12)))
+    assert Specialization.of(problem, plan).plan.streaming
+    assert not Specialization.of(problem, plan, Extras(y_pitch=128)).plan.streaming
 
 
 @pytest.mark.parametrize(

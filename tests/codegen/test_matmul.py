@@ -15,8 +15,8 @@ from dnnsep.codegen.dots import VectorDot
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.layer import Layer
 from dnnsep.codegen.prefetch import Ahead, Prefetch
-from dnnsep.codegen.stages.base import Stage
 from dnnsep.codegen.stages.matmul import Matmul, Product
+from dnnsep.codegen.stages.residual import Residual
 from dnnsep.dtypes import DTYPES, Array
 from dnnsep.weights import Weights
 from tests.codegen.answers import with_residual
@@ -83,15 +83,15 @@ class _Data:
 
     def answer(self, product: Matmul, residual: bool) -> tuple[Exact, Exact]:
         """Returns the naive product and how far a right one may be off."""
-        stage: Stage = product
-        weights, x = self.weights, self.x
+        pixels = self.x.T.astype(np.float64)[None, :, None, :]  # as an image of one row
+        size, error = np.abs(pixels), np.zeros_like(pixels)
         if residual:
-            stage, weights = with_residual(product, weights)
-            x = np.concatenate([x, self.residual], axis=1)
-        pixels = x.T.astype(np.float64)[None, :, None, :]  # as an image of one row
-        size = np.abs(pixels)
-        _, bound = stage.bound(size, np.zeros_like(size), weights.absolute())
-        return stage.naive(pixels, weights)[0, :, 0].T, bound[0, :, 0].T
+            added = self.residual.T[None, :, None, :]
+            naive, bound = with_residual(product, self.weights, (pixels, size, error), added)
+        else:
+            _, bound = product.bound(size, error, self.weights.absolute())
+            naive = product.naive(pixels, self.weights)
+        return naive[0, :, 0].T, bound[0, :, 0].T
 
 
 class _Code:
@@ -146,9 +146,10 @@ def _product(shape: Shape, way: Way, activation: str, **fields: Any) -> Product:
     settings: dict[str, Any] = {
         "pixels": shape.pixels or _most_pixels(shape.vectors, way.isa),
         "columns": shape.vectors * way.isa.lanes,
+        "y_pitch": shape.out_channels,
         "prefetch": None,
         "ahead": None,
-        "residual": False,
+        "residual": None,
         "streaming": False,
     }
     stage = Matmul(shape.channels, shape.out_channels, activation, way.dot.dtype)
@@ -183,7 +184,8 @@ def test_of_a_tile(shape: Shape, residual: bool, way: Way) -> None:
     depth = way.dot.depth(shape.channels) + way.dot.depth(1)
     stride = depth + way.isa.lanes * 4 // way.dot.bytes
     activation = "relu" if residual else "none"
-    product = _product(shape, way, activation, stride=stride, depth=depth, residual=residual)
+    added = Residual(shape.out_channels) if residual else None
+    product = _product(shape, way, activation, stride=stride, depth=depth, residual=added)
     code, order = _Code(product), _any_order(shape.channels, depth)
     for integers in (True, False):
         data = _Data.draw(shape, product.pixels, way.dot.dtype, integers)
@@ -223,7 +225,8 @@ def test_activations_of_a_product(name: str, way: Way) -> None:
     """The sums are exact, so what is off is the activation's and the rounding's."""
     shape = Shape(2, 6, 20, 2)
     depth = way.dot.depth(shape.channels)
-    product = _product(shape, way, name, stride=depth, depth=depth, residual=True)
+    residual = Residual(shape.out_channels)
+    product = _product(shape, way, name, stride=depth, depth=depth, residual=residual)
     data = _Data.draw(shape, product.pixels, way.dot.dtype, integers=True)
     sums, _ = data.answer(replace(product.stage, activation="none"), residual=True)
     right = ACTIVATIONS[name].naive(sums)

@@ -10,6 +10,7 @@ from dnnsep.codegen.lang.emit import I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.lang.jit import Function
 from dnnsep.codegen.layer import stages_of
+from dnnsep.codegen.stages.base import Image
 from dnnsep.codegen.stages.mean import Mean
 from dnnsep.dtypes import DTYPES
 from dnnsep.problem import Problem
@@ -30,7 +31,8 @@ def _function(stage: Mean, isa: Isa, pixels: int) -> Function:
     module = ir.Module()
     module.triple = ""
     code = Code(module, "mean", [POINTER, POINTER, I64, I64])
-    stage.emit_pieces(code, isa, pixels, *code.arguments)
+    image = Image(pixels, stage.channels)
+    stage.emit_pieces(code, isa, image, stage.channels, *code.arguments)
     (function,) = compiled([code.end()], isa)
     return function
 

@@ -169,7 +169,6 @@ def test_weights_are_packed_alike_for_every_size() -> None:
 
 def test_links_that_a_layer_cannot_have_are_refused() -> None:
     for text, sources, message in (
-        ("g24mb2ic24oc24ih4kh3ph1", Sources(INPUT, residual=GIVEN), "residual: only a layer"),
         ("mean_mb2ic24ih4", Sources(INPUT, residual=GIVEN), "residual: only a layer"),
         ("mb2ic24oc24ih4kh3ph1", Sources(INPUT, scale=GIVEN), "scale: only a pointwise"),
         ("g1mb2ic24oc24ih4kh3ph1", Sources(INPUT, scale=GIVEN), "scale: only a pointwise"),

@@ -13,7 +13,7 @@ from dnnsep.activations import ACTIVATIONS, Exact
 from dnnsep.codegen.dots import dots_for
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.layer import Layer, stages_of
-from dnnsep.codegen.stages.base import Row, Source, Taps, Window
+from dnnsep.codegen.stages.base import Image, Row, Source, Taps, Window
 from dnnsep.codegen.stages.depthwise import Depthwise
 from dnnsep.codegen.stages.gather import Gather
 from dnnsep.codegen.stages.matmul import Matmul
@@ -97,9 +97,9 @@ class _Code:
                     f"source_{len(functions)}",
                     layer.isa,
                     layer.dot,
-                    problem.width,
+                    Image(problem.width, problem.in_channels),
                     taps,
-                    layer.sink,
+                    layer.sink(problem.out_channels, None),
                 )
         made = compiled(list(functions.values()), layer.isa)
         self._functions = dict(zip(functions, made, strict=True))

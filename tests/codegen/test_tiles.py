@@ -29,6 +29,7 @@ from dnnsep.codegen.lang.tiles import (
     TileUnit,
 )
 from dnnsep.codegen.stages.matmul import Matmul
+from dnnsep.codegen.stages.residual import Residual
 from dnnsep.codegen.stages.tileproduct import (
     SHADOW_BYTES,
     SUMS_BYTES,
@@ -267,7 +268,8 @@ def _product(shape: Shape, isa: Isa, unit: TileUnit, **fields: Any) -> TileProdu
         "depth": depth,
         "least": shape.least,
         "panels": (whole, shape.out_channels % width),
-        "residual": False,
+        "y_pitch": shape.out_channels,
+        "residual": None,
         "streaming": False,
         "overlap": True,
     }
@@ -281,7 +283,8 @@ def test_a_product_is_exact(shape: Shape, isa: Isa) -> None:
     """With sums drained at once or in the shadow of the next panel's, with a residual or none."""
     rng = np.random.default_rng(0)
     for unit, residual, overlap in product(_units(isa), (False, True), (False, True)):
-        made = _product(shape, isa, unit, residual=residual, overlap=overlap)
+        residual_of = Residual(shape.out_channels) if residual else None
+        made = _product(shape, isa, unit, residual=residual_of, overlap=overlap)
         x, matrix, bias, added = (
             rng.integers(-2, 3, size).astype(np.float32)
             for size in (

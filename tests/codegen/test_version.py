@@ -145,7 +145,14 @@ def _specializations() -> list[Specialization]:
         replace(plan, ahead=plan.ahead + 1),
     ):
         found.append(Specialization.of(base, changed))
-    found.append(Specialization.of(base, plan, Extras(residual=True)))
+    for extras in (
+        Extras(residual=True),
+        Extras(residual=True, after=True),
+        Extras(residual=True, residual_pitch=50),
+        Extras(x_pitch=50),
+        Extras(y_pitch=50),
+    ):
+        found.append(Specialization.of(base, plan, extras))
     pointwise = Problem.parse("g1mb2ic20oc40ih9iw11kh1")
     plan = next(all_plans(pointwise, ISAS[0], 2, CACHES))
     found.append(Specialization.of(pointwise, plan, Extras(scale=True)))

@@ -206,7 +206,8 @@ class SoftwareTiles(TileUnit):
             )
 
             def word(n: ir.Value) -> None:
-                code.store(code.load(code.at(read, n, I32), I32), code.at(write, n, I32))
+                pair = ir.VectorType(I16, 2)  # of bf16, which need not start at a word
+                code.store(code.load(code.at(read, n, pair), pair), code.at(write, n, pair))
 
             code.for_each(I64(0), b.udiv(row_bytes, I64(4)), word)
 

@@ -20,13 +20,16 @@ from dnnsep.activations import ACTIVATIONS, Exact
 from dnnsep.codegen.dots import Dot
 from dnnsep.codegen.lang.emit import Code
 from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.stages.residual import Residual
 from dnnsep.dtypes import DTYPES, F32
 from dnnsep.problem import Pair, Problem
 from dnnsep.weights import Weights
 
 
 class Stage(ABC):
-    """One step of a layer."""
+    """One step of a layer. ``channels`` are its input's."""
+
+    channels: int
 
     def pieces_of_image(self, isa: Isa, runs: int) -> int:
         """Returns the pieces that an image is cut into, whose output is so many runs of pixels."""
@@ -36,14 +39,16 @@ class Stage(ABC):
         self,
         code: Code,
         isa: Isa,
-        pixels: int,
+        image: Image,
+        y_pitch: int,
         x: ir.Value,
         y: ir.Value,
         first: ir.Value,
         last: ir.Value,
     ) -> None:
-        """Emits the pieces [``first``, ``last``) of all images, of so many pixels each, from the
-        input ``x`` to the output ``y``: of a stage that is neither a source nor a product."""
+        """Emits the pieces [``first``, ``last``) of all images, each with its pixels in one row,
+        from the input ``x`` to the output ``y``, whose pixels are ``y_pitch`` elements apart: of a
+        stage that is neither a source nor a product."""
         raise NotImplementedError
 
     def cycles_alone(self, problem: Problem, isa: Isa, dot: Dot) -> float:
@@ -127,9 +132,18 @@ class Taps:
     columns: tuple[range, ...]
 
 
+@dataclass(frozen=True)
+class Image:
+    """How an image lies in memory: rows of ``width`` pixels, one after the other, each pixel
+    ``pitch`` elements from the next."""
+
+    width: int
+    pitch: int
+
+
 class Sink(Protocol):
-    """Where a stage writes blocks of channels: a tile, or the output. ``stride`` is in elements
-    from one pixel to the next."""
+    """Where a stage writes blocks of channels: a tile, or the output, to which the ``residual`` is
+    added. ``stride`` is in elements from one pixel to the next."""
 
     @property
     def element(self) -> ir.Type:
@@ -137,6 +151,9 @@ class Sink(Protocol):
 
     @property
     def stride(self) -> int: ...
+
+    @property
+    def residual(self) -> Residual | None: ...
 
     def store(self, code: Code, values: list[ir.Value], place: ir.Value, lanes: int | None) -> None:
         """Writes a block, vectors of f32; an output only where its first ``lanes`` are."""
@@ -146,7 +163,6 @@ class Source(Stage):
     """A stage that fills a tile for a product: row by row of ``depth`` channels a pixel."""
 
     window: Window
-    channels: int
 
     @abstractmethod
     def depth(self, isa: Isa, dot: Dot) -> int:
@@ -182,7 +198,7 @@ class Source(Stage):
         name: str,
         isa: Isa,
         dot: Dot,
-        image_width: int,
+        image: Image,
         taps: Taps,
         sink: Sink,
         by_groups: bool = False,
@@ -191,7 +207,7 @@ class Source(Stage):
         ``target``: ``x`` is where the kernel's first row meets the image at the first pixel's first
         tap (maybe outside the image, then not read), and kernel rows [``first``, ``last``) meet the
         image. With ``by_groups`` it has one more argument, the number of the group of the work that
-        a call does."""
+        a call does; where the sink has a residual, one with the address of the run's."""
 
 
 def gamma(terms: int, roundoff: float) -> float:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from dnnsep.activations import ACTIVATIONS, Exact
 from dnnsep.codegen.dots import Dot
-from dnnsep.codegen.lang.activate import LONG, activate
+from dnnsep.codegen.lang.activate import LONG
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
-from dnnsep.codegen.stages.base import Sink, Source, Taps, Window, bound_of_sum
+from dnnsep.codegen.stages.base import Image, Sink, Source, Taps, Window, bound_of_sum
+from dnnsep.codegen.stages.residual import activated
 from dnnsep.weights import Weights
 
 # Up to so many columns the kernel's rows are written out, with their weights in registers.
@@ -144,7 +145,7 @@ class Depthwise(Source):
         name: str,
         isa: Isa,
         dot: Dot,
-        image_width: int,
+        image: Image,
         taps: Taps,
         sink: Sink,
         by_groups: bool = False,
@@ -152,8 +153,9 @@ class Depthwise(Source):
         """As Source.emit; weights are as ``pack`` has them. Sums run over the kernel's rows, then
         its columns, from the bias on. A group is some blocks of channels."""
         arguments = [POINTER, POINTER, POINTER, I64, I64, *[I64] * by_groups]
+        arguments += [POINTER] * (sink.residual is not None)
         code = Code(module, name, arguments).internal()
-        emitter = _Emitter(code, self, isa, image_width, taps, sink)
+        emitter = _Emitter(code, self, isa, image, taps, sink)
         return emitter.emit_group() if by_groups else emitter.emit()
 
 
@@ -172,11 +174,11 @@ class _KernelRow:
 
 class _Emitter:
     def __init__(
-        self, code: Code, stage: Depthwise, isa: Isa, image_width: int, taps: Taps, sink: Sink
+        self, code: Code, stage: Depthwise, isa: Isa, image: Image, taps: Taps, sink: Sink
     ) -> None:
         self.code, self.stage, self.isa, self.taps, self.sink = code, stage, isa, taps, sink
         self.window, self.channels = stage.window, stage.channels
-        self.image_width = image_width
+        self.image = image
         self.element = ELEMENTS[stage.dtype]
         self.vector = ir.VectorType(F32, isa.lanes)
         self.width = stage.width(isa)
@@ -236,9 +238,11 @@ class _Emitter:
         """Emits the blocks of one of the multiplier's copies, whose first block is
         ``first_block``, from the block ``at`` on."""
         code, b = self.code, self.code.builder
-        x, weights, target, self.first, self.last, *_ = code.arguments
+        x, weights, target, self.first, self.last, *more = code.arguments
         number = b.add(first_block, at)
         block_floats = (self.window.taps + 1) * self.width
+        if self.sink.residual is not None:
+            self.added = code.at(more[-1], b.mul(number, I64(self.width)), self.element.type)
         self._blocks(
             code.at(x, b.mul(at, I64(self.width)), self.element.type),
             code.at(weights, b.mul(number, I64(block_floats)), F32),
@@ -270,7 +274,7 @@ class _Emitter:
             def row(
                 i: ir.Value, sums: list[ir.Value], pixels: range = pixels
             ) -> list[list[ir.Value]]:
-                elements = self.window.dilation[0] * self.image_width * self.channels
+                elements = self.window.dilation[0] * self.image.width * self.image.pitch
                 line = self.code.at(x, self.code.builder.mul(i, I64(elements)), self.element.type)
                 first_tap = self.code.builder.mul(i, I64(self.window.kernel[1]))
                 return add_row(_KernelRow(line, weights, first_tap, pixels, lanes), sums)
@@ -279,8 +283,7 @@ class _Emitter:
                 self.first, self.last, row, [bias for _ in pixels for bias in biases]
             )
             rows = [sums[i : i + vectors] for i in range(0, len(sums), vectors)]
-            place = self._row(target, I64(start))
-            store = partial(self._store, place, lanes)
+            store = partial(self._store, target, lanes, I64(start))
             if self.stage.activation in LONG:
                 self.code.for_rows(rows, store)
             else:
@@ -354,27 +357,40 @@ class _Emitter:
         return self.code.load(self.code.at(weights, place, self.vector), self.vector)
 
     def _load(self, row: _KernelRow, column: ir.Value, vectors: int) -> list[ir.Value]:
-        """Loads blocks of channels of a pixel, as vectors of f32."""
-        code, b = self.code, self.code.builder
-        pixel = code.at(row.line, b.mul(column, I64(self.channels)), self.element.type)
+        """Loads blocks of channels of a pixel of the input, as vectors of f32."""
+        elements = self.code.builder.mul(column, I64(self.image.pitch))
+        pixel = self.code.at(row.line, elements, self.element.type)
+        return self._load_blocks(pixel, vectors, row.lanes)
+
+    def _load_blocks(self, pixel: ir.Value, vectors: int, lanes: int | None) -> list[ir.Value]:
         loaded: list[ir.Value] = []
         for block in range(vectors // self.block_vectors):
-            place = code.at(pixel, block * self.width, self.element.type)
-            loaded += self.element.load_block(code, self.isa, place, row.lanes)
+            place = self.code.at(pixel, block * self.width, self.element.type)
+            loaded += self.element.load_block(self.code, self.isa, place, lanes)
         return loaded
 
-    def _row(self, target: ir.Value, pixel: ir.Value) -> ir.Value:
-        elements = self.code.builder.mul(pixel, I64(self.sink.stride))
-        return self.code.at(target, elements, self.sink.element)
-
     def _store(
-        self, target: ir.Value, lanes: int | None, pixel: ir.Value, sums: list[ir.Value]
+        self,
+        target: ir.Value,
+        lanes: int | None,
+        start: ir.Value,
+        index: ir.Value,
+        sums: list[ir.Value],
     ) -> None:
-        code, place = self.code, self._row(target, pixel)
-        values = [activate(code, self.stage.activation, total) for total in sums]
+        """Finishes the sums of the index-th pixel from the pixel ``start`` on, and writes them."""
+        code, b = self.code, self.code.builder
+        residual, pixel = self.sink.residual, b.add(start, index)
+        place = code.at(target, b.mul(pixel, I64(self.sink.stride)), self.sink.element)
+        added: list[ir.Value] = []
+        if residual is not None:
+            row = code.at(self.added, b.mul(pixel, I64(residual.pitch)), self.element.type)
+            added = self._load_blocks(row, len(sums), lanes)
+        values = [
+            activated(code, self.stage.activation, total, residual, partial(added.__getitem__, v))
+            for v, total in enumerate(sums)
+        ]
         block = ir.VectorType(self.sink.element, self.width)
-        for index in range(0, len(values), self.block_vectors):
-            of_block = values[index : index + self.block_vectors]
-            self.sink.store(
-                code, of_block, code.at(place, index // self.block_vectors, block), lanes
-            )
+        for number in range(0, len(values), self.block_vectors):
+            of_block = values[number : number + self.block_vectors]
+            at = code.at(place, number // self.block_vectors, block)
+            self.sink.store(code, of_block, at, lanes)

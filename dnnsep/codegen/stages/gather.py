@@ -14,7 +14,7 @@ from dnnsep.codegen.dots import Dot
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
-from dnnsep.codegen.stages.base import Sink, Source, Taps, Window
+from dnnsep.codegen.stages.base import Image, Sink, Source, Taps, Window
 from dnnsep.weights import Weights
 
 # Longer runs are copied by a loop.
@@ -67,7 +67,7 @@ class Gather(Source):
         name: str,
         isa: Isa,
         dot: Dot,
-        image_width: int,
+        image: Image,
         taps: Taps,
         sink: Sink,
         by_groups: bool = False,
@@ -76,7 +76,7 @@ class Gather(Source):
         is a row of the kernel."""
         arguments = [POINTER, POINTER, POINTER, I64, I64, *[I64] * by_groups]
         code = Code(module, name, arguments).internal()
-        return _Emitter(code, self, isa, dot, image_width, taps, sink).emit()
+        return _Emitter(code, self, isa, dot, image, taps, sink).emit()
 
 
 class _Emitter:
@@ -86,13 +86,13 @@ class _Emitter:
         stage: Gather,
         isa: Isa,
         dot: Dot,
-        image_width: int,
+        image: Image,
         taps: Taps,
         sink: Sink,
     ) -> None:
         self.code, self.stage, self.isa, self.dot = code, stage, isa, dot
         self.taps, self.sink, self.window = taps, sink, stage.window
-        self.image_width, self.channels = image_width, stage.channels
+        self.image, self.channels = image, stage.channels
         self.row = self.window.kernel[1] * self.channels  # elements of a kernel's row
         self.gathered = self.row * self.window.kernel[0]
         self.filled = stage.depth(isa, dot) - self.gathered  # with zeros at the end
@@ -104,7 +104,7 @@ class _Emitter:
         x, _, tile, first, last, *group = code.arguments
 
         def row(i: ir.Value) -> None:
-            pitch = self.window.dilation[0] * self.image_width * self.channels
+            pitch = self.window.dilation[0] * self.image.width * self.image.pitch
             line = code.at(x, b.mul(i, I64(pitch)), self.element.type)
             place = code.at(tile, b.mul(i, I64(self.row)), self.sink.element)
             meets = b.and_(b.icmp_signed(">=", i, first), b.icmp_signed("<", i, last))
@@ -137,11 +137,12 @@ class _Emitter:
         image."""
         taps, step = self.taps.columns[pixel], self.window.dilation[1]
         start = pixel * self.window.stride[1]
-        runs = [taps] if step == 1 else [range(tap, tap + 1) for tap in taps]
+        together = step == 1 and self.image.pitch == self.channels
+        runs = [taps] if together else [range(tap, tap + 1) for tap in taps]
         self._zeros(place, 0, taps.start * self.channels)
         for run in runs:
             column = start + run.start * step
-            source = self.code.at(line, column * self.channels, self.element.type)
+            source = self.code.at(line, column * self.image.pitch, self.element.type)
             self._copy(source, self._at(place, run.start * self.channels), len(run) * self.channels)
         self._zeros(place, taps.stop * self.channels, self.row)
 

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from dnnsep.activations import ACTIVATIONS, Exact
 from dnnsep.codegen.dots import Dot, VectorDot
 from dnnsep.codegen.dots.base import STEPS_AT_ONCE
-from dnnsep.codegen.lang.activate import LONG, activate
+from dnnsep.codegen.lang.activate import LONG
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.prefetch import Ahead, Prefetch
 from dnnsep.codegen.stages.base import Stage, bound_of_sum
+from dnnsep.codegen.stages.residual import Residual, activated
 from dnnsep.weights import Weights
 
 
@@ -84,9 +85,9 @@ class Matmul(Stage):
 class Product:
     """A product of ``pixels`` rows by ``columns`` of a panel, all kept in registers.
 
-    The rows are ``stride`` elements apart and have ``depth`` channels. What it fetches meanwhile:
-    ``prefetch`` of the input, ``ahead`` of the weights. ``residual`` says whether values like the
-    output's are added to the sums before the activation.
+    The rows are ``stride`` elements apart and have ``depth`` channels; the output's are ``y_pitch``
+    apart. What it fetches meanwhile: ``prefetch`` of the input, ``ahead`` of the weights. The
+    ``residual`` is added to the sums.
     """
 
     stage: Matmul
@@ -96,9 +97,10 @@ class Product:
     depth: int
     pixels: int
     columns: int
+    y_pitch: int
     prefetch: Prefetch | None
     ahead: Ahead | None
-    residual: bool
+    residual: Residual | None
     streaming: bool
 
     def emit(self, module: ir.Module) -> ir.Function:
@@ -136,13 +138,11 @@ class _Emitter:
         rows = [sums[i : i + self.vectors] for i in range(0, len(sums), self.vectors)]
 
         def store(pixel: ir.Value, values: list[ir.Value]) -> None:
-            elements = code.builder.mul(pixel, I64(self.of.stage.out_channels))
-            row = code.at(y, elements, self.element.type)
-            added = code.at(residual, elements, self.element.type)
+            row, added = self._row(y, pixel, self.of.y_pitch), residual
+            if self.of.residual:
+                added = self._row(residual, pixel, self.of.residual.pitch)
             for v, value in enumerate(values):
-                if self.of.residual:
-                    value = code.builder.fadd(value, self._load(added, v))
-                self._store(value, row, v)
+                self._store(value, row, added, v)
 
         if self.of.stage.activation in LONG:
             code.for_rows(rows, store)
@@ -168,7 +168,7 @@ class _Emitter:
         code, b, word = self.code, self.code.builder, self.dot.word
         tile, weights, *_ = code.arguments
         words = ir.VectorType(word, self.isa.lanes)
-        stride = self.of.stride // self.dot.k
+        pair = word if self.dot.k == 1 else ir.VectorType(self.dot.element, self.dot.k)
         panel = code.at(weights, b.mul(at, I64(self.vectors)), words)
         column = code.at(tile, at, word)
         for step in range(count):
@@ -177,8 +177,9 @@ class _Emitter:
                 for v in self._columns()
             ]
             for pixel in range(self.of.pixels):
-                value = code.load(code.at(column, pixel * stride + step, word), word)
-                pixel_value = code.broadcast(value, self.isa.lanes)
+                elements = pixel * self.of.stride + step * self.dot.k
+                value = code.load(code.at(column, elements, self.dot.element), pair)
+                pixel_value = code.broadcast(b.bitcast(value, word), self.isa.lanes)
                 for v in self._columns():
                     index = pixel * self.vectors + v
                     sums[index] = self.dot.step(code, sums[index], pixel_value, factors[v])
@@ -188,13 +189,21 @@ class _Emitter:
         """Returns how many of a vector's lanes have channels."""
         return min(self.isa.lanes, self.of.columns - v * self.isa.lanes)
 
+    def _row(self, start: ir.Value, pixel: ir.Value, pitch: int) -> ir.Value:
+        """Returns the address of a pixel's channels in the output or the residual."""
+        return self.code.at(start, self.code.builder.mul(pixel, I64(pitch)), self.element.type)
+
     def _load(self, row: ir.Value, v: int) -> ir.Value:
         """Loads a vector of a row of the residual, in f32."""
         place = self.code.at(row, v * self.isa.lanes, self.element.type)
         return self.element.load(self.code, place, self.isa.lanes, self._there(v))
 
-    def _store(self, total: ir.Value, row: ir.Value, v: int) -> None:
-        value = activate(self.code, self.of.stage.activation, total)
+    def _store(self, total: ir.Value, row: ir.Value, added: ir.Value, v: int) -> None:
+        """Finishes a vector of sums, with a row of the residual, and writes it into a row."""
+        stage, residual = self.of.stage, self.of.residual
+        value = activated(
+            self.code, stage.activation, total, residual, lambda: self._load(added, v)
+        )
         place = self.code.at(row, v * self.isa.lanes, self.element.type)
         lanes, streaming = self._there(v), self.of.streaming
         self.element.store(self.code, self.isa, value, place, lanes, streaming)

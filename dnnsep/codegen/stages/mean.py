@@ -13,7 +13,7 @@ from dnnsep.codegen.dots import Dot
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, Code
 from dnnsep.codegen.lang.isa import Isa
-from dnnsep.codegen.stages.base import Stage, bound_of_sum
+from dnnsep.codegen.stages.base import Image, Stage, bound_of_sum
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
@@ -51,18 +51,20 @@ class Mean(Stage):
         self,
         code: Code,
         isa: Isa,
-        pixels: int,
+        image: Image,
+        y_pitch: int,
         x: ir.Value,
         y: ir.Value,
         first: ir.Value,
         last: ir.Value,
     ) -> None:
-        _Emitter(code, self, isa, pixels).emit(x, y, first, last)
+        _Emitter(code, self, isa, image, y_pitch).emit(x, y, first, last)
 
 
 class _Emitter:
-    def __init__(self, code: Code, stage: Mean, isa: Isa, pixels: int) -> None:
-        self.code, self.isa, self.pixels = code, isa, pixels
+    def __init__(self, code: Code, stage: Mean, isa: Isa, image: Image, y_pitch: int) -> None:
+        self.code, self.isa, self.pixels = code, isa, image.width
+        self.pitch, self.y_pitch = image.pitch, y_pitch
         self.channels, self.vectors = stage.channels, stage.pieces_of_image(isa, 1)
         self.element = ELEMENTS[stage.dtype]
 
@@ -73,9 +75,9 @@ class _Emitter:
         def one(piece: ir.Value) -> None:
             image, vector = b.sdiv(piece, I64(self.vectors)), b.srem(piece, I64(self.vectors))
             channel = b.mul(vector, I64(self.isa.lanes))
-            start = b.add(b.mul(image, I64(self.pixels * self.channels)), channel)
+            start = b.add(b.mul(image, I64(self.pixels * self.pitch)), channel)
             source = code.at(x, start, self.element.type)
-            mean = b.add(b.mul(image, I64(self.channels)), channel)
+            mean = b.add(b.mul(image, I64(self.y_pitch)), channel)
             target = code.at(y, mean, self.element.type)
             if not tail:
                 self._vector(source, target, None)
@@ -96,7 +98,7 @@ class _Emitter:
         def add(count: int) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
             def body(pixel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                 for index in range(count):
-                    place = b.mul(b.add(pixel, I64(index)), I64(self.channels))
+                    place = b.mul(b.add(pixel, I64(index)), I64(self.pitch))
                     read = code.at(source, place, self.element.type)
                     value = self.element.load(code, read, self.isa.lanes, lanes)
                     sums[index] = b.fadd(sums[index], value)

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import partial
 
 from llvmlite import ir
 
 from dnnsep.codegen.dots.amx_bf16 import PAIR, AmxBf16
 from dnnsep.codegen.dots.dp_bf16 import DpBf16
-from dnnsep.codegen.lang.activate import activate
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import BYTE, F32, I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.lang.tiles import ROWS, TILES, TileShape, TileUnit
 from dnnsep.codegen.stages.matmul import Matmul
+from dnnsep.codegen.stages.residual import Residual, activated
 from dnnsep.codegen.task import load_field
 
 # Tiles: sums are in the first four, pixels in the next two, weights in the last two.
@@ -83,8 +84,9 @@ def set_field(code: Code, shadow: ir.Value, name: str, value: ir.Value | int) ->
 class TileProduct:
     """Products of up to 32 pixels by panels, all pieces of a kernel having at least ``least``.
 
-    The rows of pixels are ``stride`` elements apart and have ``depth`` channels. ``panels`` are the
-    output channels of a whole panel and of the last one, 0 where there is none that is narrower.
+    The rows of pixels are ``stride`` elements apart and have ``depth`` channels; the output's are
+    ``y_pitch`` apart, and the ``residual`` is added to the sums. ``panels`` are the output channels
+    of a whole panel and of the last one, 0 where there is none that is narrower.
     ``overlap`` says whether the sums are drained in the shadow of the next product.
     """
 
@@ -96,7 +98,8 @@ class TileProduct:
     depth: int
     least: int
     panels: tuple[int, int]
-    residual: bool
+    y_pitch: int
+    residual: Residual | None
     streaming: bool
     overlap: bool
 
@@ -223,8 +226,8 @@ class TileProduct:
         vector = ir.VectorType(F32, lanes)
         pitches = {
             "drained": vectors * lanes * 4,
-            "y": self.stage.out_channels * self.dot.bytes,
-            "residual": self.stage.out_channels * self.dot.bytes if self.residual else 0,
+            "y": self.y_pitch * self.dot.bytes,
+            "residual": self.residual.pitch * self.dot.bytes if self.residual else 0,
         }
         starts = {name: field(code, shadow, name) for name in pitches}
 
@@ -233,14 +236,21 @@ class TileProduct:
                 code.at(starts[name], b.mul(row, I64(pitch)), BYTE)
                 for name, pitch in pitches.items()
             )
-            values = []
-            for v in range(vectors):
-                value = code.load(code.at(sums, v, vector), vector)
-                if self.residual:
-                    place = code.at(residual, v * lanes, element.type)
-                    there = min(lanes, columns - v * lanes)
-                    value = b.fadd(value, element.load(code, place, lanes, there))
-                values.append(activate(code, self.stage.activation, value))
+
+            def added(v: int) -> ir.Value:
+                place = code.at(residual, v * lanes, element.type)
+                return element.load(code, place, lanes, min(lanes, columns - v * lanes))
+
+            values = [
+                activated(
+                    code,
+                    self.stage.activation,
+                    code.load(code.at(sums, v, vector), vector),
+                    self.residual,
+                    partial(added, v),
+                )
+                for v in range(vectors)
+            ]
             self._write(code, values, y, columns)
 
         code.for_each(I64(0), count, one)
