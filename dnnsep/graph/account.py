@@ -5,7 +5,6 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
-from collections import Counter
 from math import prod
 
 import torch

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.lang.isa import this_isa
+from dnnsep.codegen.layer import layer_of
 from dnnsep.graph import layout, ops
 from dnnsep.graph.predict import is_view, predicted, view_of
 from dnnsep.nn.layer import DTYPES
@@ -71,9 +71,7 @@ class LayerMatcher:
     """Finds the layers of a graph. ``why_not`` says of a convolution or linear layer why it may not
     be one; ``constants`` are the nodes that depend on parameters only."""
 
-    def __init__(
-        self, graph: fx.Graph, constants: Mapping[fx.Node, Any], why_not: Allowed
-    ) -> None:
+    def __init__(self, graph: fx.Graph, constants: Mapping[fx.Node, Any], why_not: Allowed) -> None:
         self._graph, self._constants, self._why_not = graph, constants, why_not
         self._taken: set[fx.Node] = set()
         self.left: dict[fx.Node, str] = {}

@@ -33,7 +33,9 @@ def dense(size: Sequence[int], minor: int, dtype: torch.dtype) -> Tensor:
     """Returns where a tensor lies whose dimension ``minor`` varies fastest, then the others from
     the last to the first, without gaps."""
     strides, step = [0] * len(size), 1
-    for dim in [minor % len(size), *(d for d in reversed(range(len(size))) if d != minor)]:
+    minor %= max(1, len(size))
+    others = [d for d in reversed(range(len(size))) if d != minor]
+    for dim in [minor, *others][: len(size)]:
         strides[dim] = step
         step *= max(1, size[dim])
     return torch.empty_strided(tuple(size), strides, dtype=dtype, device="meta")

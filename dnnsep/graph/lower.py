@@ -6,6 +6,7 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,16 +21,17 @@ from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.layerstep import LayerStep, chosen_step
 from dnnsep.codegen.pack import Packing
 from dnnsep.graph import layout
-from dnnsep.graph.groups import Filters, LayerGroup, LayerMatcher, shape_of
+from dnnsep.graph.groups import LayerGroup, LayerMatcher, shape_of
 from dnnsep.graph.keys import constant_keys
 from dnnsep.graph.network import Action, Buffer, Call, Native, Network, Value
 from dnnsep.graph.predict import by_torch, copied, is_view, predict, predicted, view_of
 from dnnsep.graph.slots import Slot, parts_of, slots
-from dnnsep.nn.layer import DTYPES, array
-from dnnsep.problem import Problem
+from dnnsep.nn.layer import array
 from dnnsep.weights import Weights
 
 aten = torch.ops.aten
+
+Group = LayerGroup
 
 Packings = dict[Any, NDArray[np.uint8]]
 
@@ -52,6 +54,11 @@ class Lowered:
     network: Network
     layers: list[tuple[LayerGroup, list[LayerStep]]]
     left: dict[fx.Node, str]
+
+    @property
+    def groups(self) -> list[Group]:
+        """The nodes that kernels compute, kernel by kernel."""
+        return [group for group, _ in self.layers]
 
 
 def lower(
@@ -216,7 +223,9 @@ class _Lowering:
         if problem.kind == "separable":
             (depthwise, its_bias), (pointwise, bias) = arrays
             if problem.bias:
-                its_bias = np.zeros(problem.mid_channels, np.float32) if its_bias is None else its_bias
+                its_bias = (
+                    np.zeros(problem.mid_channels, np.float32) if its_bias is None else its_bias
+                )
                 bias = np.zeros(problem.out_channels, np.float32) if bias is None else bias
             return Weights(depthwise, its_bias, pointwise, bias)
         ((weight, bias),) = arrays
@@ -228,9 +237,7 @@ class _Lowering:
 
     # Places.
 
-    def _result(
-        self, node: fx.Node, base: Tensor, views: Sequence[fx.Node] = ()
-    ) -> Value:
+    def _result(self, node: fx.Node, base: Tensor, views: Sequence[fx.Node] = ()) -> Value:
         """Returns where a kernel writes the value of a node, which lies like ``base`` before some
         views: in its slot of a concatenation, if rows can be written there."""
         if not views and node in self._slots:
@@ -275,19 +282,20 @@ class _Lowering:
         value: Value = self._values[node.args[0]]
         like = view_of(node, value.like)
         if like is None:
-            before = copied(node, value.like)
-            source = value.like.new_empty(0)
-            del source
-            # Of a reshape the copy is made in the shape before it, laid out so that the shape
-            # after it is a view.
-            target = Value(Buffer("arena"), before)
-            shaped = view_as(before, value.like.shape)
-            self._copied(value, target if shaped is None else target.seen(shaped))
-            if shaped is None:
-                raise NotImplementedError(node.format_node())
-            self._values[node] = target
-            return
+            value, like = self._copied_for(node, value)
         self._values[node] = value.seen(like)
+
+    def _copied_for(self, node: fx.Node, value: Value) -> tuple[Value, Tensor]:
+        """Returns a copy of a value that lies so that a reshape of it is a view, and that view."""
+        after = copied(node, value.like)
+        for like in (after, layout.dense(after.shape, -1, after.dtype)):
+            try:
+                before = like.view(value.like.shape)
+            except RuntimeError:
+                continue
+            copy = self._copied(value, Value(Buffer("arena"), before))
+            return copy, like
+        raise AssertionError(node.format_node())
 
     def _concatenation(self, node: fx.Node) -> None:
         parts, dim = parts_of(node)
@@ -305,13 +313,15 @@ class _Lowering:
 
     def _by_torch(self, node: fx.Node) -> None:
         """Adds a call of a node's own operator; what only views its arguments needs none."""
-        if node.target is _getitem:
+        if node.target is operator.getitem:
             source, index = node.args
             self._values[node] = self._values[source][index]  # type: ignore[index]
             return
         likes = by_torch(node, lambda n: pytree.tree_map(_like_of, self._values[n]))
         arguments, named = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)
-        sources = [leaf for leaf in pytree.tree_leaves((arguments, named)) if isinstance(leaf, Value)]
+        sources = [
+            leaf for leaf in pytree.tree_leaves((arguments, named)) if isinstance(leaf, Value)
+        ]
         flat, spec = pytree.tree_flatten(likes)
         values = [_alias(like, sources) for like in flat]
         if not flat or any(value is None for value in values):
@@ -322,23 +332,6 @@ class _Lowering:
             name = f"{node.target}".removesuffix(".default")
             self._actions.append(Call(name, node.target, arguments, named, values))  # type: ignore[arg-type]
         self._values[node] = pytree.tree_unflatten(values, spec)
-
-
-def _getitem_function() -> Any:
-    import operator
-
-    return operator.getitem
-
-
-_getitem = _getitem_function()
-
-
-def view_as(like: Tensor, shape: Sequence[int]) -> Tensor | None:
-    """Returns a tensor in another shape, if that is a view."""
-    try:
-        return like.view(tuple(shape))
-    except RuntimeError:
-        return None
 
 
 def _alias(like: Any, sources: Sequence[Value]) -> Value | None:

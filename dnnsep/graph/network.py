@@ -229,7 +229,10 @@ class _Frame:
             static = [self._static(leaf) for leaf in leaves]
             fixed = pytree.tree_unflatten(static, spec)
         else:
-            statics = [self._static(leaf) if g is None else None for leaf, g in zip(leaves, getters, strict=True)]
+            statics = [
+                self._static(leaf) if g is None else None
+                for leaf, g in zip(leaves, getters, strict=True)
+            ]
 
         def keep(found: Any) -> None:
             flat = [found] if isinstance(found, Tensor) else pytree.tree_leaves(found)
@@ -266,7 +269,9 @@ class _Frame:
         if buffer.kind == "arena":
             place = self._network._places[buffer]
             flat = self._arena[place : place + buffer.bytes].view(like.dtype)
-            return flat.as_strided(like.shape, like.stride(), flat.storage_offset() + like.storage_offset())
+            return flat.as_strided(
+                like.shape, like.stride(), flat.storage_offset() + like.storage_offset()
+            )
         base = buffer.tensor if buffer.tensor is not None else self._tensors[buffer]
         if base.shape == like.shape and base.stride() == like.stride():
             return base
@@ -319,7 +324,5 @@ def _fresh(outputs: Sequence[Any]) -> list[tuple[Buffer, Callable[[], Tensor]]]:
     return list(made.items())
 
 
-def _maker(
-    size: Sequence[int], stride: Sequence[int], dtype: torch.dtype
-) -> Callable[[], Tensor]:
+def _maker(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Callable[[], Tensor]:
     return lambda: torch.empty_strided(tuple(size), tuple(stride), dtype=dtype)

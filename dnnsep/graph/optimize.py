@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dnnsep.codegen import tuner
+from dnnsep.graph.account import kernels_of
 from dnnsep.graph.capture import CaptureError
 from dnnsep.graph.difference import difference
-from dnnsep.graph.faults import faulty_layers
 from dnnsep.graph.parts import replace_parts
 from dnnsep.graph.prepare import Options
-from dnnsep.graph.report import Report, report_on
+from dnnsep.graph.report import Report
 from dnnsep.graph.runner import Runner
 from dnnsep.host.turns import seconds_spent
 
@@ -32,6 +32,7 @@ def optimize(
     model: nn.Module,
     example_inputs: Tensor | tuple[Any, ...],
     *,
+    backend: str = "auto",
     dtype: torch.dtype | None = None,
     filter: Callable[[str], bool] | None = None,
     inplace: bool = False,
@@ -74,7 +75,7 @@ def optimize(
         except ValueError:  # values that the model does not take
             inputs.pop()
         optimized = model if inplace else copy.deepcopy(model)
-        report = _replaced(optimized, inputs, expected, Options(filter, tune), dtype)
+        report = _replaced(optimized, inputs, expected, Options(backend, filter, tune), dtype)
     report.tuning_seconds = seconds_spent() - spent
     optimized.dnnsep_report = cast("Any", report)
     return optimized
@@ -93,7 +94,6 @@ def _replaced(
         model.to(dtype)
     runner = Runner(model, options, dtype)
     notes: list[str] = []
-    runners: dict[str, Runner] = {}
     try:
         runner.prepare_for(inputs[0])
     except CaptureError as error:
@@ -107,8 +107,7 @@ def _replaced(
     error, failure = _error(model, inputs, expected)
     if failure or not error <= bound:
         for name, one in runners.items():
-            options.faulty.update(faulty_layers(one, name, bound))
-        for one in runners.values():
+            options.faulty.update(one.faulty_layers(name, bound))
             one.forget()
         notes += [f"left to torch: {name}: {why}" for name, why in options.faulty.items()]
         error, failure = _error(model, inputs, expected)
@@ -117,7 +116,10 @@ def _replaced(
             one.undo()
         notes.append(f"left as it is: {failure or f'outputs differed by {error:.1e}'}")
         error, runners = 0.0, {}
-    return report_on(runners, notes, error, bound)
+    report = Report([], notes, error, bound)
+    for name, one in runners.items():
+        one.add_to_report(report, name)
+    return report
 
 
 def report_of(model: nn.Module) -> Report:
@@ -131,7 +133,7 @@ def what_ran(model: nn.Module) -> list[str]:
     for module in model.modules():
         runner = module.__dict__.get("forward")
         if isinstance(runner, Runner):
-            found += [prepared.kernels for prepared in runner.prepared]
+            found += [kernels_of(prepared) for prepared in runner.prepared]
     return found
 
 

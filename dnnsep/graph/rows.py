@@ -126,10 +126,19 @@ def _placeholder(value: Any) -> Expression:
 
 
 def _reduces(node: fx.Node) -> bool:
-    return node.target in (aten.layer_norm.default, aten.softmax.int, aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.var.correction)
+    return node.target in (
+        aten.layer_norm.default,
+        aten.softmax.int,
+        aten.mean.dim,
+        aten.sum.dim_IntList,
+        aten.amax.default,
+        aten.var.correction,
+    )
 
 
-def kind_of(shape: tuple[int, ...], whole: tuple[int, ...], channel_dim: int) -> tuple[str, int] | None:
+def kind_of(
+    shape: tuple[int, ...], whole: tuple[int, ...], channel_dim: int
+) -> tuple[str, int] | None:
     """Returns how an operand of a shape enters rows of channels, and how many images an ``image``
     operand tells apart: the dimensions before the channels that it has, which must be the first
     ones. None where it enters in no such way."""
@@ -199,7 +208,9 @@ def _power(node: fx.Node, term: Term) -> Expression | None:
 
 
 def _layer_norm(node: fx.Node, term: Term) -> Expression | None:
-    x, shape, weight, bias, eps = (*node.args, None, None, 1e-5)[:5] if len(node.args) < 5 else node.args[:5]
+    x, shape, weight, bias, eps = (
+        (*node.args, None, None, 1e-5)[:5] if len(node.args) < 5 else node.args[:5]
+    )
     if len(node.args) == 3:
         weight, bias, eps = node.args[2], None, 1e-5
     elif len(node.args) == 4:

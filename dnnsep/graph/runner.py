@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from dnnsep.graph.account import add_to_report
 from dnnsep.graph.capture import CaptureError
+from dnnsep.graph.faults import faulty_layers
 from dnnsep.graph.prepare import Options, Prepared, Shelf, prepare
+from dnnsep.graph.report import Report
 from dnnsep.graph.state import State
 
 # So many kinds of input stay prepared; of others the longest unused is forgotten.
@@ -45,6 +48,7 @@ class Runner:
         """Forgets what was prepared."""
         self._lock = threading.Lock()
         self._prepared: dict[Hashable, Prepared | None] = {}
+        self._example: list[Tensor] = []
         self._shelf = Shelf()
         self._state: State | None = None
 
@@ -96,7 +100,22 @@ class Runner:
         made = prepare(self._module, arguments, keywords, self.options, self._shelf)
         single = len(arguments) == 1 and not named and type(arguments[0]) is Tensor
         self._keep((None if single else spec, *map(_kind, leaves)), made)
+        self._example = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         return made
+
+    def faulty_layers(self, prefix: str, bound: float) -> dict[str, str]:
+        """Returns the layers whose kernels differ from torch's operators on what the module was
+        prepared for last, and how, by their names in the model."""
+        return {
+            _joined(prefix, name): why
+            for made in self.prepared[-1:]
+            for name, why in faulty_layers(made, self._example, bound).items()
+        }
+
+    def add_to_report(self, report: Report, prefix: str) -> None:
+        """Adds what the module was prepared as last to a report."""
+        for made in self.prepared[-1:]:
+            add_to_report(report, made, _joined(prefix, ""), self._example)
 
     def _prepare_again(
         self, key: Hashable, arguments: tuple[Any, ...], named: Mapping[str, Any]
@@ -145,6 +164,10 @@ class Runner:
     def prepared(self) -> list[Prepared]:
         """Returns what the module was prepared as, for each kind of input so far."""
         return [made for made in self._prepared.values() if made is not None]
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
 
 
 def _kind(leaf: Any) -> Hashable:
