@@ -12,9 +12,41 @@ from dnnsep.codegen.lang.emit import I32, Code
 # exact.
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _LOG2_E = 1.44269504088896341
-# Beyond these exp is infinite in f32, and too small to be seen in 1 + exp.
-_EXP_MOST, _EXP_LEAST = 88.0, -87.0
-_EXP_TERMS = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
+# Where exp(x) is infinite in f32, and where it is taken as 0, since a power of 2 below -125.5 is
+# nearly as small as a normal number can be.
+_EXP_MOST, _EXP_LEAST = 88.8, -87.3
+# exp(r) for |r| <= ln 2 / 2, with a relative error of 3e-9: the first two terms of the series, and
+# those after them fitted so that the largest error was least.
+_EXP_TERMS = (
+    0.001381446699708962,
+    0.008368780453286928,
+    0.04166839421554433,
+    0.16666520107475521,
+    0.4999999341247123,
+    1.0,
+    1.0,
+)
+# Adding it rounds a small number to a whole one, which then is in the last bits of the sum; 126
+# more than it is the exponent's bits of half that power of 2.
+_ROUNDER = 1.5 * 2**23 + 126
+
+# tanh(x) = x P(x^2) / Q(x^2) on [-9, 9], beyond which it is 1 in f32: fitted so that the largest
+# relative error, 2.1e-8, was least.
+_TANH_MOST = 9.0
+_TANH_P = (
+    1.3354654748714458e-08,
+    2.0609076239949723e-05,
+    0.0034955876907297014,
+    0.1338102524197147,
+    0.9999999794489717,
+)
+_TANH_Q = (
+    7.776555204873278e-07,
+    0.00032856341554215345,
+    0.025876980450714647,
+    0.4671434083268642,
+    1.0,
+)
 
 # erf(x / sqrt 2) = x P(x^2) / Q(x^2) on [-5.2, 5.2], beyond which it is within 2e-7 of 1: a
 # least-squares fit at Chebyshev points, reweighted until the largest error, 2e-8, was least. In f32
@@ -59,7 +91,7 @@ def activate(code: Code, name: str, x: ir.Value) -> ir.Value:
         return b.fmul(inner if name == "hardsigmoid" else b.fmul(x, inner), number(1 / 6))
     if name in ("silu", "sigmoid"):
         numerator = number(1.0) if name == "sigmoid" else x
-        return b.fdiv(numerator, b.fadd(number(1.0), _exp(code, b.fneg(x))))
+        return b.fdiv(numerator, b.fadd(number(1.0), exp(code, b.fneg(x))))
     if name == "gelu":
         # Below, gelu is 0, which erf's last bit times a large x would not be.
         x = _at_least(code, x, -_ERF_MOST)
@@ -80,20 +112,29 @@ def _at_most(code: Code, x: ir.Value, limit: float) -> ir.Value:
     return code.builder.select(code.builder.fcmp_ordered("<", bound, x), bound, x)
 
 
-def _exp(code: Code, x: ir.Value) -> ir.Value:
-    """Returns e to the power x, which is split into a power of 2 and a small rest."""
+def exp(code: Code, x: ir.Value) -> ir.Value:
+    """Returns e to the power x, which is split into a power of 2 and a small rest; 0 where that is
+    less than 2 to the power -125.5."""
     b, kind = code.builder, x.type
     whole = ir.VectorType(I32, kind.count)
     near = _at_most(code, _at_least(code, x, _EXP_LEAST), _EXP_MOST)
-    power = code.intrinsic("llvm.rint", b.fmul(near, code.splat(_LOG2_E, kind)))
+    rounder = code.splat(_ROUNDER, kind)
+    rounded = code.fma(near, code.splat(_LOG2_E, kind), rounder)
+    power = b.fsub(rounded, rounder)
     rest = code.fma(power, code.splat(-_LN2_HIGH, kind), near)
     rest = code.fma(power, code.splat(-_LN2_LOW, kind), rest)
-    value = _polynomial(code, _EXP_TERMS, rest)
-    biased = b.add(b.fptosi(power, whole), code.splat(127, whole))
-    scale = b.bitcast(b.shl(biased, code.splat(23, whole)), kind)
-    value = b.fmul(value, scale)
-    infinity = code.splat(float("inf"), kind)
-    return b.select(b.fcmp_ordered(">", x, code.splat(_EXP_MOST, kind)), infinity, value)
+    # Half the power of 2 and twice the rest: the largest power itself is beyond f32.
+    half = b.bitcast(b.shl(b.bitcast(rounded, whole), code.splat(23, whole)), kind)
+    return b.fmul(_polynomial(code, [2 * term for term in _EXP_TERMS], rest), half)
+
+
+def tanh(code: Code, x: ir.Value) -> ir.Value:
+    """Returns the hyperbolic tangent of x, within 3 units in the last place of f32."""
+    near = _at_most(code, _at_least(code, x, -_TANH_MOST), _TANH_MOST)
+    square = code.builder.fmul(near, near)
+    numerator = code.builder.fmul(near, _polynomial(code, _TANH_P, square))
+    value = code.builder.fdiv(numerator, _polynomial(code, _TANH_Q, square))
+    return _at_most(code, _at_least(code, value, -1.0), 1.0)
 
 
 def _erf_of_root_half(code: Code, x: ir.Value) -> ir.Value:

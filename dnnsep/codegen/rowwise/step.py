@@ -1,0 +1,89 @@
+"""A row-wise kernel as a step of a program."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cached_property
+
+from dnnsep.codegen import team
+from dnnsep.codegen.lang.jit import Function
+from dnnsep.codegen.rowwise.kernel import compiled
+from dnnsep.codegen.rowwise.special import Rowwise
+from dnnsep.codegen.rowwise.task import RowwiseTask
+from dnnsep.dtypes import DTYPES
+
+# Less work than this, in bytes read and written, is not worth waking a thread for.
+PART_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True)
+class RowwiseStep:
+    """An expression of all pixels of some images, for a team of so many threads.
+
+    ``pitches`` are how many elements apart the rows of each operand are, in order; only those of
+    operands of pixels are used.
+    """
+
+    special: Rowwise
+    images: int
+    pixels: int
+    pitches: tuple[int, ...]
+    y_pitch: int
+    threads: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that no tensor has."""
+        if min(self.images, self.pixels, self.threads) < 1:
+            raise ValueError(f"{self}: images, pixels and threads must be at least 1")
+        if len(self.pitches) != len(self.special.inputs):
+            raise ValueError(f"{self}: must have a pitch for each operand")
+        for operand, pitch in zip(self.special.inputs, self.pitches, strict=True):
+            if operand.kind == "pixels" and pitch < self.special.channels:
+                raise ValueError(f"pitch {pitch}: must be at least {self.special.channels}")
+        if self.y_pitch < self.special.channels:
+            raise ValueError(f"pitch {self.y_pitch}: must be at least {self.special.channels}")
+
+    @cached_property
+    def kernel(self) -> Function:
+        """The compiled kernel."""
+        return compiled(self.special)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of pixels that are read and written, from which its time can be told: what it
+        computes seldom takes longer."""
+        of_pixels = [operand for operand in self.special.inputs if operand.kind == "pixels"]
+        dtypes = [self.special.dtype, *map(self.special.dtype_of, of_pixels)]
+        rows = self.images * self.pixels
+        return rows * self.special.channels * sum(DTYPES[dtype].bytes for dtype in dtypes)
+
+    @property
+    def parts(self) -> int:
+        """How many threads can share the work."""
+        units = -(-self.images * self.pixels // self.special.together)
+        return max(1, min(self.threads, units, self.bytes // PART_BYTES))
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of scratch memory that all threads of a call need together."""
+        return self.parts * self.special.scratch_floats * 4
+
+    def task(self, scratch: int) -> ctypes.Structure:
+        """Returns a new task, with scratch memory at an address that is a multiple of 64; the
+        addresses of its operands and of its result are still 0."""
+        number, count = (
+            team.address_of(f"omp_get_{name}") for name in ("thread_num", "num_threads")
+        )
+        task = RowwiseTask(
+            scratch=scratch,
+            thread_number=number,
+            thread_count=count,
+            images=self.images,
+            pixels=self.pixels,
+            parts=self.parts,
+            y_pitch=self.y_pitch,
+        )
+        for operand, pitch in enumerate(self.pitches):
+            setattr(task, f"pitch{operand}", pitch)
+        return task
