@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,25 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from dnnsep.codegen.extras import Extras
+from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.layerstep import LayerStep, chosen_step
 from dnnsep.codegen.pack import Packing
+from dnnsep.codegen.rowwise.special import Rowwise
+from dnnsep.codegen.rowwise.step import RowwiseStep
 from dnnsep.graph import layout
-from dnnsep.graph.groups import LayerGroup, LayerMatcher, shape_of
+from dnnsep.graph.groups import LayerGroup, LayerMatcher, dtype_of, shape_of
 from dnnsep.graph.keys import constant_keys
 from dnnsep.graph.network import Action, Buffer, Call, Native, Network, Value
 from dnnsep.graph.predict import by_torch, copied, is_view, predict, predicted, view_of
+from dnnsep.graph.rows import RowGroup, expression_of, row_groups
 from dnnsep.graph.slots import Slot, parts_of, slots
-from dnnsep.nn.layer import array
+from dnnsep.nn.layer import DTYPES, array
+from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
 aten = torch.ops.aten
 
-Group = LayerGroup
+Group = LayerGroup | RowGroup
 
 Packings = dict[Any, NDArray[np.uint8]]
 
@@ -49,16 +55,13 @@ class Settings:
 
 @dataclass
 class Lowered:
-    """A network, the layers in it by the nodes that multiply, and why others are not."""
+    """A network, the layers in it with their steps, why other convolutions and linear layers are
+    not in it, and the nodes that kernels compute, kernel by kernel."""
 
     network: Network
     layers: list[tuple[LayerGroup, list[LayerStep]]]
     left: dict[fx.Node, str]
-
-    @property
-    def groups(self) -> list[Group]:
-        """The nodes that kernels compute, kernel by kernel."""
-        return [group for group, _ in self.layers]
+    groups: list[Group]
 
 
 def lower(
@@ -86,6 +89,7 @@ class _Lowering:
         self._values: dict[fx.Node, Any] = {}
         self._actions: list[Action] = []
         self._layers: list[tuple[LayerGroup, list[LayerStep]]] = []
+        self._groups: list[Group] = []
         known = dict(constants)
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         for index, (node, x) in enumerate(zip(placeholders, inputs, strict=True)):
@@ -97,7 +101,12 @@ class _Lowering:
         self._keys = constant_keys(graph, constants)
         self._matcher = LayerMatcher(graph, constants, settings.why_not)
         groups = self._matcher.groups()
-        self._group_of = {node: group for group in groups for node in group.nodes}
+        taken = {node for group in groups for node in group.nodes}
+        rows = row_groups(graph.nodes, constants, taken)
+        rows = [g for g in rows if not any(settings.why_not(node) for node in g.nodes)]
+        self._group_of: dict[fx.Node, Group] = {
+            node: group for group in (*groups, *rows) for node in group.nodes
+        }
         self._slots = slots(graph.nodes, constants)
 
     def lowered(self) -> Lowered:
@@ -108,18 +117,19 @@ class _Lowering:
             elif node.op == "call_function" and node not in self._constants:
                 self._node(node)
         network = Network(self._actions, list(outputs))
-        return Lowered(network, self._layers, self._matcher.left)
+        return Lowered(network, self._layers, self._matcher.left, self._groups)
 
     def _node(self, node: fx.Node) -> None:
         group = self._group_of.get(node)
         if group is not None:
             if node is group.result:
-                self._layer(group)
+                self._layer(group) if isinstance(group, LayerGroup) else self._rows(group)
+                self._groups.append(group)
         elif is_view(node) and isinstance(self._values[node.args[0]], Value):
             self._view(node)
         elif node.target is aten.cat.default:
             self._concatenation(node)
-        else:
+        elif not self._mean(node):
             self._by_torch(node)
 
     # Layers.
@@ -235,6 +245,70 @@ class _Lowering:
             weight = weight[:, :, None, None]
         return Weights(pointwise=weight, pointwise_bias=bias)
 
+    # Row-wise kernels and means over pixels.
+
+    def _rows(self, group: RowGroup) -> None:
+        dtype = DTYPES[dtype_of(group.result)]
+        dim = group.channel_dim
+        y = self._result(group.result, predicted(group.result))
+        operands = {
+            f"x{number}": self._operand(node, group) for number, node in enumerate(group.inputs)
+        }
+        rows = layout.rows_of(y.like, dim)
+        assert rows is not None
+        pitches = [layout.rows_of(value.like, dim) for value in operands.values()]
+        step = RowwiseStep(
+            Rowwise(expression_of(group), rows.channels, dtype, this_isa()),
+            images=group.images,
+            pixels=rows.pixels // group.images,
+            pitches=tuple(rows.channels if of is None else of.pitch for of in pitches),
+            y_pitch=rows.pitch,
+            threads=self._settings.threads,
+        )
+        self._actions.append(Native("row-wise", step, operands | {"y": y}))
+        self._values[group.result] = y
+
+    def _operand(self, node: fx.Node, group: RowGroup) -> Value:
+        """Returns an operand of a row-wise kernel as it reads it."""
+        kind, dim, whole = group.kinds[node][0], group.channel_dim, group.whole
+        if kind == "channels" and node in self._constants and prod(shape_of(node)) == 1:
+            return _constant(self._constants[node].reshape(1).expand(whole[dim]).contiguous())
+        if kind == "pixels":
+            if shape_of(node) != whole and node in self._constants:
+                spread = self._constants[node].expand(whole).movedim(dim, -1).contiguous()
+                return _constant(spread.movedim(-1, dim))
+            return self._as_rows(node, dim)
+        value = self._as_rows(node, dim)
+        rows = layout.rows_of(value.like, dim)
+        assert rows is not None
+        if rows.dense or rows.pixels == 1:
+            return value
+        like = layout.dense(value.like.shape, dim, value.like.dtype)
+        return self._copied(value, Value(Buffer("arena"), like))
+
+    def _mean(self, node: fx.Node) -> bool:
+        """Adds the mean over all pixels of images, if a node is that and there is a kernel."""
+        if node.target is not aten.mean.dim or node.kwargs or dtype_of(node) not in DTYPES:
+            return False
+        source, over = node.args[:2]
+        keeps = len(node.args) > 2 and bool(node.args[2])
+        shape = shape_of(source)
+        taken = sorted(dim % len(shape) for dim in over)  # type: ignore[union-attr]
+        left = [dim for dim in range(len(shape)) if dim not in taken]
+        if len(left) != 2 or left[0] != 0 or not keeps or source in self._constants:
+            return False
+        x = self._as_rows(source, left[1])  # type: ignore[arg-type]
+        rows = layout.rows_of(x.like, left[1])
+        assert rows is not None
+        pixels = rows.pixels // shape[0]
+        problem = Problem.mean(shape[0], rows.channels, pixels, 1, DTYPES[dtype_of(node)])
+        extras = Extras(x_pitch=0 if rows.dense else rows.pitch)
+        step = chosen_step(problem, lambda by: by.pack(Weights()), self._settings.threads, extras)
+        y = Value(Buffer("arena"), layout.dense(shape_of(node), left[1], dtype_of(node)))
+        self._actions.append(Native("mean", step, {"x": x, "y": y}))
+        self._values[node] = y
+        return True
+
     # Places.
 
     def _result(self, node: fx.Node, base: Tensor, views: Sequence[fx.Node] = ()) -> Value:
@@ -329,9 +403,13 @@ class _Lowering:
                 Value(Buffer("torch"), _detached(like)) if isinstance(like, Tensor) else None
                 for like in flat
             ]
-            name = f"{node.target}".removesuffix(".default")
+            name = getattr(node.target, "__name__", f"{node.target}").removesuffix(".default")
             self._actions.append(Call(name, node.target, arguments, named, values))  # type: ignore[arg-type]
         self._values[node] = pytree.tree_unflatten(values, spec)
+
+
+def _constant(tensor: Tensor) -> Value:
+    return Value(Buffer("constant", tensor=tensor), _like(tensor))
 
 
 def _alias(like: Any, sources: Sequence[Value]) -> Value | None:

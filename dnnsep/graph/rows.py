@@ -34,16 +34,31 @@ Term = Callable[[Any], Expression]
 
 @dataclass(eq=False)
 class RowGroup:
-    """Nodes that one row-wise kernel computes, in order; the last one's value is its result, rows
-    of the channels of ``channel_dim``. ``inputs`` are the nodes outside that it reads."""
+    """Nodes that one row-wise kernel computes, in order; the last one's value is its result.
+
+    ``whole`` is the shape of what it works on: rows of the channels of ``channel_dim``, counted
+    from the last dimension, -1. ``inputs`` are the nodes outside that it reads, and ``kinds`` how
+    each enters.
+    """
 
     nodes: list[fx.Node]
     inputs: list[fx.Node]
+    whole: tuple[int, ...]
     channel_dim: int
+    kinds: dict[fx.Node, Kind]
 
     @property
     def result(self) -> fx.Node:
         return self.nodes[-1]
+
+    @property
+    def images(self) -> int:
+        """How many images an operand with a row for each tells apart; 1 where there is none."""
+        return next((images for kind, images in self.kinds.values() if kind == "image"), 1)
+
+
+# How an operand enters, as the generator's expressions name it, and the images that it tells apart.
+Kind = tuple[str, int]
 
 
 def row_groups(
@@ -57,7 +72,7 @@ def row_groups(
     for node in nodes:
         if node in constants or node in taken or not _fits(node):
             continue
-        group = _alone(node)
+        group = _alone(node, groups, constants)
         if group is None:
             continue
         for source in list(group.inputs):
@@ -66,43 +81,61 @@ def row_groups(
                 group = joined
                 del groups[source]
         groups[node] = group
-    return [group for group in groups.values() if _has_rows(group)]
+    return [group for group in groups.values() if shape_of(group.result) == group.whole]
 
 
-def _alone(node: fx.Node) -> RowGroup | None:
+def _alone(
+    node: fx.Node, groups: Mapping[fx.Node, RowGroup], constants: Collection[fx.Node]
+) -> RowGroup | None:
+    """Returns a node as a group of its own."""
+    whole = shape_of(node)
+    before = [groups[source] for source in node.all_input_nodes if source in groups]
+    longer = [group for group in before if (*group.whole[:-1], 1) == whole != group.whole]
     like = predicted(node)
+    if node.target in _REDUCTIONS:
+        source = node.all_input_nodes[0]
+        whole, like = shape_of(source), predicted(source)
+    elif longer:
+        whole, like = longer[0].whole, predicted(longer[0].nodes[0].all_input_nodes[0])
     if not isinstance(like, Tensor) or like.dim() == 0 or like.numel() == 0:
         return None
-    channel_dim = layout.minor_dim(like)
-    if _reduces(node):
-        channel_dim = like.dim() - 1
+    rowwise = node.target in _OF_ROWS or bool(longer)
+    channel_dim = -1 if rowwise else layout.minor_dim(like) - like.dim()
     inputs = list(dict.fromkeys(node.all_input_nodes))
     if len(inputs) > MOST_INPUTS or layout.rows_of(like, channel_dim) is None:
         return None
-    return RowGroup([node], inputs, channel_dim)
+    kinds: dict[fx.Node, Kind] = {}
+    for source in inputs:
+        kind = kind_of(shape_of(source), whole, channel_dim)
+        if kind is None:
+            if source not in constants:
+                return None
+            # Spread over all channels, or all of the pixels.
+            kind = ("channels" if prod(shape_of(source)) == 1 else "pixels", 0)
+        kinds[source] = kind
+    group = RowGroup([node], inputs, whole, channel_dim, kinds)
+    return group if _of_one_batch(group) else None
+
+
+def _of_one_batch(group: RowGroup) -> bool:
+    return len({images for kind, images in group.kinds.values() if kind == "image"}) <= 1
 
 
 def _joined(before: RowGroup, after: RowGroup) -> RowGroup | None:
     """Returns two groups as one, if nothing else reads the first one's result and they are rows of
     the same channels."""
     source = before.result
+    if (before.whole, before.channel_dim) != (after.whole, after.channel_dim):
+        return None
+    if any(user not in after.nodes for user in source.users):
+        return None
     inputs = list(dict.fromkeys([*before.inputs, *(n for n in after.inputs if n is not source)]))
-    if any(user not in after.nodes for user in source.users) or len(inputs) > MOST_INPUTS:
+    if len(inputs) > MOST_INPUTS:
         return None
-    shape, of_source = shape_of(after.result), shape_of(source)
-    uniform = (*shape[:-1], 1) == of_source and after.channel_dim == len(shape) - 1
-    alike = shape == of_source and before.channel_dim == after.channel_dim
-    if not (alike or (uniform and _reduces(source))):
-        return None
-    return RowGroup([*before.nodes, *after.nodes], inputs, after.channel_dim)
-
-
-def _has_rows(group: RowGroup) -> bool:
-    """Returns whether a group's result has rows, and not just a number for each."""
-    return not _reduces(group.result) or group.result.target in (
-        aten.layer_norm.default,
-        aten.softmax.int,
-    )
+    kinds = {node: before.kinds.get(node) or after.kinds[node] for node in inputs}
+    nodes = [*before.nodes, *after.nodes]
+    group = RowGroup(nodes, inputs, after.whole, after.channel_dim, kinds)
+    return group if _of_one_batch(group) else None
 
 
 def _fits(node: fx.Node) -> bool:
@@ -111,59 +144,45 @@ def _fits(node: fx.Node) -> bool:
         return False
     if dtype_of(node) not in DTYPES:
         return False
-    if any(dtype_of(n) not in DTYPES for n in node.all_input_nodes if shape_of(n) or _is(n)):
+    if any(not _is_float(source) for source in node.all_input_nodes):
         return False
     known = _OPERATORS.get(node.target)
     return known is not None and known(node, _placeholder) is not None
 
 
-def _is(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)
+def _is_float(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor) and dtype_of(node) in DTYPES
 
 
 def _placeholder(value: Any) -> Expression:
     return operand(0, "pixels") if isinstance(value, fx.Node) else number(float(value))
 
 
-def _reduces(node: fx.Node) -> bool:
-    return node.target in (
-        aten.layer_norm.default,
-        aten.softmax.int,
-        aten.mean.dim,
-        aten.sum.dim_IntList,
-        aten.amax.default,
-        aten.var.correction,
-    )
+def kind_of(shape: tuple[int, ...], whole: tuple[int, ...], channel_dim: int) -> Kind | None:
+    """Returns how an operand of a shape enters rows of channels.
 
-
-def kind_of(
-    shape: tuple[int, ...], whole: tuple[int, ...], channel_dim: int
-) -> tuple[str, int] | None:
-    """Returns how an operand of a shape enters rows of channels, and how many images an ``image``
-    operand tells apart: the dimensions before the channels that it has, which must be the first
-    ones. None where it enters in no such way."""
+    One with a row for each image tells apart the images of the dimensions that it has before the
+    channels, which must be the first ones. None where it enters in no way.
+    """
     shape = (1,) * (len(whole) - len(shape)) + shape
-    full = {d for d, size in enumerate(shape) if size == whole[d] and size > 1}
-    channel_dim %= len(whole)
-    varying = {d for d in range(len(whole)) if whole[d] > 1}
-    others = [d for d in sorted(varying) if d != channel_dim]
-    if full == varying:
+    channel_dim += len(whole)
+    full = {d for d, size in enumerate(shape) if size == whole[d] > 1}
+    others = [d for d in range(len(whole)) if whole[d] > 1 and d != channel_dim]
+    has_channels = channel_dim in full or whole[channel_dim] == 1
+    there = [d for d in others if d in full]
+    if has_channels and there == others:
         return "pixels", 0
-    if channel_dim in full or whole[channel_dim] == 1:
-        there = [d for d in others if d in full]
-        if not there:
-            return "channels", 0
-        if there == others[: len(there)]:
-            return "image", prod(whole[d] for d in there)
-        return None
-    if full == set(others):
-        return "pixel", 0
-    return None
+    if has_channels and not there:
+        return "channels", 0
+    if has_channels and there == others[: len(there)]:
+        return "image", prod(whole[d] for d in there)
+    return ("pixel", 0) if there == others else None
 
 
-def expression_of(group: RowGroup, kinds: Mapping[fx.Node, str]) -> Expression:
-    """Returns what a group computes of its inputs, whose kinds are given."""
+def expression_of(group: RowGroup) -> Expression:
+    """Returns what a group computes of its inputs."""
     numbers = {node: index for index, node in enumerate(group.inputs)}
+    result = DTYPES[dtype_of(group.result)]
     made: dict[fx.Node, Expression] = {}
 
     def term(value: Any) -> Expression:
@@ -171,7 +190,9 @@ def expression_of(group: RowGroup, kinds: Mapping[fx.Node, str]) -> Expression:
             return number(float(value))
         if value in made:
             return made[value]
-        return operand(numbers[value], kinds[value])  # type: ignore[arg-type]
+        dtype = DTYPES[dtype_of(value)]
+        kind: Any = group.kinds[value][0]
+        return operand(numbers[value], kind, None if dtype == result else dtype)
 
     for node in group.nodes:
         found = _OPERATORS[node.target](node, term)
@@ -208,14 +229,9 @@ def _power(node: fx.Node, term: Term) -> Expression | None:
 
 
 def _layer_norm(node: fx.Node, term: Term) -> Expression | None:
-    x, shape, weight, bias, eps = (
-        (*node.args, None, None, 1e-5)[:5] if len(node.args) < 5 else node.args[:5]
-    )
-    if len(node.args) == 3:
-        weight, bias, eps = node.args[2], None, 1e-5
-    elif len(node.args) == 4:
-        weight, bias, eps = node.args[2], node.args[3], 1e-5
-    if len(shape) != 1:  # type: ignore[arg-type]
+    x, shape, *rest = node.args
+    weight, bias, eps, *_ = (*rest, *(None, None, 1e-5)[len(rest) :])
+    if len(shape) != 1 or node.kwargs:  # type: ignore[arg-type]
         return None
     y = layer_norm(term(x), float(eps))  # type: ignore[arg-type]
     if weight is not None:
@@ -258,6 +274,9 @@ def _leaky(node: fx.Node, term: Term) -> Expression | None:
         return None
     return apply("maximum", x, x * float(slope))  # type: ignore[arg-type]
 
+
+_REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList)
+_OF_ROWS = (*_REDUCTIONS, aten.layer_norm.default, aten.softmax.int)
 
 _OPERATORS: dict[Any, Callable[[fx.Node, Term], Expression | None]] = {
     ops.activation: _activation,

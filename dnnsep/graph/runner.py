@@ -7,7 +7,8 @@ Imports torch: import it from inside functions.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -97,7 +98,8 @@ class Runner:
         leaves = self._cast(leaves)
         arguments, keywords = pytree.tree_unflatten(leaves, spec)
         self._is_current()
-        made = prepare(self._module, arguments, keywords, self.options, self._shelf)
+        with self._as_it_was():
+            made = prepare(self._module, arguments, keywords, self.options, self._shelf)
         single = len(arguments) == 1 and not named and type(arguments[0]) is Tensor
         self._keep((None if single else spec, *map(_kind, leaves)), made)
         self._example = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -116,6 +118,18 @@ class Runner:
         """Adds what the module was prepared as last to a report."""
         for made in self.prepared[-1:]:
             add_to_report(report, made, _joined(prefix, ""), self._example)
+
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """Gives the module its own ``forward`` back for a while: torch.export looks at its code."""
+        attributes = self._module.__dict__
+        replaced = attributes.pop("forward", None)
+        try:
+            yield
+        finally:
+            attributes.pop("forward", None)
+            if replaced is not None:
+                attributes["forward"] = replaced
 
     def _prepare_again(
         self, key: Hashable, arguments: tuple[Any, ...], named: Mapping[str, Any]
