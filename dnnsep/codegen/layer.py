@@ -24,6 +24,7 @@ from dnnsep.codegen.stages.gather import Gather
 from dnnsep.codegen.stages.matmul import Matmul
 from dnnsep.codegen.stages.mean import Mean
 from dnnsep.codegen.stages.residual import Residual
+from dnnsep.codegen.trim import Kept, trimmed
 from dnnsep.problem import Problem
 
 
@@ -50,11 +51,13 @@ def stages_of(problem: Problem) -> tuple[Stage, ...]:
 
 @dataclass(frozen=True)
 class Layer:
-    """Stages for a way of multiplying on a CPU's vectors."""
+    """Stages for a way of multiplying on a CPU's vectors. Where they do not need all taps of a
+    problem's kernel, ``kept`` says which of its weights are theirs."""
 
     stages: tuple[Stage, ...]
     isa: Isa
     dot: Dot
+    kept: Kept | None = None
 
     @property
     def source(self) -> Source | None:
@@ -144,14 +147,16 @@ class Layer:
 
 @lru_cache(4096)
 def layer_of(problem: Problem, isa: Isa) -> Layer:
-    """Returns a problem's layer, multiplied in the way that is the fastest for it on this CPU.
+    """Returns a problem's layer, multiplied in the way that is the fastest for it on this CPU,
+    without the taps of its kernel that never meet the image.
 
     Raises ValueError with the reason where the generator has no kernel for it.
     """
     if problem.kind == "depthwise" and problem.channel_multiplier > 1:
         raise ValueError("no kernel for a depthwise convolution alone with a multiplier")
-    stages, dots = stages_of(problem), dots_for(problem.dtype, isa)
-    layers = [Layer(stages, isa, dot) for dot in dots]
+    smaller, kept = trimmed(problem)
+    stages, dots = stages_of(smaller), dots_for(problem.dtype, isa)
+    layers = [Layer(stages, isa, dot, kept) for dot in dots]
     if layers[0].product is None:
         return next(layer for layer in layers if not layer.dot.in_tiles)
     if isa.software_tiles or len(layers) == 1:

@@ -17,7 +17,8 @@ _ALIGN = 4096
 
 @dataclass(frozen=True)
 class Packing:
-    """How a layer's weights lie in memory: all that decides it, and nothing of an input's size.
+    """How a layer's weights lie in memory: all that decides it, and nothing of an input's size but
+    which taps of the kernel meet it at all.
 
     First come the source's own weights, then, at ``matrix`` bytes from the start, the panels of
     ``vectors`` vectors of output channels, ``panel_bytes`` each, then, at ``bias``, the product's
@@ -69,6 +70,7 @@ class Packing:
         layer, source, product = self.layer, self.layer.source, self.layer.product
         room = np.zeros(self.size + 64, np.uint8)
         memory = room[-room.ctypes.data % 64 :][: self.size]
+        weights = layer.kept.of(weights) if layer.kept is not None else weights
         sections: list[tuple[int, NDArray[Any]]] = []
         if source is not None:
             sections.append((0, source.pack(layer.isa, layer.dot, weights)))

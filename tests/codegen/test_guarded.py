@@ -81,6 +81,7 @@ def _traits(case: Case) -> dict[str, bool]:
         "input copied that could be read": reads and plan.gathers,
         "cropped": min(bottom, right) < 0,
         "padding beyond the kernel": max(top, bottom) >= reach[0] or max(left, right) >= reach[1],
+        "trimmed": layer_of(problem, plan.isa).kept is not None,
         "wide kernel": problem.kernel[1] > 8,
         "strided": problem.stride != (1, 1),
         "dilated": problem.dilation != (1, 1),
