@@ -1,6 +1,6 @@
 """The operators of expressions: in float64, how wrong f32 may be, and as they are emitted.
 
-One table for all that asks about them; ``kernels`` compute in f32 whatever a tensor's dtype is.
+One table for all that asks about them. Kernels compute in f32 whatever a tensor's dtype is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 from llvmlite import ir
+from numpy.typing import NDArray
 
 from dnnsep.activations import ACTIVATIONS, Activation, Exact
 from dnnsep.codegen.lang import activate
@@ -31,6 +32,11 @@ class Inexact:
 
     value: Exact
     error: Exact
+
+    @classmethod
+    def of(cls, given: NDArray[np.floating]) -> Inexact:
+        """Returns what is given as it is."""
+        return cls(given.astype(np.float64), np.zeros(given.shape))
 
 
 @dataclass(frozen=True)
