@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llvmlite import ir
 
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
 from dnnsep.codegen.rowwise.expression import Input
-from dnnsep.codegen.rowwise.row import RowCode
+from dnnsep.codegen.rowwise.row import Row, RowCode
 from dnnsep.codegen.rowwise.special import Rowwise
 from dnnsep.codegen.rowwise.task import Fields, emit_run, share
 
@@ -65,20 +67,40 @@ class _Part:
 
     def _rows(self, first: ir.Value, last: ir.Value, image: ir.Value) -> None:
         """Emits rows [first, last) of an image."""
-        code, b, together = self.code, self.code.builder, self.special.together
+        code, special = self.code, self.special
 
-        def one(row: ir.Value) -> None:
-            operands = [self._row_of(operand, row, image) for operand in self.inputs]
-            RowCode(code, self.special, operands, self._target(row), self.scratch).emit()
+        def some(count: int) -> Callable[[ir.Value], None]:
+            def body(row: ir.Value) -> None:
+                rows = [
+                    self._row(code.builder.add(row, I64(index)), image) for index in range(count)
+                ]
+                RowCode(code, special, rows, self.scratch).emit()
 
-        if together > 1:
-            count = b.sdiv(b.sub(last, first), I64(together))
-            count = b.select(self._dense(), count, I64(0))
-            begin, first = first, b.add(first, b.mul(count, I64(together)))
-            code.when(b.icmp_signed(">", count, I64(0)), lambda: self._several(begin, first, image))
-        code.for_each(first, last, one)
+            return body
 
-    def _several(self, first: ir.Value, last: ir.Value, image: ir.Value) -> None:
+        if special.together > 1:
+            begin, first = first, self._after(first, last, special.together, self._dense())
+            code.when(
+                code.builder.icmp_signed("<", begin, first),
+                lambda: self._joined(begin, first, image),
+            )
+        if special.side_by_side > 1:
+            begin, first = first, self._after(first, last, special.side_by_side)
+            code.for_each(begin, first, some(special.side_by_side), step=special.side_by_side)
+        code.for_each(first, last, some(1))
+
+    def _after(
+        self, first: ir.Value, last: ir.Value, count: int, allowed: ir.Value | None = None
+    ) -> ir.Value:
+        """Returns the row after all of [first, last) that can be taken so many at a time; the first
+        one where that is not allowed."""
+        b = self.code.builder
+        rows = b.mul(b.sdiv(b.sub(last, first), I64(count)), I64(count))
+        if allowed is not None:
+            rows = b.select(allowed, rows, I64(0))
+        return b.add(first, rows)
+
+    def _joined(self, first: ir.Value, last: ir.Value, image: ir.Value) -> None:
         """Emits rows [first, last), several at a time as one."""
         code, together = self.code, self.special.together
         places: dict[Input, ir.Value] = {}
@@ -92,8 +114,8 @@ class _Part:
                 places[operand] if operand in places else self._row_of(operand, row, image)
                 for operand in self.inputs
             ]
-            target = self._target(row)
-            RowCode(code, self.special, operands, target, self.scratch, together).emit()
+            joined = Row(operands, self._target(row))
+            RowCode(code, self.special, [joined], self.scratch, together).emit()
 
         code.for_each(first, last, one, step=together)
 
@@ -125,6 +147,10 @@ class _Part:
             if operand.kind == "pixels":
                 dense = b.and_(dense, b.icmp_signed("==", pitch, channels))
         return dense
+
+    def _row(self, row: ir.Value, image: ir.Value) -> Row:
+        operands = [self._row_of(operand, row, image) for operand in self.inputs]
+        return Row(operands, self._target(row))
 
     def _row_of(self, operand: Input, row: ir.Value, image: ir.Value) -> ir.Value:
         """Returns the address of a row of an operand."""

@@ -85,6 +85,20 @@ class Rowwise:
         return 1 if per_pixel and rows * channels > UNROLLED * lanes else rows
 
     @property
+    def side_by_side(self) -> int:
+        """How many rows are computed side by side, each of them with reductions: as many as the
+        registers hold, at most four."""
+        vectors = -(-self.channels // self.isa.lanes)
+        if not self.expression.reduces or vectors > UNROLLED:
+            return 1
+        return next(rows for rows in (4, 2, 1) if rows == 1 or rows * vectors <= self._held)
+
+    @property
+    def _held(self) -> int:
+        """The vectors of rows that registers hold, beside others that are needed."""
+        return self.isa.registers * 3 // 4
+
+    @property
     def repeated(self) -> tuple[Input, ...]:
         """The operands that are laid out in scratch memory, in f32, as often as rows are computed
         as one."""
