@@ -34,13 +34,13 @@ def naive(expression: Expression, operands: Operands, channels: int) -> Exact:
     return values[-1]
 
 
-def bounded(expression: Expression, operands: Operands, channels: int) -> Inexact:
+def bounded(expression: Expression, operands: Sequence[Inexact], channels: int) -> Inexact:
     """Returns what ``naive`` does, with how far off the same in f32 arithmetic may be."""
     values: list[Inexact] = []
     for term in expression.terms:
         if isinstance(term, Input):
-            exact = _aligned(term, operands[term.number])
-            values.append(Inexact(exact, np.zeros_like(exact)))
+            operand = operands[term.number]
+            values.append(Inexact(_aligned(term, operand.value), _aligned(term, operand.error)))
         elif isinstance(term, Number):
             exact = np.full((1, 1, 1), term.value)
             values.append(Inexact(exact, F32.roundoff * np.abs(exact)))

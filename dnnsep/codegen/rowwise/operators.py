@@ -1,6 +1,6 @@
 """The operators of expressions: in float64, how wrong f32 may be, and as they are emitted.
 
-One table for all that asks about them; ``kernels`` compute in f32 whatever a tensor's dtype is.
+One table for all that asks about them. Kernels compute in f32 whatever a tensor's dtype is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 from llvmlite import ir
+from numpy.typing import NDArray
 
 from dnnsep.activations import ACTIVATIONS, Activation, Exact
 from dnnsep.codegen.lang import activate
@@ -25,12 +26,21 @@ TINY = 2.0**-125
 _EXP_ROUNDOFFS, _TANH_ROUNDOFFS = 4, 8
 
 
+# What emits two vectors combined.
+Combine = Callable[[Code, ir.Value, ir.Value], ir.Value]
+
+
 @dataclass(frozen=True, eq=False)
 class Inexact:
     """What a value is in exact arithmetic, and how far from that a right one in f32 may be."""
 
     value: Exact
     error: Exact
+
+    @classmethod
+    def of(cls, given: NDArray[np.floating]) -> Inexact:
+        """Returns what is given as it is."""
+        return cls(given.astype(np.float64), np.zeros(given.shape))
 
 
 @dataclass(frozen=True)
@@ -51,13 +61,15 @@ class Operator:
 @dataclass(frozen=True)
 class Reduction:
     """A function of a row's channels to one number. ``neutral`` combined with a number is that;
-    ``divides`` says whether what came out is divided by how many numbers there were."""
+    ``divides`` says whether what came out is divided by how many numbers there were.
+    ``of_numbers`` is a faster ``combine`` for values none of which is NaN, if there is one."""
 
     naive: Callable[..., Exact]
     error: Callable[[Exact, Inexact, int | tuple[int, ...]], Exact]
-    combine: Callable[[Code, ir.Value, ir.Value], ir.Value]
+    combine: Combine
     neutral: float
     divides: bool = False
+    of_numbers: Combine | None = None
 
 
 def _rounding(result: Exact) -> Exact:
@@ -128,13 +140,24 @@ def _reciprocal_root(code: Code, x: ir.Value) -> ir.Value:
     return code.builder.fdiv(code.splat(1.0, x.type), root)
 
 
-def _extreme(comparison: str) -> Callable[[Code, ir.Value, ir.Value], ir.Value]:
-    """Returns what emits the larger (">") or the smaller ("<") of two values, NaN where one is."""
+def _extreme_of_numbers(comparison: str) -> Combine:
+    """Returns what emits the larger (">") or the smaller ("<") of two values, the first one where
+    either is NaN."""
 
     def emit(code: Code, x: ir.Value, y: ir.Value) -> ir.Value:
-        b = code.builder
-        chosen = b.select(b.fcmp_ordered(comparison, x, y), x, y)  # y where one is NaN
-        return b.select(b.fcmp_unordered("uno", x, x), x, chosen)
+        return code.builder.select(code.builder.fcmp_ordered(comparison, y, x), y, x)
+
+    return emit
+
+
+def _extreme(comparison: str) -> Combine:
+    """Returns what emits the larger (">") or the smaller ("<") of two values, NaN where one is."""
+    of_numbers = _extreme_of_numbers(comparison)
+
+    def emit(code: Code, x: ir.Value, y: ir.Value) -> ir.Value:
+        # Of a chain of maxima x is the one before: whether y is NaN does not wait for it.
+        nan = code.builder.fcmp_unordered("uno", y, y)
+        return code.builder.select(nan, y, of_numbers(code, x, y))
 
     return emit
 
@@ -201,5 +224,11 @@ REDUCTIONS: dict[str, Reduction] = {
     # Adding -0 changes nothing, and LLVM knows; adding 0 makes 0 of -0.
     "sum": Reduction(np.sum, _total_error, _add, -0.0),
     "mean": Reduction(np.mean, _mean_error, _add, -0.0, divides=True),
-    "max": Reduction(np.max, _most_error, _extreme(">"), float("-inf")),
+    "max": Reduction(
+        np.max,
+        _most_error,
+        _extreme(">"),
+        float("-inf"),
+        of_numbers=_extreme_of_numbers(">"),
+    ),
 }

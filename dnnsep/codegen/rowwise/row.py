@@ -1,4 +1,4 @@
-"""The code of a row of channels, or of several one after the other in memory: pass by pass."""
+"""The code of rows of channels: pass by pass, some of them side by side."""
 
 from __future__ import annotations
 
@@ -8,58 +8,69 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from dnnsep.codegen.lang.dtype import ELEMENTS
-from dnnsep.codegen.lang.emit import F32, I1, I32, I64, Code
+from dnnsep.codegen.lang.emit import F32, I64, Code
 from dnnsep.codegen.rowwise.expression import Input, Number
+from dnnsep.codegen.rowwise.fold import UNIFORM, folded, inside, shuffled, tree
 from dnnsep.codegen.rowwise.operators import OPERATORS, REDUCTIONS
 from dnnsep.codegen.rowwise.schedule import Pass, Root, schedule
 from dnnsep.codegen.rowwise.special import UNROLLED, Rowwise
 
 # The vectors of one turn of a loop. Each has sums of its own: an addition takes as many cycles.
 _AT_ONCE = 4
-# What is the same for all channels of a row is computed in vectors of so many.
-_UNIFORM = ir.VectorType(F32, 4)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The addresses of a row in each operand (of an operand that is repeated: of its repetitions),
+    and of its result."""
+
+    operands: Sequence[ir.Value]
+    target: ir.Value
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A vector of a row: its first channel, and how many of its lanes are in the row, None for all.
-    ``number`` is which one it is, where the row is written out."""
+    """A vector of a row: its first channel, and which of its lanes are in the row and in no vector
+    before it. ``number`` is which vector it is, where the row is written out."""
 
     start: ir.Value
-    lanes: int | None = None
+    lanes: range
     number: int | None = None
 
 
-# The sums of each reduction of a pass, for each vector of a turn; None where none was added yet.
-_Sums = list[list["ir.Value | None"]]
+# The sums of a reduction, for each vector of a turn; None where none was added yet.
+_Sums = list["ir.Value | None"]
+# What gives the value of a term at a vector of a row, all by their numbers.
+_Values = Callable[[int, int, _Place], ir.Value]
 
 
 class RowCode:
-    """Writes the code of one row, or of ``rows`` as one.
+    """Writes the code of neighbouring rows, side by side, so that they wait together for what takes
+    long. Longer ones than a few vectors are loops, and then it is a single row.
 
-    ``operands`` are the addresses of the row in each operand (of one that is repeated: of its
-    repetitions), ``target`` that of the result, ``scratch`` of memory for what is kept.
+    ``joined`` rows one after the other in memory are one here. ``scratch`` is the address of memory
+    for what is kept.
     """
 
     def __init__(
         self,
         code: Code,
         special: Rowwise,
-        operands: Sequence[ir.Value],
-        target: ir.Value,
+        rows: Sequence[Row],
         scratch: ir.Value,
-        rows: int = 1,
+        joined: int = 1,
     ) -> None:
-        self.code, self.special, self.rows = code, special, rows
-        self.operands, self.target, self.scratch = operands, target, scratch
+        self.code, self.special, self.joined = code, special, joined
+        self.rows, self.scratch = rows, scratch
         self.terms, self.schedule = special.expression.terms, schedule(special.expression)
         self.lanes = special.isa.lanes
         self.vector = ir.VectorType(F32, self.lanes)
-        self.width = rows * special.channels
+        self.width = joined * special.channels
         self.written_out = self.width <= UNROLLED * self.lanes
-        # By term: its value for the row, or, where the row is written out, for each vector.
+        self.places = self._places()
+        # By term: its values for the rows, and where they are written out, those for each vector.
         self.uniform: dict[int, ir.Value] = {}
-        self.known: dict[int, dict[int, ir.Value]] = {}
+        self.known: dict[tuple[int, int | None], dict[int, ir.Value]] = {}
 
     def emit(self) -> None:
         *reductions, last = self.schedule.passes
@@ -69,49 +80,84 @@ class RowCode:
 
     def _write(self, one: Pass) -> None:
         """Emits the last pass, which writes the result."""
-        value = self._values(one)
+        values = self._values(one)
+        for row in range(len(self.rows)):
+            self._write_row(row, values)
+
+    def _write_row(self, row: int, values: _Values) -> None:
+        """Emits writing a row. Its last vector has channels of the one before: it is read before
+        that one is written, which may be in the same place."""
         element, isa = ELEMENTS[self.special.dtype], self.special.isa
+        result = len(self.terms) - 1
+
+        def store(place: _Place, value: ir.Value) -> None:
+            target = self.code.at(self.rows[row].target, place.start, element.type)
+            element.store(self.code, isa, value, target, self._reach(place))
 
         def turn(places: list[_Place]) -> None:
-            results = [value(len(self.terms) - 1, place) for place in places]
-            for place, result in zip(places, results, strict=True):
-                target = self.code.at(self.target, place.start, element.type)
-                element.store(self.code, isa, result, target, place.lanes)
+            computed = [values(row, result, place) for place in places]
+            for place, value in zip(places, computed, strict=True):
+                store(place, value)
 
+        *before, last = self.places
+        late = values(row, result, last)
         if self.written_out:
-            self._each_turn(turn)
-            return
-        whole = self._whole()
-        self.code.for_each(
-            0, whole * self.lanes, lambda at: turn(self._turn(at)), step=_AT_ONCE * self.lanes
-        )
-        if rest := self._places()[whole:]:
-            turn(rest)
+            rest = before
+        else:
+            whole = (len(self.places) - 1) // _AT_ONCE * _AT_ONCE
+            stop, step = whole * self.lanes, _AT_ONCE * self.lanes
+            self.code.for_each(0, stop, lambda at: turn(self._turn(at)), step=step)
+            rest = before[whole:]
+        for first in range(0, len(rest), _AT_ONCE):
+            turn(rest[first : first + _AT_ONCE])
+        store(last, late)
 
     def _reduce(self, one: Pass) -> None:
         """Emits a pass that computes reductions."""
-        value = self._values(one)
-        sums: _Sums = [[None] * _AT_ONCE for _ in one.roots]
+        values = self._values(one)
+        totals = [self._totals(one.roots, row, values) for row in range(len(self.rows))]
+        for number, root in enumerate(one.roots):
+            reduction = REDUCTIONS[root.name]
+            total = folded(self.code, reduction, [of_row[number] for of_row in totals])
+            if reduction.divides:
+                count = self.code.splat(float(self.special.channels), UNIFORM)
+                total = self.code.builder.fdiv(total, count)
+            self.uniform[root.place] = total
 
-        def turn(places: list[_Place]) -> None:
-            for root, of_root in zip(one.roots, sums, strict=True):
-                for index, place in enumerate(places):
-                    added = self._inside(root, value(root.argument, place), place)
-                    of_root[index] = self._combined(root, of_root[index], added)
+    def _totals(self, roots: Sequence[Root], row: int, values: _Values) -> list[ir.Value]:
+        """Returns a vector for each reduction: of all vectors of a row."""
+        sums: list[_Sums] = [[None] * _AT_ONCE for _ in roots]
 
-        if self.written_out:
-            self._each_turn(turn)
-        else:
-            self._loop(one.roots, sums, turn)
-            if rest := self._places()[self._whole() :]:
-                turn(rest)
-        for root, of_root in zip(one.roots, sums, strict=True):
-            self.uniform[root.place] = self._finished(root, of_root)
+        def add(index: int, place: _Place) -> None:
+            for root, of_root in zip(roots, sums, strict=True):
+                reduction = REDUCTIONS[root.name]
+                value = values(row, root.argument, place)
+                added = inside(self.code, reduction, value, place.lanes)
+                total = of_root[index]
+                if total is not None:
+                    added = reduction.combine(self.code, total, added)
+                of_root[index] = added
+
+        whole = 0 if self.written_out else len(self.places) // _AT_ONCE * _AT_ONCE
+        if self.places[-1].lanes != range(self.lanes) and whole == len(self.places):
+            whole -= _AT_ONCE
+        if whole:
+            self._loop(roots, sums, add, whole)
+        for number, place in enumerate(self.places[whole:]):
+            add(number % _AT_ONCE, place)
+        return [
+            tree(self.code, REDUCTIONS[root.name], [total for total in of_root if total])
+            for root, of_root in zip(roots, sums, strict=True)
+        ]
 
     def _loop(
-        self, roots: Sequence[Root], sums: _Sums, turn: Callable[[list[_Place]], None]
+        self,
+        roots: Sequence[Root],
+        sums: list[_Sums],
+        add: Callable[[int, _Place], None],
+        vectors: int,
     ) -> None:
-        """Emits the turns of whole vectors as a loop, which carries the sums."""
+        """Emits adding up so many whole vectors as a loop, which carries the sums."""
         neutral = [
             self.code.splat(REDUCTIONS[root.name].neutral, self.vector)
             for root in roots
@@ -124,93 +170,58 @@ class RowCode:
 
         def body(at: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
             enter(carried)
-            turn(self._turn(at))
+            for index, place in enumerate(self._turn(at)):
+                add(index, place)
             return [total for of_root in sums for total in of_root]
 
-        stop, step = I64(self._whole() * self.lanes), _AT_ONCE * self.lanes
+        stop, step = I64(vectors * self.lanes), _AT_ONCE * self.lanes
         enter(self.code.for_range(I64(0), stop, body, neutral, step))
 
-    def _finished(self, root: Root, sums: Sequence[ir.Value | None]) -> ir.Value:
-        """Returns a reduction of the row, of the sums of its vectors."""
-        b = self.code.builder
-        totals = [total for total in sums if total is not None]
-        while len(totals) > 1:
-            half = -(-len(totals) // 2)
-            pairs = zip(totals[:half], [*totals[half:], None], strict=False)
-            totals = [self._combined(root, x, y) if y is not None else x for x, y in pairs]
-        (total,) = totals
-        lanes = self.lanes
-        while lanes > _UNIFORM.count:
-            lanes //= 2
-            total = self._combined(
-                root,
-                self._shuffled(total, range(lanes)),
-                self._shuffled(total, range(lanes, 2 * lanes)),
-            )
-        for distance in (2, 1):
-            other = self._shuffled(total, [lane ^ distance for lane in range(_UNIFORM.count)])
-            total = self._combined(root, total, other)
-        if not REDUCTIONS[root.name].divides:
-            return total
-        return b.fdiv(total, self.code.splat(float(self.special.channels), _UNIFORM))
-
-    def _combined(self, root: Root, total: ir.Value | None, added: ir.Value) -> ir.Value:
-        if total is None:
-            return added
-        return REDUCTIONS[root.name].combine(self.code, total, added)
-
-    def _inside(self, root: Root, value: ir.Value, place: _Place) -> ir.Value:
-        """Returns a vector that changes nothing in lanes outside the row."""
-        if place.lanes is None:
-            return value
-        mask = [I1(lane < place.lanes) for lane in range(self.lanes)]
-        neutral = self.code.splat(REDUCTIONS[root.name].neutral, self.vector)
-        inside = ir.Constant(ir.VectorType(I1, self.lanes), mask)
-        return self.code.builder.select(inside, value, neutral)
-
-    def _whole(self) -> int:
-        """Returns the vectors of the turns that are a loop."""
-        return self.width // self.lanes // _AT_ONCE * _AT_ONCE
-
     def _turn(self, at: ir.Value) -> list[_Place]:
-        b = self.code.builder
-        return [_Place(b.add(at, I64(index * self.lanes))) for index in range(_AT_ONCE)]
+        """Returns the vectors of one turn of a loop."""
+        starts = [self.code.builder.add(at, I64(n * self.lanes)) for n in range(_AT_ONCE)]
+        return [_Place(start, range(self.lanes)) for start in starts]
 
     def _places(self) -> list[_Place]:
-        """Returns all vectors of the row."""
-        return [
-            _Place(I64(start), None if left >= self.lanes else left, start // self.lanes)
-            for start in range(0, self.width, self.lanes)
-            for left in (self.width - start,)
-        ]
+        """Returns all vectors of a row. The last one of several ends where the row does, and has
+        some channels of the one before, since masks take long on some CPUs."""
+        places: list[_Place] = []
+        for number, start in enumerate(range(0, self.width, self.lanes)):
+            left = self.width - start
+            lanes = range(min(self.lanes, left))
+            if number and left < self.lanes:
+                start, lanes = self.width - self.lanes, range(self.lanes - left, self.lanes)
+            places.append(_Place(I64(start), lanes, number))
+        return places
 
-    def _each_turn(self, turn: Callable[[list[_Place]], None]) -> None:
-        places = self._places()
-        for first in range(0, len(places), _AT_ONCE):
-            turn(places[first : first + _AT_ONCE])
+    def _reach(self, place: _Place) -> int:
+        """Returns how many lanes of a vector may be read and written."""
+        return place.lanes.stop
 
-    def _values(self, one: Pass) -> Callable[[int, _Place], ir.Value]:
-        """Returns what gives the value of a term at a vector, in a pass."""
-        spread: dict[int, ir.Value] = {}
-        if self.rows == 1:
-            spread = {
-                place: self._shuffled(self._of_row(place), [0] * self.lanes)
-                for place in one.uniform
-            }
-        last: dict[ir.Value, dict[int, ir.Value]] = {}
+    def _values(self, one: Pass) -> _Values:
+        """Returns what gives values in a pass."""
+        spread: list[dict[int, ir.Value]] = [{} for _ in self.rows]
+        if self.joined == 1:
+            for row, of_row in enumerate(spread):
+                for term in one.uniform:
+                    lanes = [row] * self.lanes
+                    of_row[term] = shuffled(self.code, self._of_rows(term), lanes)
+        in_loop: dict[ir.Value, dict[int, ir.Value]] = {}
 
-        def value(term: int, place: _Place) -> ir.Value:
-            if self.written_out and place.number is not None:
-                known = self.known.setdefault(place.number, {})
+        def value(row: int, term: int, place: _Place) -> ir.Value:
+            if self.written_out:
+                known = self.known.setdefault((row, place.number), {})
             else:
-                known = last.setdefault(place.start, {})
-            for uniform, vector in spread.items():
+                known = in_loop.setdefault(place.start, {})
+            for uniform, vector in spread[row].items():
                 known.setdefault(uniform, vector)
-            return self._value(term, place, one, known)
+            return self._value(term, self.rows[row], place, one, known)
 
         return value
 
-    def _value(self, number: int, place: _Place, one: Pass, known: dict[int, ir.Value]) -> ir.Value:
+    def _value(
+        self, number: int, row: Row, place: _Place, one: Pass, known: dict[int, ir.Value]
+    ) -> ir.Value:
         """Returns the value of a term at a vector; what is ``known`` is not computed again."""
         if number in known:
             return known[number]
@@ -221,9 +232,11 @@ class RowCode:
         elif isinstance(term, Number):
             value = self.code.splat(term.value, self.vector)
         elif isinstance(term, Input):
-            value = self._read(term, place)
+            value = self._read(term, row, place)
         else:
-            arguments = [self._value(argument, place, one, known) for argument in term.arguments]
+            arguments = [
+                self._value(argument, row, place, one, known) for argument in term.arguments
+            ]
             value = OPERATORS[term.name].emit(self.code, *arguments)
             if keeps:
                 self.code.store(value, self._kept(number, place))
@@ -234,41 +247,35 @@ class RowCode:
         room = self.schedule.kept.index(number) * self.special.kept_floats
         return self.code.at(self.code.at(self.scratch, room, F32), place.start, F32)
 
-    def _read(self, term: Input, place: _Place) -> ir.Value:
+    def _read(self, term: Input, row: Row, place: _Place) -> ir.Value:
         """Returns a vector of an operand."""
-        code, operand = self.code, self.operands[term.number]
-        if self.rows > 1 and term in self.special.repeated:
+        code, operand = self.code, row.operands[term.number]
+        if self.joined > 1 and term in self.special.repeated:
             return code.load(code.at(operand, place.start, F32), self.vector)
         element = ELEMENTS[self.special.dtype_of(term)]
-        if term.kind == "pixel":  # of rows computed as one; of one row it is uniform
+        if term.kind == "pixel":  # of rows that are one; of others it is uniform
             assert place.number is not None
-            first = place.number * self.lanes
-            pixels = element.load(code, operand, self.rows, None)
-            channels = self.special.channels
-            return self._shuffled(
-                pixels, [(first + lane) // channels for lane in range(self.lanes)]
-            )
-        return element.load(
-            code, code.at(operand, place.start, element.type), self.lanes, place.lanes
-        )
+            pixels = element.load(code, operand, self.joined, None)
+            channels = range(place.number * self.lanes, (place.number + 1) * self.lanes)
+            of_pixel = [channel // self.special.channels for channel in channels]
+            return shuffled(code, pixels, of_pixel)
+        place_of = code.at(operand, place.start, element.type)
+        return element.load(code, place_of, self.lanes, self._reach(place))
 
-    def _of_row(self, number: int) -> ir.Value:
-        """Returns the value of a term that is the same for all channels of the row."""
+    def _of_rows(self, number: int) -> ir.Value:
+        """Returns the values of a term that is the same for all channels: a lane for each row."""
         if number not in self.uniform:
             term = self.terms[number]
             if isinstance(term, Number):
-                value = self.code.splat(term.value, _UNIFORM)
+                value = self.code.splat(term.value, UNIFORM)
             elif isinstance(term, Input):
-                element = ELEMENTS[self.special.dtype_of(term)]
-                one = element.load(self.code, self.operands[term.number], 1, None)
-                value = self._shuffled(one, [0] * _UNIFORM.count)
+                element, count = ELEMENTS[self.special.dtype_of(term)], len(self.rows)
+                first = self.rows[0].operands[term.number]
+                of_rows = element.load(self.code, first, count, None)
+                lanes = [min(lane, count - 1) for lane in range(UNIFORM.count)]
+                value = shuffled(self.code, of_rows, lanes)
             else:
-                arguments = [self._of_row(argument) for argument in term.arguments]
+                arguments = [self._of_rows(argument) for argument in term.arguments]
                 value = OPERATORS[term.name].emit(self.code, *arguments)
             self.uniform[number] = value
         return self.uniform[number]
-
-    def _shuffled(self, value: ir.Value, lanes: Sequence[int]) -> ir.Value:
-        mask = ir.Constant(ir.VectorType(I32, len(lanes)), [I32(lane) for lane in lanes])
-        undefined = ir.Constant(value.type, ir.Undefined)
-        return self.code.builder.shuffle_vector(value, undefined, mask)

@@ -1,4 +1,4 @@
-"""What decides a row-wise kernel's code."""
+"""What decides a kernel's code: an expression of each row, or a reduction of an image's pixels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from dnnsep.activations import Exact
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.isa import Isa
-from dnnsep.codegen.rowwise.expression import Expression, Input
+from dnnsep.codegen.rowwise.expression import Expression, Input, pixels
 from dnnsep.codegen.rowwise.naive import bounded, naive
+from dnnsep.codegen.rowwise.operators import REDUCTIONS, TINY, Inexact
 from dnnsep.codegen.rowwise.schedule import schedule
 from dnnsep.dtypes import DTYPES
 
@@ -44,10 +45,7 @@ class Rowwise:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no kernel can be."""
-        if self.channels < 1:
-            raise ValueError(f"channels {self.channels}: must be at least 1")
-        if self.dtype not in ELEMENTS:
-            raise ValueError(f"dtype {self.dtype!r}: must be one of {', '.join(ELEMENTS)}")
+        _check(self.channels, self.dtype)
         _ = self.inputs
 
     def naive(self, operands: Sequence[NDArray[np.floating]]) -> Exact:
@@ -60,10 +58,8 @@ class Rowwise:
     def bound(self, operands: Sequence[NDArray[np.floating]]) -> Exact:
         """Returns how far from the naive result a right one may be, which was rounded to the dtype:
         infinite where a small error of an operand of some division may be any of the quotient."""
-        result = bounded(self.expression, operands, self.channels)
-        size = np.abs(result.value) + result.error
-        # What is less than any normal number may be taken as zero.
-        error = result.error + DTYPES[self.dtype].roundoff * size + 2.0**-126
+        result = bounded(self.expression, [*map(Inexact.of, operands)], self.channels)
+        error = _stored_error(result, self.dtype)
         return np.broadcast_to(error, (*error.shape[:-1], self.channels))
 
     @property
@@ -87,6 +83,20 @@ class Rowwise:
         per_pixel = any(operand.kind == "pixel" for operand in self.inputs)
         # Which lanes of a vector belong to which pixel is written into the code of each one.
         return 1 if per_pixel and rows * channels > UNROLLED * lanes else rows
+
+    @property
+    def side_by_side(self) -> int:
+        """How many rows are computed side by side, each of them with reductions: as many as the
+        registers hold, at most four."""
+        vectors = -(-self.channels // self.isa.lanes)
+        if not self.expression.reduces or vectors > UNROLLED:
+            return 1
+        return next(rows for rows in (4, 2, 1) if rows == 1 or rows * vectors <= self._held)
+
+    @property
+    def _held(self) -> int:
+        """The vectors of rows that registers hold, beside others that are needed."""
+        return self.isa.registers * 3 // 4
 
     @property
     def repeated(self) -> tuple[Input, ...]:
@@ -114,3 +124,64 @@ class Rowwise:
         kept = len(schedule(self.expression).kept) * self.kept_floats
         used = kept + len(self.repeated) * self.repeated_floats
         return used + _GAP if used else 0
+
+
+_X = pixels(0)
+
+
+@dataclass(frozen=True)
+class PixelReduction:
+    """``after`` of a reduction (of REDUCTIONS) over all pixels of an image of ``before`` of them.
+
+    Both are expressions without reductions of the one operand ``pixels(0)``: of the input, and of
+    what the reduction gives.
+    """
+
+    before: Expression
+    reduction: str
+    channels: int
+    dtype: str
+    isa: Isa
+    after: Expression = _X
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no kernel can be."""
+        _check(self.channels, self.dtype)
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(
+                f"reduction {self.reduction!r}: must be one of {', '.join(REDUCTIONS)}"
+            )
+        for expression in (self.before, self.after):
+            if expression.reduces or expression.inputs != _X.inputs:
+                raise ValueError(f"{expression}: must be of pixels(0) alone, without reductions")
+
+    def naive(self, x: NDArray[np.floating]) -> Exact:
+        """Returns the result in float64, (N, C), of x, (N, P, C)."""
+        terms = naive(self.before, [x], self.channels)
+        total = REDUCTIONS[self.reduction].naive(terms, axis=1, keepdims=True)
+        return naive(self.after, [total], self.channels)[:, 0]
+
+    def bound(self, x: NDArray[np.floating]) -> Exact:
+        """Returns how far from the naive result a right one may be, (N, C), which was rounded to
+        the dtype."""
+        reduction = REDUCTIONS[self.reduction]
+        terms = bounded(self.before, [Inexact.of(x)], self.channels)
+        total = reduction.naive(terms.value, axis=1, keepdims=True)
+        error = reduction.error(total, terms, 1)
+        result = bounded(self.after, [Inexact(total, error)], self.channels)
+        return _stored_error(result, self.dtype)[:, 0]
+
+
+def _check(channels: int, dtype: str) -> None:
+    if channels < 1:
+        raise ValueError(f"channels {channels}: must be at least 1")
+    if dtype not in ELEMENTS:
+        raise ValueError(f"dtype {dtype!r}: must be one of {', '.join(ELEMENTS)}")
+
+
+def _stored_error(result: Inexact, dtype: str) -> Exact:
+    """Returns how far off a result may be that was rounded to a dtype; what is less than any normal
+    number may have become zero."""
+    size = np.abs(result.value) + result.error
+    error: Exact = result.error + DTYPES[dtype].roundoff * size + TINY
+    return error

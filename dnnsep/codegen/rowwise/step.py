@@ -1,15 +1,18 @@
-"""A row-wise kernel as a step of a program."""
+"""Row-wise kernels, and those that reduce pixels, as steps of a program."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from dnnsep.codegen import team
 from dnnsep.codegen.lang.jit import Function
+from dnnsep.codegen.rowwise.columns import blocks, emit_columns
 from dnnsep.codegen.rowwise.kernel import compiled
-from dnnsep.codegen.rowwise.special import Rowwise
+from dnnsep.codegen.rowwise.rows import emit_rows
+from dnnsep.codegen.rowwise.special import PixelReduction, Rowwise
 from dnnsep.codegen.rowwise.task import RowwiseTask
 from dnnsep.dtypes import DTYPES
 
@@ -47,7 +50,7 @@ class RowwiseStep:
     @cached_property
     def kernel(self) -> Function:
         """The compiled kernel."""
-        return compiled(self.special)
+        return compiled(self.special, emit_rows)
 
     @property
     def bytes(self) -> int:
@@ -72,18 +75,69 @@ class RowwiseStep:
     def task(self, scratch: int) -> ctypes.Structure:
         """Returns a new task, with scratch memory at an address that is a multiple of 64; the
         addresses of its operands and of its result are still 0."""
-        number, count = (
-            team.address_of(f"omp_get_{name}") for name in ("thread_num", "num_threads")
-        )
-        task = RowwiseTask(
-            scratch=scratch,
-            thread_number=number,
-            thread_count=count,
-            images=self.images,
-            pixels=self.pixels,
-            parts=self.parts,
-            y_pitch=self.y_pitch,
-        )
-        for operand, pitch in enumerate(self.pitches):
-            setattr(task, f"pitch{operand}", pitch)
-        return task
+        return _new_task(scratch, self.images, self.pixels, self.parts, self.pitches, self.y_pitch)
+
+
+@dataclass(frozen=True)
+class PixelReductionStep:
+    """A reduction of the pixels of some images, for a team of so many threads; the input's rows are
+    ``pitch`` elements apart, the result's rows, one for each image, ``y_pitch``."""
+
+    special: PixelReduction
+    images: int
+    pixels: int
+    pitch: int
+    y_pitch: int
+    threads: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that no tensor has."""
+        if min(self.images, self.pixels, self.threads) < 1:
+            raise ValueError(f"{self}: images, pixels and threads must be at least 1")
+        for pitch in (self.pitch, self.y_pitch):
+            if pitch < self.special.channels:
+                raise ValueError(f"pitch {pitch}: must be at least {self.special.channels}")
+
+    @cached_property
+    def kernel(self) -> Function:
+        """The compiled kernel."""
+        return compiled(self.special, emit_columns)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that are read, from which its time can be told."""
+        special = self.special
+        return self.images * self.pixels * special.channels * DTYPES[special.dtype].bytes
+
+    @property
+    def parts(self) -> int:
+        """How many threads can share the work."""
+        special = self.special
+        units = self.images * blocks(special.channels, special.isa)
+        return max(1, min(self.threads, units, self.bytes // PART_BYTES))
+
+    @property
+    def scratch_bytes(self) -> int:
+        """No scratch memory is needed."""
+        return 0
+
+    def task(self, scratch: int) -> ctypes.Structure:
+        """Returns a new RowwiseTask; the addresses of ``x0`` and ``y`` are still 0."""
+        pitches = (self.pitch,)
+        return _new_task(scratch, self.images, self.pixels, self.parts, pitches, self.y_pitch)
+
+
+def _new_task(
+    scratch: int, images: int, pixels: int, parts: int, pitches: Sequence[int], y_pitch: int
+) -> RowwiseTask:
+    number, count = (team.address_of(f"omp_get_{name}") for name in ("thread_num", "num_threads"))
+    return RowwiseTask(
+        scratch=scratch,
+        thread_number=number,
+        thread_count=count,
+        images=images,
+        pixels=pixels,
+        parts=parts,
+        y_pitch=y_pitch,
+        **{f"pitch{operand}": pitch for operand, pitch in enumerate(pitches)},
+    )
