@@ -381,7 +381,13 @@ class _Lowering:
             value: Value = self._values[part]
             start += length
             if value.buffer is not place.buffer or not _same(value.like, place.like):
-                self._copied(value, place)
+                copy = self._copied(value, place)
+                if part in self._slots and self._slots[part].whole in (node, self._outer(node)):
+                    self._values[part] = copy  # for the concatenations around this one
+
+    def _outer(self, node: fx.Node) -> fx.Node | None:
+        """Returns the concatenation that another one is a part of."""
+        return self._slots[node].whole if node in self._slots else None
 
     # Torch.
 

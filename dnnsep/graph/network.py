@@ -221,7 +221,7 @@ class _Frame:
         getters = [self._getter(leaf) for leaf in leaves]
         function, tensors = call.function, self._tensors
         results = [
-            (value.buffer, self._network._numbers.get(value.buffer)) if value else None
+            (value.buffer, self._network._numbers.get(value.buffer), value.like) if value else None
             for value in call.results
         ]
         fixed: tuple[Any, dict[str, Any]] | None = None
@@ -238,7 +238,9 @@ class _Frame:
             flat = [found] if isinstance(found, Tensor) else pytree.tree_leaves(found)
             for tensor, result in zip(flat, results, strict=True):
                 if result is not None:
-                    buffer, number = result
+                    buffer, number, like = result
+                    if tensor.stride() != like.stride():  # another kernel of torch's was chosen
+                        tensor = _maker(like.shape, like.stride(), like.dtype)().copy_(tensor)
                     tensors[buffer] = tensor
                     if number is not None:
                         self._bind(number, tensor)

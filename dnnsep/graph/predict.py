@@ -6,10 +6,12 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from dnnsep.graph import layout, ops
@@ -178,14 +180,39 @@ def _as_operands(node: fx.Node) -> Tensor:
     return layout.dense(value.shape, -1, value.dtype)
 
 
-def by_torch(node: fx.Node, where: Any) -> Any:
+def by_torch(node: fx.Node, where: Callable[[fx.Node], Any]) -> Any:
     """Returns where torch's operator leaves a node's results for arguments that lie as ``where``
-    says of their nodes."""
-    arguments = fx.map_arg((node.args, node.kwargs), where)
-    try:
-        return node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
-    except Exception:  # an operator without a meta kernel, or one that looks at values
-        return pytree.tree_map(contiguous, node.meta["val"])
+    says of their nodes. A result that shares an argument's memory is a view of its tensor."""
+    # The meta device would choose other kernels than the CPU does, with other strides.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fakes: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def fake(like: Any) -> Any:
+            if not isinstance(like, Tensor):
+                return like
+            if id(like) not in fakes:
+                bytes_of_it = layout.extent_bytes(like)
+                memory = torch.empty(bytes_of_it // like.element_size(), dtype=like.dtype)
+                made = memory.as_strided(like.shape, like.stride(), like.storage_offset())
+                fakes[id(like)] = (like, made)
+            return fakes[id(like)][1]
+
+        arguments = fx.map_arg((node.args, node.kwargs), lambda n: pytree.tree_map(fake, where(n)))
+        try:
+            results = node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+        except Exception:  # an operator that cannot be run without values
+            return pytree.tree_map(contiguous, node.meta["val"])
+
+    def real(result: Any) -> Any:
+        if not isinstance(result, Tensor):
+            return result
+        geometry = (result.shape, result.stride(), result.storage_offset())
+        for like, made in fakes.values():
+            if layout.is_alias(result, made):
+                return like.as_strided(*geometry)
+        return torch.empty_strided(*geometry[:2], dtype=result.dtype, device="meta")
+
+    return pytree.tree_map(real, results)
 
 
 def contiguous(value: Any) -> Any:
