@@ -5,14 +5,15 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from dnnsep.backends.base import Backend
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.graph import layout, ops
@@ -81,7 +82,7 @@ class LayerMatcher:
         they take two convolutions."""
         found = []
         nodes = [node for node in self._graph.nodes if node not in self._constants]
-        for only_separable in (True, False):
+        for only_separable in (True, False) if self._engine is None else (True,):
             for node in nodes:
                 if node in self._taken:
                     continue
@@ -121,7 +122,20 @@ class LayerMatcher:
         filters = (first.filters, second.filters)
         anchors = (node, follower)
         group = LayerGroup([*nodes, follower], problem, first.x, filters, anchors)
+        if self._engine is not None:
+            return self._on_engine(group, self._engine)
         return self._finished(group) if has_kernel(problem) else None
+
+    def _on_engine(self, group: LayerGroup, engine: Backend) -> LayerGroup | None:
+        """Returns a separable layer with the activation after it, if a backend can run it."""
+        nodes, activation = self._then_activation(group.nodes)
+        problem = with_activations(group.problem, (group.problem.activations[0], activation))
+        verdict = engine.supports(problem)
+        if not verdict:
+            self.left |= dict.fromkeys(group.anchors, f"{engine.name}: {verdict.reason}")
+            return None
+        group.nodes, group.problem = nodes, problem
+        return group
 
     def _single(self, node: fx.Node) -> LayerGroup | None:
         group = self._linear(node) or self._alone(node)
@@ -321,8 +335,6 @@ def has_kernel(problem: Problem) -> bool:
 
 def with_activations(problem: Problem, activations: tuple[str, ...]) -> Problem:
     """Returns a problem with other activations."""
-    from dataclasses import replace
-
     return replace(problem, activations=activations)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from dnnsep.backends import Backend, get_backend
 from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.layerstep import LayerStep, chosen_step
@@ -45,9 +46,14 @@ Packings = dict[Any, NDArray[np.uint8]]
 @dataclass
 class Settings:
     """How a graph is lowered: for so many threads; whether plans may be measured; packed weights
-    that are there already; and of a node why it has to stay with torch, empty if it has not."""
+    that are there already; and of a node why it has to stay with torch, empty if it has not.
+
+    With a backend other than "auto" and "fused" separable layers run on that one, and all else by
+    torch.
+    """
 
     threads: int
+    backend: str = "fused"
     tune: bool = True
     packings: Packings = field(default_factory=dict)
     why_not: Callable[[fx.Node], str] = lambda node: ""
@@ -99,10 +105,12 @@ class _Lowering:
             self._values[node] = Value(Buffer("constant", tensor=tensor), _like(tensor))
         predict(graph, known)
         self._keys = constant_keys(graph, constants)
-        self._matcher = LayerMatcher(graph, constants, settings.why_not)
+        fused = settings.backend in ("auto", "fused")
+        self._engine = None if fused else get_backend(settings.backend)
+        self._matcher = LayerMatcher(graph, constants, settings.why_not, self._engine)
         groups = self._matcher.groups()
         taken = {node for group in groups for node in group.nodes}
-        rows = row_groups(graph.nodes, constants, taken)
+        rows = row_groups(graph.nodes, constants, taken) if fused else []
         rows = [g for g in rows if not any(settings.why_not(node) for node in g.nodes)]
         self._group_of: dict[fx.Node, Group] = {
             node: group for group in (*groups, *rows) for node in group.nodes
@@ -129,7 +137,7 @@ class _Lowering:
             self._view(node)
         elif node.target is aten.cat.default:
             self._concatenation(node)
-        elif not self._mean(node):
+        elif self._engine is not None or not self._mean(node):
             self._by_torch(node)
 
     # Layers.
@@ -137,6 +145,9 @@ class _Lowering:
     def _layer(self, group: LayerGroup) -> None:
         channel_dim = -1 if group.problem.kind == "linear" else 1
         x = self._as_rows(group.x, channel_dim)
+        if self._engine is not None:
+            self._on_engine(group, self._engine, x)
+            return
         base = predicted(group.anchors[-1])
         y = self._result(group.result, base, group.views)
         operands = {"x": x, "y": y}
@@ -152,6 +163,19 @@ class _Lowering:
             assert after is not None, view
             seen = after
         self._values[group.result] = y.seen(seen)
+
+    def _on_engine(self, group: LayerGroup, engine: Backend, x: Value) -> None:
+        """Adds a call of another backend's executor."""
+        executor = engine.prepare(group.problem, self._weights(group, 0))
+        rows = layout.rows_of(x.like, 1)
+        if rows is None or not rows.dense:
+            like = layout.images(x.like.shape, x.like.dtype)
+            x = self._copied(x, Value(Buffer("arena"), like))
+        y = Value(Buffer("torch"), layout.images(shape_of(group.result), x.like.dtype))
+        name = " ".join((executor.backend, *executor.impls))
+        self._actions.append(Call(name, executor.run, (x,), {}, [y]))
+        self._layers.append((group, []))
+        self._values[group.result] = y
 
     def _residual(self, group: LayerGroup) -> Value:
         assert group.residual is not None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from dnnsep.backends import get_backend
 from dnnsep.codegen import tuner
 from dnnsep.graph.account import kernels_of
 from dnnsep.graph.capture import CaptureError
@@ -47,6 +48,9 @@ def optimize(
     with gradients, and while torch traces or compiles, the result is the model as it was: its
     class, its parameters and its state are the same, and later changes of them are seen.
 
+    With a ``backend`` other than "auto" and "fused" (see ``dnnsep.get_backend``) separable layers
+    run on that one and all else by torch's operators.
+
     The result is compared with the original on the example and on a second, random input: a layer
     that differs by more than BOUNDS, or fails, is left to torch and named in the report. ``dtype``
     torch.bfloat16 converts the whole model; inputs are then converted on the way in and outputs on
@@ -57,9 +61,10 @@ def optimize(
 
     The result has an attribute ``dnnsep_report``, a Report of what runs how.
 
-    Raises ValueError if the model is in training mode, if the dtype is unknown, if DNNSEP_TUNE is
+    Raises ValueError if the model is in training mode, if the backend or the dtype is unknown, if DNNSEP_TUNE is
     neither 0 nor 1, or if the model fails on the example.
     """
+    get_backend(backend)
     tuner.wanted()
     if model.training:
         raise ValueError("model: is in training mode, call eval() first")
