@@ -16,7 +16,7 @@ from dnnsep.graph.runner import Runner
 
 
 def backend(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    """Returns what runs a graph that torch.compile found in a program, as ``dnnsep.optimize`` would.
+    """Returns what runs a graph that torch.compile found, as ``dnnsep.optimize`` would.
 
     A graph that was found while gradients are recorded, in training, or with values on other
     devices than a CPU runs as it is. Parts of it that depend on the shapes of inputs are prepared

@@ -69,11 +69,22 @@ Allowed = Callable[[fx.Node], str]
 
 
 class LayerMatcher:
-    """Finds the layers of a graph. ``why_not`` says of a convolution or linear layer why it may not
-    be one; ``constants`` are the nodes that depend on parameters only."""
+    """Finds the layers of a graph.
 
-    def __init__(self, graph: fx.Graph, constants: Mapping[fx.Node, Any], why_not: Allowed) -> None:
+    ``constants`` are the nodes that depend on parameters only. ``why_not`` says of a convolution or
+    linear layer why it may not be one, empty if it may. With an ``engine``, a backend other than
+    the fused kernel, only separable layers that it can run are found.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        constants: Collection[fx.Node],
+        why_not: Allowed,
+        engine: Backend | None = None,
+    ) -> None:
         self._graph, self._constants, self._why_not = graph, constants, why_not
+        self._engine = engine
         self._taken: set[fx.Node] = set()
         self.left: dict[fx.Node, str] = {}
 

@@ -61,8 +61,8 @@ def optimize(
 
     The result has an attribute ``dnnsep_report``, a Report of what runs how.
 
-    Raises ValueError if the model is in training mode, if the backend or the dtype is unknown, if DNNSEP_TUNE is
-    neither 0 nor 1, or if the model fails on the example.
+    Raises ValueError if the model is in training mode, if the backend or the dtype is unknown, if
+    DNNSEP_TUNE is neither 0 nor 1, or if the model fails on the example.
     """
     get_backend(backend)
     tuner.wanted()

@@ -90,7 +90,9 @@ def prepared_of(
     fold(traced)
     merge(traced)
     constants = evaluate_constants(traced)
-    settings = Settings(torch.get_num_threads(), options.tune, shelf.packings, options.why_not)
+    settings = Settings(
+        torch.get_num_threads(), options.backend, options.tune, shelf.packings, options.why_not
+    )
     return Prepared(captured, traced.graph, lower(traced.graph, inputs, constants, settings))
 
 
