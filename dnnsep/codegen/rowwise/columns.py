@@ -18,8 +18,9 @@ from dnnsep.codegen.rowwise.operators import OPERATORS, REDUCTIONS
 from dnnsep.codegen.rowwise.special import PixelReduction
 from dnnsep.codegen.rowwise.task import Fields, emit_run, share
 
-# The vectors of channels that are reduced side by side, so that whole lines of a pixel are read.
-_VECTORS = 4
+# The vectors of channels that are reduced side by side: few, so that there are blocks of them for
+# many threads.
+_VECTORS = 2
 # So many sums are kept of them, each of some of the pixels: an addition takes some cycles, and one
 # or two start in each.
 _SUMS = 8

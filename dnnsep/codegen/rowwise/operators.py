@@ -62,7 +62,8 @@ class Operator:
 class Reduction:
     """A function of a row's channels to one number. ``neutral`` combined with a number is that;
     ``divides`` says whether what came out is divided by how many numbers there were.
-    ``of_numbers`` is a faster ``combine`` for values none of which is NaN, if there is one."""
+    ``of_numbers`` is a faster ``combine`` for values none of which is NaN, if there is one, and
+    ``of_product`` emits one of a total with a product, of two vectors."""
 
     naive: Callable[..., Exact]
     error: Callable[[Exact, Inexact, int | tuple[int, ...]], Exact]
@@ -70,6 +71,7 @@ class Reduction:
     neutral: float
     divides: bool = False
     of_numbers: Combine | None = None
+    of_product: Callable[[Code, ir.Value, ir.Value, ir.Value], ir.Value] | None = None
 
 
 def _rounding(result: Exact) -> Exact:
@@ -166,6 +168,10 @@ def _add(code: Code, x: ir.Value, y: ir.Value) -> ir.Value:
     return code.builder.fadd(x, y)
 
 
+def _add_product(code: Code, total: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    return code.fma(x, y, total)
+
+
 def _reciprocal_root_naive(x: Exact) -> Exact:
     value: Exact = 1 / np.sqrt(x)
     return value
@@ -222,8 +228,8 @@ def _most_error(result: Exact, a: Inexact, axis: int | tuple[int, ...]) -> Exact
 
 REDUCTIONS: dict[str, Reduction] = {
     # Adding -0 changes nothing, and LLVM knows; adding 0 makes 0 of -0.
-    "sum": Reduction(np.sum, _total_error, _add, -0.0),
-    "mean": Reduction(np.mean, _mean_error, _add, -0.0, divides=True),
+    "sum": Reduction(np.sum, _total_error, _add, -0.0, of_product=_add_product),
+    "mean": Reduction(np.mean, _mean_error, _add, -0.0, divides=True, of_product=_add_product),
     "max": Reduction(
         np.max,
         _most_error,

@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, Code
-from dnnsep.codegen.rowwise.expression import Input, Number
+from dnnsep.codegen.rowwise.expression import Input, Number, Operation
 from dnnsep.codegen.rowwise.fold import UNIFORM, folded, inside, shuffled, tree
 from dnnsep.codegen.rowwise.operators import OPERATORS, REDUCTIONS
 from dnnsep.codegen.rowwise.schedule import Pass, Root, schedule
@@ -130,13 +130,7 @@ class RowCode:
 
         def add(index: int, place: _Place) -> None:
             for root, of_root in zip(roots, sums, strict=True):
-                reduction = REDUCTIONS[root.name]
-                value = values(row, root.argument, place)
-                added = inside(self.code, reduction, value, place.lanes)
-                total = of_root[index]
-                if total is not None:
-                    added = reduction.combine(self.code, total, added)
-                of_root[index] = added
+                of_root[index] = self._added(root, of_root[index], row, place, values)
 
         whole = 0 if self.written_out else len(self.places) // _AT_ONCE * _AT_ONCE
         if self.places[-1].lanes != range(self.lanes) and whole == len(self.places):
@@ -149,6 +143,19 @@ class RowCode:
             tree(self.code, REDUCTIONS[root.name], [total for total in of_root if total])
             for root, of_root in zip(roots, sums, strict=True)
         ]
+
+    def _added(
+        self, root: Root, total: ir.Value | None, row: int, place: _Place, values: _Values
+    ) -> ir.Value:
+        """Returns what a vector makes of the total of those before it."""
+        reduction, factors = REDUCTIONS[root.name], self._factors(root.argument)
+        whole = place.lanes == range(self.lanes)
+        if total is not None and whole and factors and reduction.of_product:
+            x, y = (values(row, factor, place) for factor in factors)
+            return reduction.of_product(self.code, total, x, y)
+        value = values(row, root.argument, place)
+        added = inside(self.code, reduction, value, place.lanes)
+        return added if total is None else reduction.combine(self.code, total, added)
 
     def _loop(
         self,
@@ -234,14 +241,35 @@ class RowCode:
         elif isinstance(term, Input):
             value = self._read(term, row, place)
         else:
-            arguments = [
-                self._value(argument, row, place, one, known) for argument in term.arguments
-            ]
-            value = OPERATORS[term.name].emit(self.code, *arguments)
+            value = self._operation(
+                term, lambda argument: self._value(argument, row, place, one, known)
+            )
             if keeps:
                 self.code.store(value, self._kept(number, place))
         known[number] = value
         return value
+
+    def _operation(self, term: Operation, value: Callable[[int], ir.Value]) -> ir.Value:
+        """Returns an operator applied to values; a product in a sum is not rounded by itself."""
+        if term.name in ("add", "sub"):
+            first, second = term.arguments
+            negative = self.code.builder.fneg if term.name == "sub" else lambda x: x
+            if factors := self._factors(first):
+                x, y = map(value, factors)
+                return self.code.fma(x, y, negative(value(second)))
+            if factors := self._factors(second):
+                x, y = map(value, factors)
+                return self.code.fma(negative(x), y, value(first))
+        arguments = [value(argument) for argument in term.arguments]
+        return OPERATORS[term.name].emit(self.code, *arguments)
+
+    def _factors(self, number: int) -> tuple[int, int] | None:
+        """Returns the terms whose product a term is, one with a value for each channel."""
+        term = self.terms[number]
+        uniform = self.joined == 1 and number in self.schedule.uniform
+        if uniform or not isinstance(term, Operation) or term.name not in ("mul", "square"):
+            return None
+        return term.arguments[0], term.arguments[-1]
 
     def _kept(self, number: int, place: _Place) -> ir.Value:
         room = self.schedule.kept.index(number) * self.special.kept_floats

@@ -26,6 +26,9 @@ UNROLLED = 12
 # shorter than the first number of vectors, and where they are shorter than the second one.
 _SHORT, _LEAST = 8, 4
 
+# As many as the lanes in which what is the same for all channels of a row is computed.
+_SIDE_BY_SIDE = 4
+
 # Between the scratch memory of two parts, in f32.
 _GAP = 16 * 1024
 
@@ -86,17 +89,10 @@ class Rowwise:
 
     @property
     def side_by_side(self) -> int:
-        """How many rows are computed side by side, each of them with reductions: as many as the
-        registers hold, at most four."""
-        vectors = -(-self.channels // self.isa.lanes)
-        if not self.expression.reduces or vectors > UNROLLED:
-            return 1
-        return next(rows for rows in (4, 2, 1) if rows == 1 or rows * vectors <= self._held)
-
-    @property
-    def _held(self) -> int:
-        """The vectors of rows that registers hold, beside others that are needed."""
-        return self.isa.registers * 3 // 4
+        """How many rows with reductions are computed side by side. More than registers hold are
+        faster too, since a single row waits for each of its sums."""
+        short = self.channels <= UNROLLED * self.isa.lanes
+        return _SIDE_BY_SIDE if self.expression.reduces and short else 1
 
     @property
     def repeated(self) -> tuple[Input, ...]:
