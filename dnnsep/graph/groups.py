@@ -101,6 +101,11 @@ class LayerMatcher:
                 if group is not None:
                     self._taken.update(group.nodes)
                     found.append(group)
+        if self._engine is not None:
+            others = [node for node in nodes if is_layer(node) and node not in self._taken]
+            self.left = dict.fromkeys(others, f"not a separable layer for {self._engine.name}") | (
+                self.left
+            )
         return found
 
     def _separable(self, node: fx.Node) -> LayerGroup | None:
