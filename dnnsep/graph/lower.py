@@ -25,10 +25,12 @@ from dnnsep.codegen.layerstep import LayerStep, chosen_step
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.rowwise.special import Rowwise
 from dnnsep.codegen.rowwise.step import RowwiseStep
+from dnnsep.codegen.windows.pool import Pool, PoolStep
 from dnnsep.graph import layout
 from dnnsep.graph.groups import LayerGroup, LayerMatcher, dtype_of, shape_of
 from dnnsep.graph.keys import constant_keys
 from dnnsep.graph.network import Action, Buffer, Call, Native, Network, Value
+from dnnsep.graph.pooling import pooling_of
 from dnnsep.graph.predict import by_torch, copied, is_view, predict, predicted, view_of
 from dnnsep.graph.rows import RowGroup, expression_of, row_groups
 from dnnsep.graph.slots import Slot, parts_of, slots
@@ -137,7 +139,7 @@ class _Lowering:
             self._view(node)
         elif node.target is aten.cat.default:
             self._concatenation(node)
-        elif self._engine is not None or not self._mean(node):
+        elif self._engine is not None or not (self._mean(node) or self._pool(node)):
             self._by_torch(node)
 
     # Layers.
@@ -330,6 +332,42 @@ class _Lowering:
         step = chosen_step(problem, lambda by: by.pack(Weights()), self._settings.threads, extras)
         y = Value(Buffer("arena"), layout.dense(shape_of(node), left[1], dtype_of(node)))
         self._actions.append(Native("mean", step, {"x": x, "y": y}))
+        self._values[node] = y
+        return True
+
+    def _pool(self, node: fx.Node) -> bool:
+        """Adds a max or average pooling, if a node is one and there is a kernel."""
+        pooling = pooling_of(node)
+        if pooling is None or dtype_of(node) not in DTYPES:
+            return False
+        x = self._as_rows(pooling.x, 1)
+        y = self._result(node, predicted(node))
+        batch, channels, height, width = shape_of(pooling.x)
+        rows, out_rows = layout.rows_of(x.like, 1), layout.rows_of(y.like, 1)
+        assert rows is not None
+        assert out_rows is not None
+        special = Pool(
+            pooling.kind,
+            pooling.kernel,
+            pooling.stride,
+            pooling.padding,
+            pooling.dilation,
+            pooling.counts_padding,
+            channels,
+            DTYPES[dtype_of(node)],
+            this_isa(),
+        )
+        _, _, *out_size = shape_of(node)
+        step = PoolStep(
+            special,
+            batch,
+            (height, width),
+            (out_size[0], out_size[1]),
+            rows.pitch,
+            out_rows.pitch,
+            self._settings.threads,
+        )
+        self._actions.append(Native("pool", step, {"x": x, "y": y}))
         self._values[node] = y
         return True
 

@@ -1,0 +1,1 @@
+"""Kernels that look at windows of images without weights: pooling."""
