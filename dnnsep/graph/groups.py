@@ -5,7 +5,7 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -69,21 +69,21 @@ Allowed = Callable[[fx.Node], str]
 
 
 class LayerMatcher:
-    """Finds the layers of a graph.
+    """Finds the layers among the nodes of a graph, which come in order.
 
-    ``constants`` are the nodes that depend on parameters only. ``why_not`` says of a convolution or
-    linear layer why it may not be one, empty if it may. With an ``engine``, a backend other than
-    the fused kernel, only separable layers that it can run are found.
+    ``constants`` are other nodes, those that depend on parameters only. ``why_not`` says of a
+    convolution or linear layer why it may not be one, empty if it may. With an ``engine``, a
+    backend other than the fused kernel, only separable layers that it can run are found.
     """
 
     def __init__(
         self,
-        graph: fx.Graph,
+        nodes: Sequence[fx.Node],
         constants: Collection[fx.Node],
         why_not: Allowed,
         engine: Backend | None = None,
     ) -> None:
-        self._graph, self._constants, self._why_not = graph, constants, why_not
+        self._nodes, self._constants, self._why_not = nodes, constants, why_not
         self._engine = engine
         self._taken: set[fx.Node] = set()
         self.left: dict[fx.Node, str] = {}
@@ -92,7 +92,7 @@ class LayerMatcher:
         """Returns the layers in the order of their first nodes. Separable ones come first, since
         they take two convolutions."""
         found = []
-        nodes = [node for node in self._graph.nodes if node not in self._constants]
+        nodes = self._nodes
         for only_separable in (True, False) if self._engine is None else (True,):
             for node in nodes:
                 if node in self._taken:
@@ -216,12 +216,13 @@ class LayerMatcher:
     def _convolution(self, node: fx.Node) -> _Convolution | None:
         if node.target is not ops.convolution or node in self._taken:
             return None
-        x, weight, bias, *geometry = node.args
+        x, weight, bias, stride, padding, dilation, groups = node.args
         if not self._is_constant(weight, bias) or x in self._constants:
             return None
         if dtype_of(node) not in DTYPES or dtype_of(x) != dtype_of(node) or 0 in shape_of(node):
             return None
-        return _Convolution(x, weight, bias, *geometry)  # type: ignore[arg-type]
+        sizes: Any = (tuple(value) for value in (stride, padding, dilation))  # type: ignore[arg-type]
+        return _Convolution(x, weight, bias, *sizes, groups)  # type: ignore[arg-type]
 
     def _is_constant(self, *nodes: object) -> bool:
         return all(node is None or node in self._constants for node in nodes)

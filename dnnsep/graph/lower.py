@@ -27,6 +27,7 @@ from dnnsep.codegen.rowwise.special import Rowwise
 from dnnsep.codegen.rowwise.step import RowwiseStep
 from dnnsep.codegen.windows.pool import Pool, PoolStep
 from dnnsep.graph import layout
+from dnnsep.graph.constants import constants as constant_nodes
 from dnnsep.graph.groups import LayerGroup, LayerMatcher, dtype_of, shape_of
 from dnnsep.graph.keys import constant_keys
 from dnnsep.graph.network import Action, Buffer, Call, Native, Network, Value
@@ -80,7 +81,7 @@ def lower(
 ) -> Lowered:
     """Returns the network of a canonical graph for inputs that lie in memory as these do.
 
-    ``constants`` has the tensors of the nodes that depend on parameters only.
+    ``constants`` has the tensors of the nodes that depend on parameters only and that others read.
     """
     return _Lowering(graph, inputs, constants, settings).lowered()
 
@@ -94,6 +95,8 @@ class _Lowering:
         settings: Settings,
     ) -> None:
         self._graph, self._constants, self._settings = graph, constants, settings
+        inner = constant_nodes(graph)
+        self._nodes = [node for node in graph.nodes if node not in inner]
         self._values: dict[fx.Node, Any] = {}
         self._actions: list[Action] = []
         self._layers: list[tuple[LayerGroup, list[LayerStep]]] = []
@@ -105,26 +108,26 @@ class _Lowering:
             self._values[node] = Value(Buffer("input", index), _like(x))
         for node, tensor in constants.items():
             self._values[node] = Value(Buffer("constant", tensor=tensor), _like(tensor))
-        predict(graph, known)
-        self._keys = constant_keys(graph, constants)
+        predict(self._nodes, known)
+        self._keys = constant_keys(graph, inner)
         fused = settings.backend in ("auto", "fused")
         self._engine = None if fused else get_backend(settings.backend)
-        self._matcher = LayerMatcher(graph, constants, settings.why_not, self._engine)
+        self._matcher = LayerMatcher(self._nodes, constants, settings.why_not, self._engine)
         groups = self._matcher.groups()
         taken = {node for group in groups for node in group.nodes}
-        rows = row_groups(graph.nodes, constants, taken) if fused else []
+        rows = row_groups(self._nodes, constants, taken) if fused else []
         rows = [g for g in rows if not any(settings.why_not(node) for node in g.nodes)]
         self._group_of: dict[fx.Node, Group] = {
             node: group for group in (*groups, *rows) for node in group.nodes
         }
-        self._slots = slots(graph.nodes, constants)
+        self._slots = slots(self._nodes, constants)
 
     def lowered(self) -> Lowered:
         outputs: Sequence[Any] = ()
-        for node in self._graph.nodes:
+        for node in self._nodes:
             if node.op == "output":
                 outputs = fx.map_arg(node.args[0], self._values.__getitem__)
-            elif node.op == "call_function" and node not in self._constants:
+            elif node.op == "call_function":
                 self._node(node)
         network = Network(self._actions, list(outputs))
         return Lowered(network, self._layers, self._matcher.left, self._groups)

@@ -16,11 +16,11 @@ from torch.utils import _pytree as pytree
 from dnnsep.backends import get_backend
 from dnnsep.codegen import tuner
 from dnnsep.graph.account import kernels_of
-from dnnsep.graph.capture import CaptureError
 from dnnsep.graph.difference import difference
 from dnnsep.graph.parts import replace_parts
 from dnnsep.graph.prepare import Options
 from dnnsep.graph.report import Report
+from dnnsep.graph.rewrite import CaptureError
 from dnnsep.graph.runner import Runner
 from dnnsep.host.turns import seconds_spent
 

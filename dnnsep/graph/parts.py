@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dnnsep.graph.capture import CaptureError
 from dnnsep.graph.prepare import Options
+from dnnsep.graph.rewrite import CaptureError
 from dnnsep.graph.runner import Runner
 
 # Parts with one of these are worth it.

@@ -6,7 +6,7 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -100,17 +100,20 @@ ELEMENTWISE = frozenset(
 )
 
 
-def predict(graph: fx.Graph, known: dict[fx.Node, Tensor]) -> None:
-    """Writes into each node where its value is going to lie; ``known`` says it of some, the inputs
-    and the constants among them."""
-    for node in graph.nodes:
-        if node in known:
-            given = known[node]
-            node.meta[_LAYOUT] = torch.empty_strided(
-                given.shape, given.stride(), dtype=given.dtype, device="meta"
-            )
-        elif node.op == "call_function":
+def predict(nodes: Iterable[fx.Node], known: Mapping[fx.Node, Any]) -> None:
+    """Writes into each of a graph's nodes where its value is going to lie; ``known`` has the inputs
+    and the constants."""
+    for node, value in known.items():
+        node.meta[_LAYOUT] = pytree.tree_map(_place_of, value)
+    for node in nodes:
+        if node.op == "call_function" and node not in known:
             node.meta[_LAYOUT] = _result(node)
+
+
+def _place_of(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def predicted(node: fx.Node) -> Any:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from dnnsep.graph.capture import Captured, capture
-from dnnsep.graph.fold import evaluate_constants, fold
+from dnnsep.graph.constants import evaluate_constants
+from dnnsep.graph.fold import fold
 from dnnsep.graph.lower import Lowered, Packings, Settings, lower
 from dnnsep.graph.merge import merge
 from dnnsep.graph.normalize import normalize

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dnnsep.graph.account import add_to_report
-from dnnsep.graph.capture import CaptureError
 from dnnsep.graph.faults import faulty_layers
 from dnnsep.graph.prepare import Options, Prepared, Shelf, prepare
 from dnnsep.graph.report import Report
+from dnnsep.graph.rewrite import CaptureError
 from dnnsep.graph.state import State
 
 # So many kinds of input stay prepared; of others the longest unused is forgotten.
