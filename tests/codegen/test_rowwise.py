@@ -48,6 +48,8 @@ EXACT: dict[str, Expression] = {
     "norm": apply("relu6", X * channels(1) + channels(2)),
     "scale": X * image(1) + pixels(2),
     "mask": apply("maximum", X * pixel(1), -2.0),
+    "difference": image(1) - X * channels(2),
+    "product": X * 3.0 - channels(1),
     "all kinds": apply("minimum", -(X - image(1)), channels(2) * pixel(3)) + apply("square", X),
     "reductions": X * apply("max", X) - apply("sum", pixels(1) * channels(2)) * pixel(3),
     "levels": apply("relu", X - apply("max", X - apply("sum", apply("relu", X)))),
@@ -137,6 +139,14 @@ def test_rows_apart_give_the_same_bits(isa: Isa) -> None:
     operands = normals(special, 1, 40)
     apart, dense = (run(step_of(special, 1, 40, space), operands) for space in (8, 0))
     assert same_bits(apart, dense)
+
+
+@pytest.mark.parametrize("pitches", [(24, 24, 24), (25, 24, 24), (24, 25, 24), (24, 24, 25)])
+def test_one_tensor_with_rows_apart(pitches: tuple[int, int, int], isa: Isa) -> None:
+    special = Rowwise(X + pixels(1), 24, "f32", isa)
+    operands = integers(special, 1, 20)
+    step = RowwiseStep(special, 1, 20, pitches[:2], pitches[2], 2)
+    assert np.array_equal(run(step, operands), operands[0] + operands[1])
 
 
 @pytest.mark.parametrize("count", [5, 16, 260])
