@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.codegen import team
+from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.rowwise.expression import Input
 from dnnsep.codegen.rowwise.special import Rowwise
 from dnnsep.codegen.rowwise.step import PixelReductionStep, RowwiseStep
@@ -18,6 +20,24 @@ from tests.codegen.conftest import ISAS
 from tests.codegen.pieces import JUNK, Memory
 
 VECTOR_ISAS = tuple(isa for isa in ISAS if not isa.software_tiles)
+
+
+@dataclass(frozen=True)
+class On:
+    """Vectors and a dtype; prints itself as a test's id."""
+
+    isa: Isa
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.isa.name}-{self.dtype}"
+
+
+# Instructions for bf16 change nothing for f32.
+ONS = (
+    *(On(isa, "bf16") for isa in VECTOR_ISAS),
+    *(On(isa, "f32") for isa in dict.fromkeys((VECTOR_ISAS[0], VECTOR_ISAS[-1]))),
+)
 
 
 def shape_of(operand: Input, images: int, pixels: int, channels: int) -> tuple[int, ...]:

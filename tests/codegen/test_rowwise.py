@@ -24,7 +24,9 @@ from dnnsep.codegen.rowwise.step import RowwiseStep
 from dnnsep.dtypes import DTYPES, Array
 from tests.codegen.pieces import Memory
 from tests.codegen.rowwise import (
+    ONS,
     VECTOR_ISAS,
+    On,
     call,
     check,
     integers,
@@ -37,7 +39,8 @@ from tests.codegen.rowwise import (
 X = pixels(0)
 
 # Shorter than a vector, whole vectors, tails, written out and in loops; several rows as one or not.
-CHANNELS = (1, 3, 7, 16, 24, 33, 49, 100, 193, 260)
+MORE = [pytest.param(count, marks=pytest.mark.slow) for count in (1, 7, 16, 33, 100, 193)]
+CHANNELS = (3, 24, 49, 260, *MORE)
 
 EXACT: dict[str, Expression] = {
     "activation": apply("relu", X),
@@ -45,6 +48,8 @@ EXACT: dict[str, Expression] = {
     "norm": apply("relu6", X * channels(1) + channels(2)),
     "scale": X * image(1) + pixels(2),
     "mask": apply("maximum", X * pixel(1), -2.0),
+    "difference": image(1) - X * channels(2),
+    "product": X * 3.0 - channels(1),
     "all kinds": apply("minimum", -(X - image(1)), channels(2) * pixel(3)) + apply("square", X),
     "reductions": X * apply("max", X) - apply("sum", pixels(1) * channels(2)) * pixel(3),
     "levels": apply("relu", X - apply("max", X - apply("sum", apply("relu", X)))),
@@ -67,23 +72,23 @@ def isa(request: pytest.FixtureRequest) -> Isa:
     return found
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("on", ONS, ids=str)
 @pytest.mark.parametrize("count", CHANNELS)
 @pytest.mark.parametrize("name", EXACT)
-def test_integers_to_the_bit(name: str, count: int, dtype: str, isa: Isa) -> None:
-    special = Rowwise(EXACT[name], count, dtype, isa)
+def test_integers_to_the_bit(name: str, count: int, on: On) -> None:
+    special = Rowwise(EXACT[name], count, on.dtype, on.isa)
     for at_end, (images, rows, apart) in enumerate(((3, 11, 0), (2, 3, 5))):
         step = step_of(special, images, rows, apart)
         operands = integers(special, images, rows)
-        right = DTYPES[dtype].rounded(special.naive(operands))
+        right = DTYPES[on.dtype].rounded(special.naive(operands))
         assert np.array_equal(run(step, operands, bool(at_end)), right)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("on", ONS, ids=str)
 @pytest.mark.parametrize("count", CHANNELS)
 @pytest.mark.parametrize("name", RANDOM)
-def test_random_numbers(name: str, count: int, dtype: str, isa: Isa) -> None:
-    special = Rowwise(RANDOM[name], count, dtype, isa)
+def test_random_numbers(name: str, count: int, on: On) -> None:
+    special = Rowwise(RANDOM[name], count, on.dtype, on.isa)
     for at_end, (images, rows, apart) in enumerate(((3, 2, 3), (2, 21, 0))):
         operands = normals(special, images, rows)
         if name == "response norm":
@@ -91,16 +96,16 @@ def test_random_numbers(name: str, count: int, dtype: str, isa: Isa) -> None:
         check(special, step_of(special, images, rows, apart), operands, bool(at_end))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("on", ONS, ids=str)
 @pytest.mark.parametrize("name", OPERATORS)
-def test_operators(name: str, dtype: str, isa: Isa) -> None:
+def test_operators(name: str, on: On) -> None:
     """Over many magnitudes; a divisor, and what a root is taken of, is not near 0."""
     arity = OPERATORS[name].arity
-    special = Rowwise(apply(name, *map(pixels, range(arity))), 50, dtype, isa)
+    special = Rowwise(apply(name, *map(pixels, range(arity))), 50, on.dtype, on.isa)
     rng = np.random.default_rng(0)
     size = 10.0 ** rng.uniform(-6, 1.5, (arity, 1, 200, 50))
     signs = 1 if name in ("sqrt", "rsqrt") else rng.choice([-1, 1], size.shape)
-    operands = list(DTYPES[dtype].rounded(size * signs))
+    operands = list(DTYPES[on.dtype].rounded(size * signs))
     check(special, step_of(special, 1, 200), operands, at_end=True)
 
 
@@ -134,6 +139,14 @@ def test_rows_apart_give_the_same_bits(isa: Isa) -> None:
     operands = normals(special, 1, 40)
     apart, dense = (run(step_of(special, 1, 40, space), operands) for space in (8, 0))
     assert same_bits(apart, dense)
+
+
+@pytest.mark.parametrize("pitches", [(24, 24, 24), (25, 24, 24), (24, 25, 24), (24, 24, 25)])
+def test_one_tensor_with_rows_apart(pitches: tuple[int, int, int], isa: Isa) -> None:
+    special = Rowwise(X + pixels(1), 24, "f32", isa)
+    operands = integers(special, 1, 20)
+    step = RowwiseStep(special, 1, 20, pitches[:2], pitches[2], 2)
+    assert np.array_equal(run(step, operands), operands[0] + operands[1])
 
 
 @pytest.mark.parametrize("count", [5, 16, 260])

@@ -11,10 +11,10 @@ from dnnsep.codegen.rowwise.special import PixelReduction
 from dnnsep.codegen.rowwise.step import PixelReductionStep
 from dnnsep.dtypes import DTYPES, Array
 from tests.codegen.pieces import JUNK, Memory
-from tests.codegen.rowwise import VECTOR_ISAS, call, rows_of, same_bits, spaced
+from tests.codegen.rowwise import ONS, VECTOR_ISAS, On, call, rows_of, same_bits, spaced
 
 X = pixels(0)
-CHANNELS = (1, 3, 16, 33, 64, 100, 200)
+CHANNELS = (1, 16, 33, 100)
 
 
 @pytest.fixture(params=VECTOR_ISAS, ids=lambda isa: isa.name)
@@ -47,23 +47,23 @@ def _integers(shape: tuple[int, ...]) -> Array:
     return np.random.default_rng(0).integers(-4, 5, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("on", ONS, ids=str)
 @pytest.mark.parametrize("count", CHANNELS)
 @pytest.mark.parametrize("name", ["sum", "mean", "max"])
-def test_integers_to_the_bit(name: str, count: int, dtype: str, isa: Isa) -> None:
+def test_integers_to_the_bit(name: str, count: int, on: On) -> None:
     """The mean of a power of two of pixels is a number of f32."""
-    special = PixelReduction(X * 2.0 - 1.0, name, count, dtype, isa)
+    special = PixelReduction(X * 2.0 - 1.0, name, count, on.dtype, on.isa)
     for at_end, (images, rows, apart) in enumerate(((1, 1, 0), (3, 16, 5), (2, 13, 0))):
         if name == "mean" and rows == 13:
             continue
         x = _integers((images, rows, count))
-        right = DTYPES[dtype].rounded(special.naive(x))
+        right = DTYPES[on.dtype].rounded(special.naive(x))
         assert np.array_equal(_run(_step(special, images, rows, apart), x, bool(at_end)), right)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("on", ONS, ids=str)
 @pytest.mark.parametrize("count", CHANNELS)
-def test_random_numbers(count: int, dtype: str, isa: Isa) -> None:
+def test_random_numbers(count: int, on: On) -> None:
     """The norm of each channel, and a pooled activation."""
     cases: list[tuple[Expression, str, Expression]] = [
         (apply("square", X), "sum", apply("sqrt", X)),
@@ -71,9 +71,9 @@ def test_random_numbers(count: int, dtype: str, isa: Isa) -> None:
         (apply("gelu", X), "max", X),
     ]
     for before, name, after in cases:
-        special = PixelReduction(before, name, count, dtype, isa, after)
+        special = PixelReduction(before, name, count, on.dtype, on.isa, after)
         for images, rows, apart in ((2, 49, 3), (1, 5, 0)):
-            x = DTYPES[dtype].rounded(
+            x = DTYPES[on.dtype].rounded(
                 np.random.default_rng(0).standard_normal((images, rows, count))
             )
             error = np.abs(_run(_step(special, images, rows, apart), x) - special.naive(x))
