@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from dnnsep.graph.algebra import constant, product, total, wide, with_shape
+from dnnsep.graph.algebra import constant, filled, product, total, wide, with_shape
 from dnnsep.graph.constants import is_constant
 from dnnsep.graph.rewrite import (
     arguments,
-    dtype_of,
     is_call,
     is_floating,
     same_geometry,
@@ -81,7 +80,7 @@ def scale_and_shift(affine: Affine, channels: int) -> tuple[fx.Node | None, fx.N
         return constant(node.graph, _aten.reciprocal.default, value), None
     sign = -alpha if node.target is _aten.sub.Tensor else alpha
     if reverse:  # the constant, plus x times a number
-        return (None if sign == 1 else _filled(affine, sign, channels)), value
+        return (None if sign == 1 else filled(affine.x, sign, channels)), value
     return None, value if sign == 1 else constant(node.graph, _aten.mul.Tensor, value, sign)
 
 
@@ -120,13 +119,8 @@ def _wide_dims(value: fx.Node, node: fx.Node) -> list[int]:
 def _vector(affine: Affine, value: Any, channels: int) -> fx.Node:
     """Returns a number, or a constant that varies along one dimension at most, as (channels,)."""
     if not isinstance(value, fx.Node):
-        return _filled(affine, value, channels)
+        return filled(affine.x, value, channels)
     value = wide(value)
     if value_of(value).numel() == channels:
         return with_shape(value, channels)
     return constant(affine.node.graph, _aten.expand.default, with_shape(value, 1), [channels])
-
-
-def _filled(affine: Affine, number: float, channels: int) -> fx.Node:
-    dtype = torch.promote_types(dtype_of(affine.x), torch.float32)
-    return constant(affine.node.graph, _aten.full.default, [channels], number, dtype=dtype)

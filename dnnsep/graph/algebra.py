@@ -76,6 +76,12 @@ def total(a: fx.Node | None, b: fx.Node | None) -> fx.Node | None:
     return constant(a.graph, _aten.add.Tensor, a, b)
 
 
+def filled(like: fx.Node, number: float, count: int) -> fx.Node:
+    """Returns a constant (count,) of one number, of the type to compute a node's weights with."""
+    dtype = torch.promote_types(dtype_of(like), torch.float32)
+    return constant(like.graph, _aten.full.default, [count], number, dtype=dtype)
+
+
 def with_shape(node: fx.Node, *shape: int) -> fx.Node:
     """Returns a constant in another shape."""
     if shape_of(node) == shape:
@@ -97,14 +103,17 @@ def weights_of(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     return wide(weight), wide(bias) if isinstance(bias, fx.Node) else None
 
 
-def with_weights(node: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
-    """Returns a new node, before a convolution or linear layer, that is one with other weights."""
+def with_weights(
+    node: fx.Node, weight: fx.Node, bias: fx.Node | None, before: fx.Node | None = None
+) -> fx.Node:
+    """Returns a new node that is a convolution or linear layer with other weights, placed before it
+    or before another node."""
     dtype = dtype_of(node)
     bias = None if bias is None else converted(bias, dtype)
     args = (node.args[0], converted(weight, dtype), bias)
     if is_call(node, convolution):
-        return insert(node, convolution, *args, *node.args[3:])
-    return insert(node, _aten.linear.default, *args)
+        return insert(before or node, convolution, *args, *node.args[3:])
+    return insert(before or node, _aten.linear.default, *args)
 
 
 def scaled_outputs(node: fx.Node, scale: fx.Node | None, shift: fx.Node | None) -> fx.Node:
