@@ -31,7 +31,8 @@ class Row:
 @dataclass(frozen=True)
 class _Place:
     """A vector of a row: its first channel, and which of its lanes are in the row and in no vector
-    before it. ``number`` is which vector it is, where the row is written out."""
+    before it; all up to the last of these may be read. ``number`` is which vector it is, where the
+    row is written out."""
 
     start: ir.Value
     lanes: range
@@ -92,7 +93,7 @@ class RowCode:
 
         def store(place: _Place, value: ir.Value) -> None:
             target = self.code.at(self.rows[row].target, place.start, element.type)
-            element.store(self.code, isa, value, target, self._reach(place))
+            element.store(self.code, isa, value, target, place.lanes.stop)
 
         def turn(places: list[_Place]) -> None:
             computed = [values(row, result, place) for place in places]
@@ -132,9 +133,8 @@ class RowCode:
             for root, of_root in zip(roots, sums, strict=True):
                 of_root[index] = self._added(root, of_root[index], row, place, values)
 
-        whole = 0 if self.written_out else len(self.places) // _AT_ONCE * _AT_ONCE
-        if self.places[-1].lanes != range(self.lanes) and whole == len(self.places):
-            whole -= _AT_ONCE
+        full = self.width // self.lanes
+        whole = 0 if self.written_out else full // _AT_ONCE * _AT_ONCE
         if whole:
             self._loop(roots, sums, add, whole)
         for number, place in enumerate(self.places[whole:]):
@@ -200,10 +200,6 @@ class RowCode:
                 start, lanes = self.width - self.lanes, range(self.lanes - left, self.lanes)
             places.append(_Place(I64(start), lanes, number))
         return places
-
-    def _reach(self, place: _Place) -> int:
-        """Returns how many lanes of a vector may be read and written."""
-        return place.lanes.stop
 
     def _values(self, one: Pass) -> _Values:
         """Returns what gives values in a pass."""
@@ -288,7 +284,7 @@ class RowCode:
             of_pixel = [channel // self.special.channels for channel in channels]
             return shuffled(code, pixels, of_pixel)
         place_of = code.at(operand, place.start, element.type)
-        return element.load(code, place_of, self.lanes, self._reach(place))
+        return element.load(code, place_of, self.lanes, place.lanes.stop)
 
     def _of_rows(self, number: int) -> ir.Value:
         """Returns the values of a term that is the same for all channels: a lane for each row."""
