@@ -23,8 +23,8 @@ from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.layerstep import LayerStep, chosen_step
 from dnnsep.codegen.pack import Packing
-from dnnsep.codegen.rowwise.special import Rowwise
-from dnnsep.codegen.rowwise.step import RowwiseStep
+from dnnsep.codegen.rowwise.special import PixelReduction, Rowwise
+from dnnsep.codegen.rowwise.step import PixelReductionStep, RowwiseStep
 from dnnsep.codegen.windows.pool import Pool, PoolStep
 from dnnsep.graph import layout
 from dnnsep.graph.constants import constants as constant_nodes
@@ -33,10 +33,10 @@ from dnnsep.graph.keys import constant_keys
 from dnnsep.graph.network import Action, Buffer, Call, Native, Network, Value
 from dnnsep.graph.pooling import pooling_of
 from dnnsep.graph.predict import by_torch, copied, is_view, predict, predicted, view_of
+from dnnsep.graph.reductions import pixel_rows, reduced, reduction_of
 from dnnsep.graph.rows import RowGroup, expression_of, row_groups
 from dnnsep.graph.slots import Slot, parts_of, slots
 from dnnsep.nn.layer import DTYPES, array
-from dnnsep.problem import Problem
 from dnnsep.weights import Weights
 
 aten = torch.ops.aten
@@ -142,7 +142,7 @@ class _Lowering:
             self._view(node)
         elif node.target is aten.cat.default:
             self._concatenation(node)
-        elif self._engine is not None or not (self._mean(node) or self._pool(node)):
+        elif self._engine is not None or not (self._reduction(node) or self._pool(node)):
             self._by_torch(node)
 
     # Layers.
@@ -315,26 +315,31 @@ class _Lowering:
         like = layout.dense(value.like.shape, dim, value.like.dtype)
         return self._copied(value, Value(Buffer("arena"), like))
 
-    def _mean(self, node: fx.Node) -> bool:
-        """Adds the mean over all pixels of images, if a node is that and there is a kernel."""
-        if node.target is not aten.mean.dim or node.kwargs or dtype_of(node) not in DTYPES:
+    def _reduction(self, node: fx.Node) -> bool:
+        """Adds a reduction of the pixels of images, if a node is one and there is a kernel."""
+        reduction = reduction_of(node)
+        if reduction is None or dtype_of(node) not in DTYPES or reduction.x in self._constants:
             return False
-        source, over = node.args[:2]
-        keeps = len(node.args) > 2 and bool(node.args[2])
-        shape = shape_of(source)
-        taken = sorted(dim % len(shape) for dim in over)  # type: ignore[union-attr]
-        left = [dim for dim in range(len(shape)) if dim not in taken]
-        if len(left) != 2 or left[0] != 0 or not keeps or source in self._constants:
+        x: Value = self._values[reduction.x]
+        if x.like.dtype != dtype_of(node):
             return False
-        x = self._as_rows(source, left[1])  # type: ignore[arg-type]
-        rows = layout.rows_of(x.like, left[1])
-        assert rows is not None
-        pixels = rows.pixels // shape[0]
-        problem = Problem.mean(shape[0], rows.channels, pixels, 1, DTYPES[dtype_of(node)])
-        extras = Extras(x_pitch=0 if rows.dense else rows.pitch)
-        step = chosen_step(problem, lambda by: by.pack(Weights()), self._settings.threads, extras)
-        y = Value(Buffer("arena"), layout.dense(shape_of(node), left[1], dtype_of(node)))
-        self._actions.append(Native("mean", step, {"x": x, "y": y}))
+        rows = pixel_rows(x.like, reduction.dims)
+        if rows is None:
+            return False
+        special = PixelReduction(
+            reduction.before,
+            reduction.name,
+            rows.channels,
+            DTYPES[dtype_of(node)],
+            this_isa(),
+            reduction.after,
+        )
+        threads = self._settings.threads
+        step = PixelReductionStep(
+            special, rows.images, rows.pixels, rows.pitch, rows.channels, threads
+        )
+        y = Value(Buffer("arena"), reduced(x.like, reduction.dims, shape_of(node)))
+        self._actions.append(Native("reduction", step, {"x0": x, "y": y}))
         self._values[node] = y
         return True
 

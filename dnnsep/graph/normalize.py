@@ -14,7 +14,15 @@ from torch._ops import OpOverload
 
 from dnnsep.graph.functional import drop_dropouts, rename_writes
 from dnnsep.graph.rewrite import Rules, is_random, joined, remove_dead, replace, rewrite
-from dnnsep.graph.rules import activations, convolutions, identities, pools, products, shapes
+from dnnsep.graph.rules import (
+    activations,
+    convolutions,
+    identities,
+    norms,
+    pools,
+    products,
+    shapes,
+)
 
 _ITEMS: Rules = {operator.getitem: (*pools.RULES_OF_ITEMS, *products.RULES_OF_ITEMS)}
 _RULES = joined(
@@ -25,6 +33,7 @@ _RULES = joined(
     activations.RULES,
     pools.RULES,
     products.RULES,
+    norms.RULES,
 )
 
 

@@ -34,3 +34,13 @@ def convolution(
 def activation(x: Tensor, name: str) -> Tensor:
     """Returns an activation, by its name in dnnsep.activations, of each element."""
     return TORCH_ACTIVATIONS[name].function(x)
+
+
+def channel_mean(x: Tensor) -> Tensor:
+    """Returns the mean of (N, C, 1, 1) over its channels, in the place of each of them."""
+    return x.mean(1, keepdim=True).expand_as(x)
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Returns the mean of the squares of (N, C, H, W) over the pixels: (N, C, 1, 1)."""
+    return x.square().mean((2, 3), keepdim=True)

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from dnnsep.graph import layout, ops
+from dnnsep.graph.reductions import pixel_rows, reduced, reduction_of
 
 aten = torch.ops.aten
 
@@ -72,6 +73,7 @@ _ROWS = frozenset({aten.linear.default, aten.layer_norm.default})
 ELEMENTWISE = frozenset(
     {
         ops.activation,
+        ops.channel_mean,
         aten.add.Tensor,
         aten.sub.Tensor,
         aten.mul.Tensor,
@@ -161,8 +163,11 @@ def _result(node: fx.Node) -> Any:
         return layout.images(value.shape, value.dtype)
     if node.target in _ROWS:
         return layout.dense(value.shape, -1, value.dtype)
-    if node.target is aten.mean.dim and value.dim() == 4:
-        return layout.images(value.shape, value.dtype)
+    reduction = reduction_of(node)
+    if reduction is not None and isinstance(predicted(reduction.x), Tensor):
+        like = predicted(reduction.x)
+        if pixel_rows(like, reduction.dims) is not None:
+            return reduced(like, reduction.dims, tuple(value.shape))
     if node.target in ELEMENTWISE or node.target is aten.cat.default:
         return _as_operands(node)
     return by_torch(node, predicted)

@@ -280,6 +280,7 @@ _OF_ROWS = (*_REDUCTIONS, aten.layer_norm.default, aten.softmax.int)
 
 _OPERATORS: dict[Any, Callable[[fx.Node, Term], Expression | None]] = {
     ops.activation: _activation,
+    ops.channel_mean: _unary("mean"),
     aten.add.Tensor: _binary("add"),
     aten.sub.Tensor: _binary("sub"),
     aten.mul.Tensor: _binary("mul"),
