@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from dnnsep.backends import get_backend
@@ -30,7 +31,7 @@ BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 def optimize(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: Tensor | tuple[Any, ...],
     *,
     backend: str = "auto",
@@ -41,7 +42,7 @@ def optimize(
 ) -> nn.Module:
     """Returns the model with a ``forward`` that runs it as a network of generated kernels.
 
-    ``model`` must be in eval mode and on a CPU. Its graph is captured by torch.export for
+    ``model`` must be in eval mode and on a CPU; a program of torch.export is taken, too. Its graph is captured by torch.export for
     ``example_inputs``, the model's arguments; normalisations are folded into weights, branches that
     are added up become one, and what the generator has kernels for is run by them, the rest by
     torch's operators. A model whose graph cannot be captured is taken part by part. In training,
@@ -66,6 +67,8 @@ def optimize(
     """
     get_backend(backend)
     tuner.wanted()
+    if isinstance(model, ExportedProgram):
+        model = _module_of(model)
     if model.training:
         raise ValueError("model: is in training mode, call eval() first")
     if dtype is not None and dtype not in BOUNDS:
@@ -84,6 +87,14 @@ def optimize(
     report.tuning_seconds = seconds_spent() - spent
     optimized.dnnsep_report = cast("Any", report)
     return optimized
+
+
+def _module_of(program: ExportedProgram) -> nn.Module:
+    """Returns an exported program as a module. It has no modes: it is what was exported."""
+    module = program.module()
+    for part in module.modules():
+        part.training = False
+    return module
 
 
 def _replaced(
