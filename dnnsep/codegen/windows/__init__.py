@@ -1,1 +1,0 @@
-"""Kernels that look at windows of images without weights: pooling."""
