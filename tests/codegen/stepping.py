@@ -1,0 +1,67 @@
+"""Runs steps of a program between forbidden pages, by teams of any size."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dnnsep.codegen import team
+from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.step import Step
+from dnnsep.dtypes import DTYPES, Array
+from tests.codegen.conftest import ISAS
+from tests.codegen.pieces import JUNK, Memory
+
+NAN = np.float32(np.nan)
+
+
+@dataclass(frozen=True)
+class On:
+    """Vectors and a dtype; prints itself as a test's id."""
+
+    isa: Isa
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.isa.name}-{self.dtype}"
+
+
+_VECTORS = tuple(isa for isa in ISAS if not isa.software_tiles)
+# Instructions for bf16 change nothing for f32.
+ONS = (
+    *(On(isa, "bf16") for isa in _VECTORS),
+    *(On(isa, "f32") for isa in dict.fromkeys((_VECTORS[0], _VECTORS[-1]))),
+)
+
+
+def call(step: Step, operands: dict[str, int], team_size: int = 2) -> None:
+    """Calls a step's kernel on addresses, by a team of so many threads; its scratch memory is
+    junk before."""
+    junk = np.full(-(-step.scratch_bytes // 64) * 16, JUNK)
+    scratch = Memory(junk.view(np.uint8), at_end=True)
+    task: Any = step.task(scratch.at(0))
+    for name, address in operands.items():
+        setattr(task, name, address)
+    team.parallel()(step.kernel.address, ctypes.addressof(task), team_size, 0)
+    assert scratch.untouched
+
+
+def spread(pixels: Array, pitch: int, between: np.float32, dtype: str, at_end: bool) -> Memory:
+    """Returns (..., C) as pixels so many elements apart, without anything after the last one."""
+    rows = pixels.reshape(-1, pixels.shape[-1])
+    whole = np.full((len(rows), pitch), between)
+    whole[:, : rows.shape[1]] = rows
+    used = whole.reshape(-1)[: (len(rows) - 1) * pitch + rows.shape[1]]
+    return Memory(DTYPES[dtype].stored(used), at_end)
+
+
+def gathered(memory: Memory, shape: tuple[int, ...], pitch: int, dtype: str) -> Array:
+    """Returns the pixels of what ``spread`` gave; what is between must still be junk."""
+    channels = shape[-1]
+    used = DTYPES[dtype].loaded(memory.array)
+    whole = np.concatenate([used, np.full(pitch - channels, JUNK)]).reshape(-1, pitch)
+    assert (whole[:, channels:] == JUNK).all()
+    return np.ascontiguousarray(whole[:, :channels]).reshape(shape)
