@@ -332,7 +332,8 @@ class _Lowering:
         pixels = rows.pixels // shape[0]
         problem = Problem.mean(shape[0], rows.channels, pixels, 1, DTYPES[dtype_of(node)])
         extras = Extras(x_pitch=0 if rows.dense else rows.pitch)
-        step = chosen_step(problem, lambda by: by.pack(Weights()), self._settings.threads, extras)
+        threads, tune = self._settings.threads, self._settings.tune
+        step = chosen_step(problem, lambda by: by.pack(Weights()), threads, extras, tune)
         y = Value(Buffer("arena"), layout.dense(shape_of(node), left[1], dtype_of(node)))
         self._actions.append(Native("mean", step, {"x": x, "y": y}))
         self._values[node] = y
