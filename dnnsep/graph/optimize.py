@@ -164,7 +164,8 @@ def _error(
         try:
             worst = max(worst, difference(run_on_copy(model, example), right))
         except Exception as error:
-            return worst, f"{type(error).__name__}: {error}".splitlines()[0]
+            cause = error.__cause__ or error
+            return worst, f"{type(cause).__name__}: {cause}".splitlines()[0]
     return worst, ""
 
 
