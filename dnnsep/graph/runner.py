@@ -188,7 +188,8 @@ def _kind(leaf: Any) -> Hashable:
     """Returns what of an input decides how a module is prepared for it."""
     if isinstance(leaf, Tensor):
         return (leaf.shape, leaf.stride(), leaf.dtype)
-    return leaf if isinstance(leaf, Hashable) else repr(leaf)
+    # 1, 1.0 and True are equal, but a model may tell them apart.
+    return (type(leaf), leaf if isinstance(leaf, Hashable) else repr(leaf))
 
 
 def _all_data(leaves: list[Any]) -> bool:
