@@ -40,10 +40,11 @@ def add_to_report(report: Report, prepared: Prepared, prefix: str, inputs: list[
             names = (prefix + layer_of_node(node),)
             entries[node] = Entry(names, "left", _flops(node), lowered.left[node])
     report.entries += [entries[node] for node in prepared.graph.nodes if node in entries]
+    of_layers = {step for _, steps in lowered.layers for step in steps}
     for action in network.actions:
         if isinstance(action, Call):
             report.calls[action.name] += 1
-        elif not isinstance(action.step, LayerStep):
+        elif action.step not in of_layers:
             report.kernels[action.name] += 1
     report.pieces += sum(isinstance(part, Program) for part in network.parts)
     seconds, total = network.time_of_calls(inputs)
