@@ -111,8 +111,8 @@ def _replaced(
         runners = {"": runner}
     error, failure = _error(model, inputs, expected)
     if failure or not error <= bound:
-        for name, one in runners.items():
-            options.faulty.update(one.faulty_layers(name, bound))
+        for one in runners.values():
+            options.faulty.update(one.faulty_layers(bound))
             one.forget()
         notes += [f"left to torch: {name}: {why}" for name, why in options.faulty.items()]
         error, failure = _error(model, inputs, expected)
@@ -122,8 +122,8 @@ def _replaced(
         notes.append(f"left as it is: {failure or f'outputs differed by {error:.1e}'}")
         error, runners = 0.0, {}
     report = Report([], notes, error, bound)
-    for name, one in runners.items():
-        one.add_to_report(report, name)
+    for one in runners.values():
+        one.add_to_report(report)
     return report
 
 
