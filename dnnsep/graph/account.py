@@ -20,7 +20,7 @@ from dnnsep.graph.prepare import Prepared, layer_of_node
 from dnnsep.graph.report import Entry, Report
 
 
-def add_to_report(report: Report, prepared: Prepared, prefix: str, inputs: list[Tensor]) -> None:
+def add_to_report(report: Report, prepared: Prepared, part: str, inputs: list[Tensor]) -> None:
     """Adds a prepared module to the report: its layers, kernels and calls, with the shares of the
     time that they take on inputs."""
     lowered, network = prepared.lowered, prepared.lowered.network
@@ -28,7 +28,7 @@ def add_to_report(report: Report, prepared: Prepared, prefix: str, inputs: list[
     threads = torch.get_num_threads()
     for group, steps in lowered.layers:
         kind = group.problem.kind if group.problem.kind in ("separable", "linear") else ""
-        names = tuple(prefix + layer_of_node(node) for node in group.anchors)
+        names = tuple(layer_of_node(node, part) for node in group.anchors)
         flops = sum(_flops(node) for node in group.anchors)
         entries[group.anchors[0]] = Entry(
             names, kind or "convolution", flops, problem=group.problem
@@ -37,13 +37,14 @@ def add_to_report(report: Report, prepared: Prepared, prefix: str, inputs: list[
             report.plans[tuner.step_chosen_by(step, threads)] += 1
     for node in prepared.graph.nodes:
         if is_layer(node) and node in lowered.left:
-            names = (prefix + layer_of_node(node),)
+            names = (layer_of_node(node, part),)
             entries[node] = Entry(names, "left", _flops(node), lowered.left[node])
     report.entries += [entries[node] for node in prepared.graph.nodes if node in entries]
+    of_layers = {step for _, steps in lowered.layers for step in steps}
     for action in network.actions:
         if isinstance(action, Call):
             report.calls[action.name] += 1
-        elif not isinstance(action.step, LayerStep):
+        elif action.step not in of_layers:
             report.kernels[action.name] += 1
     report.pieces += sum(isinstance(part, Program) for part in network.parts)
     seconds, total = network.time_of_calls(inputs)

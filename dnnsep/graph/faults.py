@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, fx
 
 from dnnsep.graph.difference import difference
+from dnnsep.graph.groups import LayerGroup
 from dnnsep.graph.lower import Group, Settings, lower
 from dnnsep.graph.prepare import Prepared, layer_of_node
 
 
-def faulty_layers(prepared: Prepared, inputs: Sequence[Tensor], bound: float) -> dict[str, str]:
+def faulty_layers(
+    prepared: Prepared, inputs: Sequence[Tensor], bound: float, part: str = ""
+) -> dict[str, str]:
     """Returns the layers whose kernels, each run alone on what it gets in the model, differ by more
     than a bound or fail: their names, and how they do."""
     traced = fx.GraphModule(prepared.captured.graph_module, prepared.graph)
@@ -32,8 +35,13 @@ def faulty_layers(prepared: Prepared, inputs: Sequence[Tensor], bound: float) ->
             if apart <= bound:
                 continue
             text = f"differs by {apart:.1e}"
-        found[layer_of_node(group.nodes[0])] = text
+        found[layer_of_node(_first(group), part)] = text
     return found
+
+
+def _first(group: Group) -> fx.Node:
+    """Returns the node whose layer has to be left to torch to leave a group to it."""
+    return group.anchors[0] if isinstance(group, LayerGroup) else group.nodes[0]
 
 
 class _Recorder(fx.Interpreter):

@@ -122,8 +122,8 @@ def _replaced(
         runners = {"": runner}
     error, failure = _error(model, inputs, expected)
     if failure or not error <= bound:
-        for name, one in runners.items():
-            options.faulty.update(one.faulty_layers(name, bound))
+        for one in runners.values():
+            options.faulty.update(one.faulty_layers(bound))
             one.forget()
         notes += [f"left to torch: {name}: {why}" for name, why in options.faulty.items()]
         error, failure = _error(model, inputs, expected)
@@ -133,8 +133,8 @@ def _replaced(
         notes.append(f"left as it is: {failure or f'outputs differed by {error:.1e}'}")
         error, runners = 0.0, {}
     report = Report([], notes, error, bound)
-    for name, one in runners.items():
-        one.add_to_report(report, name)
+    for one in runners.values():
+        one.add_to_report(report)
     return report
 
 
@@ -175,7 +175,8 @@ def _error(
         try:
             worst = max(worst, difference(run_on_copy(model, example), right))
         except Exception as error:
-            return worst, f"{type(error).__name__}: {error}".splitlines()[0]
+            cause = error.__cause__ or error
+            return worst, f"{type(cause).__name__}: {cause}".splitlines()[0]
     return worst, ""
 
 

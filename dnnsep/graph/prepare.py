@@ -26,22 +26,22 @@ Filter = Callable[[str], bool]
 class Options:
     """What ``optimize`` was asked for, and which layers it found to differ, with the reasons.
 
-    ``prefix`` comes before the names of a part's layers.
+    ``part`` is the name of the part of the model that they are for, empty for all of it.
     """
 
     backend: str = "auto"
     filter: Filter | None = None
     tune: bool = True
     faulty: dict[str, str] = field(default_factory=dict)
-    prefix: str = ""
+    part: str = ""
 
     def inside(self, part: str) -> Options:
         """Returns the same for a part of the model; what is found faulty is shared."""
-        return replace(self, prefix=f"{part}.")
+        return replace(self, part=part)
 
     def why_not(self, node: fx.Node) -> str:
         """Returns why a node has to stay with torch; empty if it has not."""
-        name = self.prefix + layer_of_node(node)
+        name = layer_of_node(node, self.part)
         if name in self.faulty:
             return self.faulty[name]
         return "filtered out" if self.filter is not None and not self.filter(name) else ""
@@ -97,6 +97,8 @@ def prepared_of(
     return Prepared(captured, traced.graph, lower(traced.graph, inputs, constants, settings))
 
 
-def layer_of_node(node: fx.Node) -> str:
-    """Returns the name of the module that a node comes from; its own where it comes from none."""
-    return str(node.meta.get("layer") or node.name)
+def layer_of_node(node: fx.Node, part: str = "") -> str:
+    """Returns the name of the module that a node in the graph of a model's part comes from, the
+    node's own where it comes from none. Without ``part`` the graph is the whole model's."""
+    layer = str(node.meta.get("layer") or "")
+    return ".".join(filter(None, (part, layer))) or node.name

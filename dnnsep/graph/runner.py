@@ -105,19 +105,19 @@ class Runner:
         self._example = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         return made
 
-    def faulty_layers(self, prefix: str, bound: float) -> dict[str, str]:
+    def faulty_layers(self, bound: float) -> dict[str, str]:
         """Returns the layers whose kernels differ from torch's operators on what the module was
         prepared for last, and how, by their names in the model."""
         return {
-            _joined(prefix, name): why
+            name: why
             for made in self.prepared[-1:]
-            for name, why in faulty_layers(made, self._example, bound).items()
+            for name, why in faulty_layers(made, self._example, bound, self.options.part).items()
         }
 
-    def add_to_report(self, report: Report, prefix: str) -> None:
+    def add_to_report(self, report: Report) -> None:
         """Adds what the module was prepared as last to a report."""
         for made in self.prepared[-1:]:
-            add_to_report(report, made, _joined(prefix, ""), self._example)
+            add_to_report(report, made, self.options.part, self._example)
 
     @contextmanager
     def _as_it_was(self) -> Iterator[None]:
@@ -180,15 +180,12 @@ class Runner:
         return [made for made in self._prepared.values() if made is not None]
 
 
-def _joined(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
 def _kind(leaf: Any) -> Hashable:
     """Returns what of an input decides how a module is prepared for it."""
     if isinstance(leaf, Tensor):
         return (leaf.shape, leaf.stride(), leaf.dtype)
-    return leaf if isinstance(leaf, Hashable) else repr(leaf)
+    # 1, 1.0 and True are equal, but a model may tell them apart.
+    return (type(leaf), leaf if isinstance(leaf, Hashable) else repr(leaf))
 
 
 def _all_data(leaves: list[Any]) -> bool:

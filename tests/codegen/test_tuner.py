@@ -11,19 +11,18 @@ from time import sleep
 import numpy as np
 import pytest
 import torch
-from dnnsep.codegen.sources import Sources
 
 from dnnsep import SeparableConv2d, get_backend
 from dnnsep.backends.fused_executor import FusedExecutor
 from dnnsep.backends.tensors import to_channels_last
-from dnnsep.codegen import kernel, program, tuner
-from dnnsep.codegen.extras import Extras
+from dnnsep.codegen import kernel, layerstep, tuner
+from dnnsep.codegen.extras import PLAIN, Extras
 from dnnsep.codegen.kernel import Specialization
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.lang.jit import Function
+from dnnsep.codegen.layerstep import chosen_step
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan
-from dnnsep.codegen.program import FROM_INPUT, GIVEN, INPUT, chosen_step
 from dnnsep.codegen.tuner import Question
 from dnnsep.codegen.weigh import all_plans, close_plans, this_caches
 from dnnsep.host import cachefiles
@@ -78,7 +77,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Specialization]:
         found.append(special)
         return kernel.compiled(special)
 
-    monkeypatch.setattr(program, "compiled", noted)
+    monkeypatch.setattr(layerstep, "compiled", noted)
     return found
 
 
@@ -90,8 +89,8 @@ def _packed(packing: Packing) -> np.ndarray:
     return packing.pack(random_data(PROBLEM)[0])
 
 
-def _chosen(threads: int = 2, sources: Sources[int] = FROM_INPUT, tune: bool = True) -> Plan:
-    return chosen_step(PROBLEM, _packed, threads, sources, tune).plan
+def _chosen(threads: int = 2, extras: Extras = PLAIN, tune: bool = True) -> Plan:
+    return chosen_step(PROBLEM, _packed, threads, extras, tune).plan
 
 
 def _forget() -> None:
@@ -228,11 +227,11 @@ def test_a_problem_is_measured_with_its_own_extras(
 ) -> None:
     """No kernel is compiled that is not used otherwise."""
     taking({1: 0.5})
-    with_residual = Sources(INPUT, GIVEN)
-    plan = _chosen(sources=with_residual)
-    assert {special.extras for special in compiled} == {Extras(residual=True)}
+    with_residual = Extras(residual=True)
+    plan = _chosen(extras=with_residual)
+    assert {special.extras for special in compiled} == {with_residual}
     _forget()
-    assert _question(extras=Extras(residual=True)).kept == plan
+    assert _question(extras=with_residual).kept == plan
     assert _question().kept is None
 
 
@@ -286,11 +285,29 @@ def test_a_scaled_input_is_measured(taking: Callable[..., Times]) -> None:
     times = taking({1: 0.5})
     problem = Problem.parse("g1ic40oc48ih14kh1")
     weights = random_data(problem)[0]
-    sources = Sources(INPUT, GIVEN, INPUT)
-    step = chosen_step(problem, lambda by: by.pack(weights), 2, sources)
+    extras = Extras(residual=True, scale=True)
+    step = chosen_step(problem, lambda by: by.pack(weights), 2, extras)
     assert times.asked == 1
-    assert step.sources == sources
-    assert step.extras == Extras(residual=True, scale=True)
+    assert step.extras == extras
+
+
+def test_slices_are_measured_as_tensors_of_their_own(
+    taking: Callable[..., Times], compiled: list[Specialization]
+) -> None:
+    """And share what was measured, however wide the tensors are that they are slices of."""
+    times = taking({1: 0.5})
+    plan = _chosen(extras=Extras(residual=True, residual_pitch=96))
+    assert {special.extras for special in compiled} == {Extras(residual=True)}
+    for extras in (
+        Extras(residual=True),
+        Extras(residual=True, x_pitch=40, y_pitch=200),
+        Extras(residual=True, y_pitch=128),
+    ):
+        step = chosen_step(PROBLEM, _packed, 2, extras)
+        assert step.plan == plan
+        assert step.extras == extras
+        assert tuner.step_chosen_by(step, 2) == "measured"
+    assert times.asked == 1
 
 
 def test_nothing_is_measured_while_torch_traces(taking: Callable[..., Times]) -> None:
