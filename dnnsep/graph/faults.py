@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dnnsep.graph.build import Settings
 from dnnsep.graph.difference import difference
 from dnnsep.graph.groups import LayerGroup
-from dnnsep.graph.lower import Group, Settings, lower
+from dnnsep.graph.lower import Group, lower
 from dnnsep.graph.prepare import Prepared, layer_of_node
 
 

@@ -42,10 +42,11 @@ def optimize(
 ) -> nn.Module:
     """Returns the model with a ``forward`` that runs it as a network of generated kernels.
 
-    ``model`` must be in eval mode and on a CPU; a program of torch.export is taken, too. Its graph is captured by torch.export for
-    ``example_inputs``, the model's arguments; normalisations are folded into weights, branches that
-    are added up become one, and what the generator has kernels for is run by them, the rest by
-    torch's operators. A model whose graph cannot be captured is taken part by part. In training,
+    ``model`` must be in eval mode and on a CPU; a program of torch.export is taken, too. Its graph
+    is captured by torch.export for ``example_inputs``, the model's arguments; normalisations are
+    folded into weights, branches that are added up become one, and what the generator has kernels
+    for is run by them, the rest by torch's operators. A model whose graph cannot be captured is
+    taken part by part. In training,
     with gradients, and while torch traces or compiles, the result is the model as it was: its
     class, its parameters and its state are the same, and later changes of them are seen.
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dnnsep.graph.build import Packings, Settings
 from dnnsep.graph.capture import Captured, capture
 from dnnsep.graph.constants import evaluate_constants
 from dnnsep.graph.fold import fold
-from dnnsep.graph.lower import Lowered, Packings, Settings, lower
+from dnnsep.graph.lower import Lowered, lower
 from dnnsep.graph.merge import merge
 from dnnsep.graph.normalize import normalize
 
