@@ -21,7 +21,7 @@ _NARROW = (torch.bfloat16, torch.float16)
 
 def first_input(graph: fx.Graph) -> fx.Node | None:
     """Returns the first input of a graph; None if it has none."""
-    return next((node for node in graph.nodes if node.op == "placeholder"), None)
+    return next(iter(graph.find_nodes(op="placeholder")), None)
 
 
 def hoist_constants(graph: fx.Graph) -> bool:

@@ -107,14 +107,21 @@ def capture(
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    """Returns what torch.export makes of a copy of a model, whose code may keep things in it."""
-    try:
-        with warnings.catch_warnings(), _silent(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            own = copy.deepcopy(model, _tensors_of(model))
-            return torch.export.export(own, args, kwargs, strict=False)
-    except Exception as error:  # the model's own code may raise anything
-        raise CaptureError(f"{type(error).__name__}: {_first_line(error)}") from None
+    """Returns what torch.export makes of a copy of a model, whose code may keep things in it.
+
+    torch.export refuses to do so while it looks: then the copy has been called before.
+    """
+    with warnings.catch_warnings(), _silent(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        for called in (False, True):
+            try:
+                own = copy.deepcopy(model, _tensors_of(model))
+                if called:
+                    own(*args, **kwargs)
+                return torch.export.export(own, args, kwargs, strict=False)
+            except Exception as error:  # the model's own code may raise anything
+                reason = f"{type(error).__name__}: {_first_line(error)}"
+    raise CaptureError(reason)
 
 
 def _functionalized(program: ExportedProgram) -> ExportedProgram:

@@ -187,7 +187,9 @@ def _rebuild(found: _Sum, groups: list[list[_Term]]) -> None:
     root, scales = found.root, _Scales(found.root)
     shift: fx.Node | None = None
     for affine, path in found.shifts:
-        shift = total(shift, product(scales.shift(affine), scales.of(path)))
+        own = scales.shift(affine)
+        if own is not None:
+            shift = total(shift, product(own, scales.of(path)))
     taken = {term.node for group in groups for term in group}
     values = []
     for group in groups:
