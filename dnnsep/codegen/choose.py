@@ -70,6 +70,7 @@ def _choices(plan: Plan) -> dict[str, Any]:
     """Returns what tells a problem's plans apart."""
     return {
         "tile": plan.tile,
+        "pieces": plan.pieces,
         "channel_parts": plan.channel_parts,
         "overlap": plan.overlap,
     }

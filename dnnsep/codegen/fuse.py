@@ -6,6 +6,7 @@ import ctypes
 
 from llvmlite import ir
 
+from dnnsep.codegen.convolution import ConvolutionPart
 from dnnsep.codegen.extent import Extent
 from dnnsep.codegen.extras import PLAIN, Extras
 from dnnsep.codegen.lang.emit import BYTE, I32, I64, POINTER, Code
@@ -35,7 +36,8 @@ def emit_kernel(layer: Layer, extent: Extent, plan: Plan, extras: Extras = PLAIN
         tiled = TiledPart(module, layer, extent, plan, extras)
         part = tiled.emit()
     else:
-        part = Part(module, layer, extent, plan, extras).emit()
+        kind = ConvolutionPart if layer.skips_taps else Part
+        part = kind(module, layer, extent, plan, extras).emit()
     code = Code(module, "run", [POINTER])
     (task,), b = code.arguments, code.builder
     x, y, packed, scratch, number, count, residual, scale = (

@@ -13,7 +13,8 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from dnnsep.codegen.dots import Dot, dots_for
+from dnnsep.codegen.dots import Dot, VectorDot, dots_for
+from dnnsep.codegen.dots.base import STEPS_AT_ONCE
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import Code
 from dnnsep.codegen.lang.isa import Isa
@@ -103,6 +104,16 @@ class Layer:
             return self
         gather = Gather(self.product.channels, self.window, self.dtype, scaled)
         return replace(self, stages=(gather, *self.stages))
+
+    @property
+    def skips_taps(self) -> bool:
+        """Whether products leave out taps of an ordinary convolution's kernel where they are
+        outside the image: on vectors, where there may be any, and each is whole rounds."""
+        source, dot = self.source, self.dot
+        if not (isinstance(source, Gather) and self.product and isinstance(dot, VectorDot)):
+            return False
+        padded = source.window.taps > 1 and max(source.window.padding) > 0
+        return padded and source.channels % (STEPS_AT_ONCE * dot.k) == 0
 
     @property
     def depth(self) -> int:

@@ -18,7 +18,7 @@ from dnnsep.codegen.places import Places
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.prefetch import Ahead, prefetch_for
 from dnnsep.codegen.stages.base import Image, Taps
-from dnnsep.codegen.stages.matmul import Product
+from dnnsep.codegen.stages.matmul import Met, Product
 
 # f(part, x, y, packed, scratch, residual, scale, pieces of a tile): what one part is done by.
 PART = [I64, *[POINTER] * 6, I64]
@@ -50,7 +50,7 @@ class Part:
         self.prefetch = prefetch_for(layer, extent, plan, panels, self.pitches.x)
         self.ahead = Ahead(plan.ahead) if plan.ahead else None
         self.sources = self._source_functions()
-        self.products: dict[tuple[int, int], ir.Function] = {}
+        self.products: dict[tuple[int, int, Met | None], ir.Function] = {}
         self.code = Code(module, "part", self.signature).internal()
         self.part, *pointers, self.pieces = self.code.arguments[: len(PART)]
         self.x, self.y, self.packed, self.scratch, self.residual, self.scale = pointers
@@ -140,7 +140,7 @@ class Part:
         source = places.input(x, row, above, place)
         weights = places.of_image(scale, row) if self.extras.scale else packed
         arguments = [source, weights, slot, *places.kernel_rows(above), *more]
-        _choose(places.code, place, functions, arguments)
+        choose(places.code, place, functions, arguments)
 
     def _multiply(
         self,
@@ -166,11 +166,9 @@ class Part:
                     added = self.places.added(self.residual, piece, channel)
                 in_next_tile = b.add(piece, b.sub(last, first))
                 fetched = self._fetched(in_next_tile, b.sub(panel, panels[0]))
-                value, sizes = self.places.sizes(piece)
-                choices = [(end, self._product(pixels, columns)) for end, pixels in sizes]
                 ahead = self._ahead(weights, b.sub(piece, first))
                 arguments = [rows_of(piece), weights, bias, target, added]
-                _choose(code, value, choices, [*arguments, *self._beside(fetched, ahead)])
+                self._call_product(piece, columns, [*arguments, *self._beside(fetched, ahead)])
 
             code.for_each(first, last, one)
 
@@ -182,6 +180,12 @@ class Part:
         if packing.tail_channels:
             there = b.icmp_signed(">", end, whole)
             code.when(there, lambda: times(whole, packing.tail_channels))
+
+    def _call_product(self, piece: ir.Value, columns: int, arguments: list[ir.Value]) -> None:
+        """Emits the product of a piece by so many columns."""
+        value, sizes = self.places.sizes(piece)
+        choices = [(end, self._product(pixels, columns)) for end, pixels in sizes]
+        choose(self.code, value, choices, arguments)
 
     def _beside(self, fetched: ir.Value, ahead: ir.Value) -> list[ir.Value]:
         """Returns the last arguments of a product's function."""
@@ -235,13 +239,13 @@ class Part:
             by_groups=self.plan.overlap,
         )
 
-    def _product(self, pixels: int, columns: int) -> ir.Function:
-        key = (pixels, columns)
+    def _product(self, pixels: int, columns: int, met: Met | None = None) -> ir.Function:
+        key = (pixels, columns, met)
         if key not in self.products:
-            self.products[key] = self._emit_product(pixels, columns)
+            self.products[key] = self._emit_product(*key)
         return self.products[key]
 
-    def _emit_product(self, pixels: int, columns: int) -> ir.Function:
+    def _emit_product(self, pixels: int, columns: int, met: Met | None) -> ir.Function:
         layer, stage = self.layer, self.layer.product
         assert stage is not None
         assert isinstance(layer.dot, VectorDot)
@@ -257,7 +261,8 @@ class Part:
             ahead=self.ahead,
             residual=self.added,
             streaming=self.plan.streaming,
-        ).emit(self.module)
+            met=met,
+        ).emit(self.module, f"matmul_{len(self.products)}_{pixels}x{columns}")
 
     def _rows(self) -> dict[str, Any]:
         """Returns the stride and the depth of what is multiplied: a tile, or the input."""
@@ -268,7 +273,7 @@ class Part:
         return {"stride": self.layer.tile_stride, "depth": self.layer.depth}
 
 
-def _choose(
+def choose(
     code: Code,
     value: ir.Value,
     choices: list[tuple[int, ir.Function]],
@@ -284,4 +289,4 @@ def _choose(
         with yes:
             b.call(function, arguments)
         with no:
-            _choose(code, value, others, arguments)
+            choose(code, value, others, arguments)

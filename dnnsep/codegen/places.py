@@ -84,6 +84,22 @@ class Places:
         first = b.sdiv(b.add(hidden, I64(step - 1)), I64(step))
         return first, code.least(I64(self.window.kernel[0]), last)
 
+    def met_rows(self, piece: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Returns the first row of the kernel that meets the image in any pixel of a piece, and the
+        one after the last; they are none where the first is not before it."""
+        b, row = self.code.builder, self.row_and_place(piece)[0]
+        first, last = self.kernel_rows(self.above(row))
+        if not self.plan.short_rows:
+            return first, last
+        # The further down a row is, the lower are the first and the last that it meets.
+        pixel = b.sub(self.first_pixel(b.add(piece, I64(1))), I64(1))
+        lowest = b.sdiv(pixel, I64(self.out_width))
+        first, _ = self.kernel_rows(self.above(lowest))
+        height = I64(self.out_height)
+        one_image = b.icmp_signed("==", b.sdiv(row, height), b.sdiv(lowest, height))
+        whole = I64(self.window.kernel[0])
+        return b.select(one_image, first, I64(0)), b.select(one_image, last, whole)
+
     def input(self, x: ir.Value, row: ir.Value, line: ir.Value, place: ir.Value) -> ir.Value:
         """Returns the address of an input row of ``row``'s image, at a piece's first pixel and
         tap."""

@@ -16,7 +16,7 @@ from dnnsep.codegen.dots import Dot
 from dnnsep.codegen.extent import output_rows
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.layer import Layer
-from dnnsep.codegen.stages.base import Row
+from dnnsep.codegen.stages.base import Row, Window
 from dnnsep.problem import Problem
 
 # Rows up to so long are short however few pixels the registers hold: cut up, each would leave a
@@ -67,6 +67,14 @@ class Plan:
     def short_rows(self) -> bool:
         return len(self.rows) == 1
 
+    def whole_rows(self, out_pixels: int) -> int:
+        """Returns how many whole short rows of so many output pixels in all each piece is; 0 where
+        pieces do not end where rows do."""
+        if not self.short_rows or self.pieces * self.pixels != out_pixels:
+            return 0
+        rows, rest = divmod(self.pixels, self.rows[0].width)
+        return 0 if rest else rows
+
 
 def cut(
     problem: Problem, layer: Layer, vectors: int, threads: int
@@ -85,6 +93,19 @@ def cut(
     return rows, pieces, rows[0].width, min(threads, pieces)
 
 
+def by_rows(problem: Problem, plan: Plan, most: int) -> Plan:
+    """Returns a plan of short rows with pieces of as many whole ones as fit so many pixels; the
+    plan itself where not even one does."""
+    count, width = output_rows(problem)
+    rows = max((n for n in range(1, most // width + 1) if count % n == 0), default=0)
+    if not rows:
+        return plan
+    pieces = count // rows
+    return replace(
+        plan, pieces=pieces, pixels=rows * width, pixel_parts=min(plan.pixel_parts, pieces)
+    )
+
+
 def _widths(width: int, most: int, dot: Dot) -> list[int]:
     """Returns the widths of the pieces of a row, of up to so many pixels each, wider ones first.
 
@@ -97,6 +118,15 @@ def _widths(width: int, most: int, dot: Dot) -> list[int]:
     count = -(-width // most)
     base, wider = divmod(width, count)
     return [base + (i < wider) for i in range(count)]
+
+
+def met_columns(
+    window: Window, plan: Plan, width: int, out_pixels: int
+) -> list[tuple[range, ...]] | None:
+    """Returns, for the pieces of a row one after the other, the kernel's columns that meet an image
+    so wide at each pixel; None where pieces are not alike from row to row."""
+    rows = plan.whole_rows(out_pixels) if plan.short_rows else 1
+    return [window.over(row, width).columns * rows for row in plan.rows] if rows else None
 
 
 def without_product(problem: Problem, layer: Layer, threads: int) -> Plan:

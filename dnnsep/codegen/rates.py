@@ -221,7 +221,7 @@ def _looped(dot: Dot, isa: Isa, depth: int, pixels: int, columns: int) -> ir.Mod
             ahead=None,
             residual=None,
             streaming=False,
-        ).emit(module)
+        ).emit(module, "matmul")
         arguments = [rows, weights, bias, y, y, rows, weights]
         code.for_each(I64(0), times, lambda _: code.builder.call(product, arguments))
         code.end()

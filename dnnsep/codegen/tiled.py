@@ -14,6 +14,7 @@ from dnnsep.codegen.layer import Layer
 from dnnsep.codegen.part import PART, Part
 from dnnsep.codegen.places import Places
 from dnnsep.codegen.plan import Plan
+from dnnsep.codegen.stages.matmul import Met
 from dnnsep.codegen.stages.tileproduct import (
     CHORE,
     SHADOW_BYTES,
@@ -163,7 +164,7 @@ class TiledPart(Part):
         self._run(places, self.sources, given, b.add(begin, run), slot, group)
         return code.end()
 
-    def _emit_product(self, pixels: int, columns: int) -> ir.Function:
+    def _emit_product(self, pixels: int, columns: int, met: Met | None) -> ir.Function:
         return self.product.emit(self.module, pixels, columns, self.beside)
 
     def _beside(self, fetched: ir.Value, ahead: ir.Value) -> list[ir.Value]:

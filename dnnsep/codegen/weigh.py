@@ -10,16 +10,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 
 from dnnsep.codegen.dots.base import STEPS_AT_ONCE
 from dnnsep.codegen.extent import output_rows
 from dnnsep.codegen.lang.isa import Isa, this_isa
 from dnnsep.codegen.layer import Layer, layer_of
 from dnnsep.codegen.pack import Packing
-from dnnsep.codegen.plan import Plan, cut, tile_bytes, tile_rows, without_product
+from dnnsep.codegen.plan import (
+    Plan,
+    by_rows,
+    cut,
+    first_pixel,
+    met_columns,
+    tile_bytes,
+    tile_rows,
+    without_product,
+)
 from dnnsep.codegen.prefetch import Ahead
 from dnnsep.codegen.rates import rates
+from dnnsep.codegen.stages.base import Window
 from dnnsep.dtypes import DTYPES
 from dnnsep.host.caches import sizes_of_caches
 from dnnsep.problem import Problem
@@ -112,10 +122,14 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     widths = _shared(min(my_panels * plan.vectors, product.panels(isa, 1)), plan.vectors)
 
     first_stage = layer.source.cycles(isa, dot) if layer.source is not None else 0.0
-    pointwise = layer.slowness * sum(
-        runs[run] * widths[width] * dot.cycles(isa, run, width, layer.depth)
-        for run in runs
-        for width in widths
+    pointwise = (
+        layer.slowness
+        * _met_share(problem, plan)
+        * sum(
+            runs[run] * widths[width] * dot.cycles(isa, run, width, layer.depth)
+            for run in runs
+            for width in widths
+        )
     )
     depthwise = computed * first_stage
     if plan.overlap:
@@ -146,6 +160,45 @@ def layer_for(problem: Problem, plan: Plan) -> Layer:
     """Returns the layer that a plan's kernel runs, with its input gathered where the plan says."""
     layer = layer_of(problem, plan.isa)
     return layer.gathered() if plan.gathers else layer
+
+
+@lru_cache(1024)
+def _met_share(problem: Problem, plan: Plan) -> float:
+    """Returns the share of an ordinary convolution's products that a plan's kernel computes: not
+    those with taps outside the image."""
+    layer = layer_for(problem, plan)
+    if not layer.skips_taps:
+        return 1.0
+    window, high = layer.window, problem.out_height
+    rows, width = window.kernel
+    of_row = [_met_rows(window, row, problem.height) for row in range(high)]
+    columns = met_columns(window, plan, problem.width, problem.out_pixels)
+    met = taken = 0
+    for piece in range(plan.pieces):
+        if plan.short_rows:
+            start, stop = (first_pixel(problem, plan, piece + n) for n in range(2))
+            (image, upper), (last, lower) = (
+                divmod(pixel // problem.out_width, high) for pixel in (start, stop - 1)
+            )
+        else:
+            image = last = 0
+            upper = lower = piece // len(plan.rows) % high
+            row = plan.rows[piece % len(plan.rows)]
+            start, stop = row.start, row.start + row.width
+        whole = range(rows) if image != last else range(of_row[lower].start, of_row[upper].stop)
+        taps = (stop - start) * width
+        if columns is not None:
+            taps = sum(map(len, columns[piece % len(columns)]))
+        met += len(whole) * taps
+        taken += rows * width * (stop - start)
+    return met / taken
+
+
+def _met_rows(window: Window, row: int, height: int) -> range:
+    """Returns the rows of a kernel that meet an image so high at a row of the output."""
+    above, step = row * window.stride[0] - window.padding[0], window.dilation[0]
+    first = max(0, -(above // step))
+    return range(first, max(first, min(window.kernel[0], (height - 1 - above) // step + 1)))
 
 
 def _runs(problem: Problem, plan: Plan, my_pieces: int) -> dict[int, float]:
@@ -212,15 +265,19 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
             prefetch=in_bytes > caches.l2 and not dot.in_tiles,
             gathers=layer.source is None and not (layer.reads_input and fits),
         )
-        for tile in _tile_sizes(-(-pieces // pixel_parts)):
-            # Weights as large as a core's first cache were pushed out of it by other layers.
-            fetched = weight_bytes > caches.l1 and not dot.in_tiles
-            ahead = Ahead.of(panel_bytes, tile, rounds).lines if fetched else 0
-            for overlap in (True, False) if dot.in_tiles else (False,):
-                sized = replace(plan, tile=tile, ahead=ahead, overlap=overlap)
-                size = tile_bytes(problem, layer_for(problem, sized), sized)
-                if tile == 1 or (1 + overlap) * size <= caches.l2:
-                    yield sized
+        plans = [plan]
+        if layer.skips_taps and plan.short_rows:
+            plans.append(by_rows(problem, plan, dot.pixels(isa, vectors)))
+        for plan in dict.fromkeys(plans):
+            for tile in _tile_sizes(-(-plan.pieces // plan.pixel_parts)):
+                # Weights as large as a core's first cache were pushed out of it by other layers.
+                fetched = weight_bytes > caches.l1 and not dot.in_tiles
+                ahead = Ahead.of(panel_bytes, tile, rounds).lines if fetched else 0
+                for overlap in (True, False) if dot.in_tiles else (False,):
+                    sized = replace(plan, tile=tile, ahead=ahead, overlap=overlap)
+                    size = tile_bytes(problem, layer_for(problem, sized), sized)
+                    if tile == 1 or (1 + overlap) * size <= caches.l2:
+                        yield sized
 
 
 def _tile_sizes(most: int) -> Iterator[int]:

@@ -241,6 +241,8 @@ def _draw(rng: np.random.Generator) -> Problem:
     names = tuple(ACTIVATIONS) if rng.random() < 0.3 else ("none", "relu", "relu6")
     activations = tuple(str(rng.choice(names)) for _ in range(2 if kind == "separable" else 1))
     channels = one_or(40 if kind == "convolution" else 140)
+    if kind == "convolution" and rng.random() < 0.5:  # whole rounds: taps can be left out
+        channels = -(-channels // 8) * 8
     dtype = "f32" if rng.random() < 0.6 else "bf16"
     out_channels = channels if kind == "depthwise" else one_or(140)
     if kind != "depthwise" and rng.random() < 0.3:  # whole vectors: such outputs are streamed

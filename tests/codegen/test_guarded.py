@@ -65,6 +65,7 @@ def _traits(case: Case) -> dict[str, bool]:
     problem, plan = case.problem, case.plan
     top, bottom, left, right = problem.padding
     reach = [d * (k - 1) + 1 for d, k in zip(problem.dilation, problem.kernel, strict=True)]
+    skips = layer_of(problem, plan.isa).skips_taps
     reads = layer_of(problem, plan.isa).reads_input and not case.extras.scale
     return {
         **{kind: problem.kind == kind for kind in KINDS},
@@ -81,6 +82,11 @@ def _traits(case: Case) -> dict[str, bool]:
         "input copied that could be read": reads and plan.gathers,
         "cropped": min(bottom, right) < 0,
         "padding beyond the kernel": max(top, bottom) >= reach[0] or max(left, right) >= reach[1],
+        "taps skipped in cut rows": skips and not plan.short_rows,
+        "taps skipped in whole rows": skips and plan.whole_rows(problem.out_pixels) > 0,
+        "taps skipped in other pieces": skips
+        and plan.short_rows
+        and not plan.whole_rows(problem.out_pixels),
         "trimmed": layer_of(problem, plan.isa).kept is not None,
         "wide kernel": problem.kernel[1] > 8,
         "strided": problem.stride != (1, 1),
@@ -103,7 +109,7 @@ def _traits(case: Case) -> dict[str, bool]:
 def test_every_kind_of_case_is_drawn(isa: Isa) -> None:
     rng = np.random.default_rng(0)
     drawn: Counter[str] = Counter()
-    for _ in range(300):
+    for _ in range(800):
         drawn.update(_traits(Case.draw(rng, isa)))
     assert {trait for trait, count in drawn.items() if count < 4} == set()
 
@@ -206,7 +212,13 @@ def test_a_slice_is_not_streamed_into(isa: Isa) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["mb2ic37oc70ih15iw29kh3ph1_act:silu,none", "ic64oc96ih7kh3ph1_bf16", "g1ic50oc70ih9kh1"],
+    [
+        "mb2ic37oc70ih15iw29kh3ph1_act:silu,none",
+        "ic64oc96ih7kh3ph1_bf16",
+        "g1ic50oc70ih9kh1",
+        "g1mb2ic16oc70ih7kh3ph1",
+        "g1ic8oc70ih6iw30kh3ph2dh1_bf16",
+    ],
 )
 def test_plans_give_the_same_bits(text: str, isa: Isa) -> None:
     """Whatever the caches and the threads: nothing about the plan changes the order of sums."""

@@ -104,7 +104,9 @@ class _Code:
         module = ir.Module()
         module.triple = ""
         sizes = list(dict.fromkeys(self._columns))
-        functions = [replace(product, columns=columns).emit(module) for columns in sizes]
+        functions = [
+            replace(product, columns=columns).emit(module, f"matmul_{columns}") for columns in sizes
+        ]
         self._functions = dict(zip(sizes, compiled(functions, product.isa), strict=True))
 
     def __call__(

@@ -82,12 +82,41 @@ class Matmul(Stage):
 
 
 @dataclass(frozen=True)
+class Met:
+    """Which taps of an ordinary convolution's kernel a product takes: those that meet the image.
+
+    A pixel's row is rows of the kernel, of ``taps`` columns with so many ``steps`` each. Of each
+    pixel of the product ``columns`` are those that meet the image; the rows are told at run time.
+    """
+
+    taps: int
+    steps: int
+    columns: tuple[range, ...]
+
+    def segments(self) -> list[tuple[range, range]]:
+        """Returns runs of the kernel's columns, each with the pixels that it meets the image in:
+        one at least, and all neighbours but for those of a column that some rows of pixels are
+        between, which are taken to meet it too."""
+        found: list[tuple[range, range]] = []
+        for column in range(self.taps):
+            met = [pixel for pixel, columns in enumerate(self.columns) if column in columns]
+            if not met:
+                continue
+            pixels = range(met[0], met[-1] + 1)
+            if found and found[-1][0].stop == column and found[-1][1] == pixels:
+                found[-1] = (range(found[-1][0].start, column + 1), pixels)
+            else:
+                found.append((range(column, column + 1), pixels))
+        return found
+
+
+@dataclass(frozen=True)
 class Product:
     """A product of ``pixels`` rows by ``columns`` of a panel, all kept in registers.
 
     The rows are ``stride`` elements apart and have ``depth`` channels; the output's are ``y_pitch``
     apart. What it fetches meanwhile: ``prefetch`` of the input, ``ahead`` of the weights. The
-    ``residual`` is added to the sums.
+    ``residual`` is added to the sums. What of the depth is ``met`` alone is multiplied.
     """
 
     stage: Matmul
@@ -102,15 +131,17 @@ class Product:
     ahead: Ahead | None
     residual: Residual | None
     streaming: bool
+    met: Met | None = None
 
-    def emit(self, module: ir.Module) -> ir.Function:
+    def emit(self, module: ir.Module, name: str) -> ir.Function:
         """Returns f(rows, weights, bias, y, residual, next, ahead), which prefetches from ``next``
-        and ``ahead``.
+        and ``ahead``; one for taps that meet the image has one more argument, how many rows of the
+        kernel do.
 
         Weights are as ``Matmul.pack`` has them. Sums run over the channels in order.
         """
-        name = f"matmul_{self.pixels}x{self.columns}"
-        return _Emitter(Code(module, name, [POINTER] * 7).internal(), self).emit()
+        arguments = [*[POINTER] * 7, *[I64] * (self.met is not None)]
+        return _Emitter(Code(module, name, arguments).internal(), self).emit()
 
 
 class _Emitter:
@@ -123,18 +154,9 @@ class _Emitter:
 
     def emit(self) -> ir.Function:
         code = self.code
-        _, _, bias, y, residual, _, _ = code.arguments
+        _, _, bias, y, residual, *_ = code.arguments
         biases = [code.load(code.at(bias, v, self.vector), self.vector) for v in self._columns()]
-        whole = self.steps // STEPS_AT_ONCE * STEPS_AT_ONCE
-        sums = code.for_range(
-            I64(0),
-            I64(whole),
-            self._round,
-            [biases[v] for _ in range(self.of.pixels) for v in self._columns()],
-            step=STEPS_AT_ONCE,
-        )
-        if whole < self.steps:
-            sums = self._multiply(I64(whole), self.steps - whole, list(sums))
+        sums = self._sums([biases[v] for _ in self._pixels() for v in self._columns()])
         rows = [sums[i : i + self.vectors] for i in range(0, len(sums), self.vectors)]
 
         def store(pixel: ir.Value, values: list[ir.Value]) -> None:
@@ -154,17 +176,54 @@ class _Emitter:
     def _columns(self) -> range:
         return range(self.vectors)
 
-    def _round(self, at: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+    def _pixels(self) -> range:
+        return range(self.of.pixels)
+
+    def _sums(self, sums: list[ir.Value]) -> list[ir.Value]:
+        """Emits all products; returns the sums, which begin with the given ones."""
+        met = self.of.met
+        if met is None:
+            whole = self.steps // STEPS_AT_ONCE * STEPS_AT_ONCE
+            sums = self._rounds(I64(0), I64(whole), self._pixels(), sums)
+            if whole == self.steps:
+                return sums
+            return self._multiply(I64(whole), self.steps - whole, self._pixels(), list(sums))
+        code, b, segments = self.code, self.code.builder, met.segments()
+
+        def row(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            start = b.mul(i, I64(met.taps * met.steps))
+            for columns, pixels in segments:
+                first, last = (
+                    b.add(start, I64(column * met.steps))
+                    for column in (columns.start, columns.stop)
+                )
+                some = slice(pixels.start * self.vectors, pixels.stop * self.vectors)
+                sums[some] = self._rounds(first, last, pixels, sums[some])
+            return sums
+
+        return code.for_range(I64(0), code.arguments[-1], row, sums)
+
+    def _rounds(
+        self, first: ir.Value, last: ir.Value, pixels: range, sums: list[ir.Value]
+    ) -> list[ir.Value]:
+        """Emits the steps [``first``, ``last``), whole rounds, of some pixels; returns the sums."""
+        return self.code.for_range(
+            first, last, lambda at, sums: self._round(at, pixels, sums), sums, step=STEPS_AT_ONCE
+        )
+
+    def _round(self, at: ir.Value, pixels: range, sums: list[ir.Value]) -> list[ir.Value]:
         """One round of the loop: fetches what falls to it, and multiplies some steps."""
-        *_, following, panel_ahead = self.code.arguments
+        following, panel_ahead = self.code.arguments[5:7]
         if self.of.prefetch:
             self.of.prefetch.emit(self.code, following, at, self.steps, STEPS_AT_ONCE)
         if self.of.ahead:
             self.of.ahead.emit(self.code, panel_ahead, at, STEPS_AT_ONCE)
-        return self._multiply(at, STEPS_AT_ONCE, sums)
+        return self._multiply(at, STEPS_AT_ONCE, pixels, sums)
 
-    def _multiply(self, at: ir.Value, count: int, sums: list[ir.Value]) -> list[ir.Value]:
-        """Adds the products of so many steps from the step ``at`` on."""
+    def _multiply(
+        self, at: ir.Value, count: int, pixels: range, sums: list[ir.Value]
+    ) -> list[ir.Value]:
+        """Adds the products of so many steps from the step ``at`` on to some pixels' sums."""
         code, b, word = self.code, self.code.builder, self.dot.word
         tile, weights, *_ = code.arguments
         words = ir.VectorType(word, self.isa.lanes)
@@ -176,13 +235,13 @@ class _Emitter:
                 code.load(code.at(panel, step * self.vectors + v, words), words)
                 for v in self._columns()
             ]
-            for pixel in range(self.of.pixels):
+            for index, pixel in enumerate(pixels):
                 elements = pixel * self.of.stride + step * self.dot.k
                 value = code.load(code.at(column, elements, self.dot.element), pair)
                 pixel_value = code.broadcast(b.bitcast(value, word), self.isa.lanes)
                 for v in self._columns():
-                    index = pixel * self.vectors + v
-                    sums[index] = self.dot.step(code, sums[index], pixel_value, factors[v])
+                    place = index * self.vectors + v
+                    sums[place] = self.dot.step(code, sums[place], pixel_value, factors[v])
         return sums
 
     def _there(self, v: int) -> int:
