@@ -11,7 +11,9 @@ from dnnsep.problem import Problem
 from dnnsep.weights import BatchNorm, Weights, fold_batchnorm
 
 if TYPE_CHECKING:
+    from dnnsep.graph.loaded import load
     from dnnsep.graph.optimize import optimize, what_ran
+    from dnnsep.graph.saved import save
     from dnnsep.nn.functional import separable_conv2d
     from dnnsep.nn.module import SeparableConv2d
 
@@ -27,7 +29,9 @@ __all__ = [
     "cost",
     "fold_batchnorm",
     "get_backend",
+    "load",
     "optimize",
+    "save",
     "separable_conv2d",
     "what_ran",
 ]
@@ -35,7 +39,9 @@ __all__ = [
 # Their modules import torch, so they are imported only when a name is asked for.
 _TORCH_MODULES = {
     "SeparableConv2d": "dnnsep.nn.module",
+    "load": "dnnsep.graph.loaded",
     "optimize": "dnnsep.graph.optimize",
+    "save": "dnnsep.graph.saved",
     "separable_conv2d": "dnnsep.nn.functional",
     "what_ran": "dnnsep.graph.optimize",
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 from dnnsep.codegen.extras import PLAIN, Extras
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.plan import Plan, tile_bytes
 from dnnsep.codegen.rates import measured_on
+from dnnsep.codegen.version import generator
 from dnnsep.codegen.weigh import all_plans, close_plans, cost, layer_for, this_caches
 from dnnsep.host import cachefiles
 from dnnsep.problem import Problem
@@ -49,8 +51,13 @@ def describe(
 
 def keep(problem: Problem, threads: int, plan: Plan, extras: Extras = PLAIN) -> None:
     """Makes ``choose`` return this plan from now on, in this user's other processes too."""
-    content = json.dumps(_choices(plan)).encode()
-    cachefiles.save("plans", plan_key(problem, plan.isa, threads, extras), content)
+    cachefiles.save("plans", *entry(problem, threads, plan, extras))
+
+
+def entry(problem: Problem, threads: int, plan: Plan, extras: Extras = PLAIN) -> tuple[str, bytes]:
+    """Returns what a plan is kept under, and what of it is kept."""
+    key = plan_key(problem, plan.isa, threads, extras)
+    return key, json.dumps(_choices(plan)).encode()
 
 
 def kept(problem: Problem, isa: Isa, threads: int, extras: Extras = PLAIN) -> Plan | None:
@@ -78,4 +85,11 @@ def _choices(plan: Plan) -> dict[str, Any]:
 
 def plan_key(problem: Problem, isa: Isa, threads: int, extras: Extras = PLAIN) -> str:
     """Returns what a kept plan is filed under: with any pitches the same."""
-    return f"{measured_on(isa)} {threads} {problem} {extras.dense}"
+    return f"{_where(isa, generator())} {threads} {problem} {extras.dense}"
+
+
+@lru_cache(16)
+def _where(isa: Isa, version: str) -> str:
+    """Returns ``measured_on``, of a version of the generator: it reads what the system says of the
+    caches, and a network asks for it once for each layer."""
+    return measured_on(isa)

@@ -10,6 +10,8 @@ import contextlib
 import os
 import stat
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from hashlib import sha256
 from pathlib import Path
 
@@ -24,6 +26,38 @@ _MOST_FILES = 1000
 # Each file begins with the SHA-256 of its key and content.
 _HEAD_BYTES = 32
 
+# Content by its kind and by the digest of its key.
+Kept = dict[tuple[str, str], bytes]
+
+_given: ContextVar[Mapping[tuple[str, str], bytes] | None] = ContextVar("given", default=None)
+_noted: ContextVar[Kept | None] = ContextVar("noted", default=None)
+
+
+@contextlib.contextmanager
+def given(kept: Mapping[tuple[str, str], bytes]) -> Iterator[None]:
+    """While it is open, this thread's ``load`` finds these first, without any folder."""
+    token = _given.set(kept)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[Kept]:
+    """Returns a dictionary that fills, while it is open, with what this thread loads and saves."""
+    noted: Kept = {}
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
+def digest(key: str) -> str:
+    """Returns what content is filed under by its key."""
+    return sha256(key.encode()).hexdigest()
+
 
 def folder() -> Path:
     """Returns the folder that holds a subfolder for each kind of file; it may not exist yet."""
@@ -37,6 +71,15 @@ def load(kind: str, key: str) -> bytes | None:
     A file is trusted only if it belongs to this user, if nobody else may write it or its folder,
     and if its content is whole and was saved under this very key.
     """
+    found = (_given.get() or {}).get((kind, digest(key)))
+    content = _from_folder(kind, key) if found is None else found
+    noted = _noted.get()
+    if noted is not None and content is not None:
+        noted[kind, digest(key)] = content
+    return content
+
+
+def _from_folder(kind: str, key: str) -> bytes | None:
     path = _path(kind, key)
     try:
         if not (_private(path) and _private(path.parent)):
@@ -53,6 +96,9 @@ def save(kind: str, key: str, content: bytes) -> None:
 
     The file is replaced at once, so that no process ever reads half of it.
     """
+    noted = _noted.get()
+    if noted is not None:
+        noted[kind, digest(key)] = content
     path = _path(kind, key)
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,7 +129,7 @@ def _head(key: str, content: bytes) -> bytes:
 
 
 def _path(kind: str, key: str) -> Path:
-    return folder() / kind / sha256(key.encode()).hexdigest()
+    return folder() / kind / digest(key)
 
 
 def _private(path: Path) -> bool:
