@@ -1,0 +1,87 @@
+"""How an attention kernel cuts its work up, and how what it packs lies in its scratch memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dnnsep.codegen.heads.special import Heads
+
+# The numbers of query rows that are computed at once, and how many vectors of sums each has at
+# most: the sums, a row of factors and one value of a query are in registers.
+_BLOCKS = {16: ((8, 4, 2, 1), 3), 8: ((6, 3, 1), 2)}
+
+# Between the scratch memory of two parts, in bytes: what the hardware fetches ahead of one thread
+# must not be the other's.
+_GAP = 4096
+
+# Transposing writes whole groups of so many columns.
+GROUP = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The scratch memory of a part, in f32: a block's queries, times the scale, and its results
+    where they are transposed after that; a vector for each row of its largest scores; then its
+    scores; the head's keys as (vectors, depth, lanes), its values as (keys, padded value depth).
+
+    Scores are (vectors, rows of the block, lanes).
+    """
+
+    special: Heads
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The numbers of query rows of a block, falling, the last one 1."""
+        return _BLOCKS[self.special.isa.lanes][0]
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors of sums a row has at most."""
+        return _BLOCKS[self.special.isa.lanes][1]
+
+    @property
+    def query_apart(self) -> tuple[int, int]:
+        """How far apart two rows of packed queries, and two channels of a row, are."""
+        special, lanes = self.special, self.special.isa.lanes
+        return (1, lanes) if special.q_transposed else (-(-special.depth // lanes) * lanes, 1)
+
+    @property
+    def value_row(self) -> int:
+        """The f32 of a row of packed values: whole vectors."""
+        lanes = self.special.isa.lanes
+        return -(-self.special.value_depth // lanes) * lanes
+
+    @property
+    def query_floats(self) -> int:
+        return -(-self.special.depth // self.lanes) * self.lanes * max(self.rows[0], self.lanes)
+
+    @property
+    def lanes(self) -> int:
+        return self.special.isa.lanes
+
+    @property
+    def fixed_floats(self) -> tuple[int, int, int]:
+        """The f32 of what does not depend on the keys: queries, largest scores, results."""
+        results = self.rows[0] * self.value_row if self.special.y_transposed else 0
+        return self.query_floats, self.rows[0] * self.lanes, results
+
+    @property
+    def floats_of_vector(self) -> tuple[int, int, int]:
+        """The f32 that each vector of keys takes of scores, keys and values."""
+        return (
+            self.rows[0] * self.lanes,
+            self.special.depth * self.lanes,
+            self.lanes * self.value_row,
+        )
+
+    @property
+    def spare_floats(self) -> int:
+        """The f32 that are written after the keys and after the values, and never read."""
+        return (GROUP - 1) * max(self.lanes, self.value_row)
+
+    def part_bytes(self, keys: int) -> int:
+        """Returns the bytes that a part takes, a multiple of 64."""
+        vectors = -(-keys // self.lanes)
+        floats = sum(self.fixed_floats) + vectors * sum(self.floats_of_vector)
+        whole = 4 * (floats + 2 * self.spare_floats) + _GAP
+        return -(-whole // 64) * 64

@@ -1,0 +1,142 @@
+"""The code of a whole attention kernel: parts, heads, blocks of query rows.
+
+Each row's result is computed in the same order whatever block and part it is in.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from dnnsep.codegen.heads.block import Block
+from dnnsep.codegen.heads.copy import emit_panels, emit_transpose, emit_widen
+from dnnsep.codegen.heads.layout import Layout
+from dnnsep.codegen.heads.softmax import emit_softmax
+from dnnsep.codegen.heads.special import Heads
+from dnnsep.codegen.heads.task import Fields
+from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.emit import BYTE, F32, I32, I64, POINTER, Code
+from dnnsep.codegen.rowwise.task import share
+
+
+def emit_heads(special: Heads) -> ir.Module:
+    """Returns a module with ``run(task)``; ``task`` points to a HeadsTask."""
+    module = ir.Module()
+    module.triple = ""
+    part = _Part(module, Layout(special)).emit()
+    code = Code(module, "run", [POINTER])
+    (task,), b = code.arguments, code.builder
+    fields = Fields(code, task)
+    number, count = (fields.address(name) for name in ("thread_number", "thread_count"))
+    mine, team = (b.sext(code.call_address(f, [], I32), I64) for f in (number, count))
+    code.for_each(mine, fields.count("parts"), lambda at: b.call(part, [task, at]), step=team)
+    code.end()
+    return module
+
+
+class _Part:
+    """Writes ``part(task, number)``: an equal share of the blocks of all heads."""
+
+    def __init__(self, module: ir.Module, layout: Layout) -> None:
+        self.layout, self.special, self.lanes = layout, layout.special, layout.lanes
+        self.element = ELEMENTS[self.special.dtype]
+        self.pack_keys, self.pack_values = self._packers(module)
+        softmax = emit_softmax(module, self.lanes)
+        self.blocks = [(rows, Block(layout, rows, softmax).emit(module)) for rows in layout.rows]
+        self.code = Code(module, "part", [POINTER, I64]).internal()
+        self.task, self.number = self.code.arguments
+        self.fields = Fields(self.code, self.task)
+        self.queries, self.keys = self.fields.count("queries"), self.fields.count("keys")
+
+    def _packers(self, module: ir.Module) -> tuple[ir.Function, ir.Function]:
+        """Returns the functions that pack keys and values."""
+        special, given = self.special, (self.element, self.lanes)
+        transpose = None
+        if special.v_transposed or not special.k_transposed:
+            transpose = emit_transpose(module, *given)
+        keys = transpose
+        if special.k_transposed:
+            keys = emit_panels(module, *given, special.depth)
+        values = transpose
+        if not special.v_transposed:
+            values = emit_widen(module, *given, special.value_depth)
+        return keys, values
+
+    def emit(self) -> ir.Function:
+        code, b, fields = self.code, self.code.builder, self.fields
+        most = I64(self.layout.rows[0])
+        heads = fields.count("heads")
+        blocks = b.sdiv(b.add(self.queries, I64(self.layout.rows[0] - 1)), most)
+        total = b.mul(b.mul(fields.count("batch"), heads), blocks)
+        first, end = share(code, total, self.number, fields.count("parts"))
+        places = self._scratch()
+
+        def one_head(at: ir.Value) -> None:
+            begin = b.mul(at, blocks)
+            rows = [
+                b.mul(code.most(b.sub(first, begin), I64(0)), most),
+                code.least(b.mul(b.sub(end, begin), most), self.queries),
+            ]
+            self._head(b.sdiv(at, heads), b.srem(at, heads), rows, places)
+
+        def some() -> None:
+            last = b.sdiv(b.sub(end, I64(1)), blocks)
+            code.for_each(b.sdiv(first, blocks), b.add(last, I64(1)), one_head)
+
+        code.when(b.icmp_signed("<", first, end), some)
+        return code.end()
+
+    def _scratch(self) -> list[ir.Value]:
+        """Returns the addresses of the part's memory: what does not depend on the keys, scores,
+        keys, values."""
+        code, b, layout = self.code, self.code.builder, self.layout
+        vectors = b.sdiv(b.add(self.keys, I64(self.lanes - 1)), I64(self.lanes))
+        bytes_before = b.mul(self.number, self.fields.count("part_bytes"))
+        room = code.at(self.fields.address("scratch"), bytes_before, BYTE)
+        scores = code.at(room, sum(layout.fixed_floats), F32)
+        score_floats, key_floats, _ = layout.floats_of_vector
+        keys = code.at(scores, b.mul(vectors, I64(score_floats)), F32)
+        values = code.at(keys, b.mul(vectors, I64(key_floats)), F32)
+        return [room, scores, keys, code.at(values, layout.spare_floats, F32)]
+
+    def _head(
+        self, batch: ir.Value, head: ir.Value, rows: list[ir.Value], places: list[ir.Value]
+    ) -> None:
+        """Emits the rows from one up to another of a head."""
+        code, b, fields, special = self.code, self.code.builder, self.fields, self.special
+        kind = self.element.type
+        names = [f"bias{number}" for number in range(special.biases)]
+        start = {name: fields.row(name, batch, head, kind) for name in ("q", "k", "v", "y", *names)}
+        self._pack(start["k"], start["v"], *places[2:])
+
+        def at_row(name: str, row: ir.Value, transposed: bool = False) -> ir.Value:
+            offset = row if transposed else b.mul(row, fields.count(f"{name}_row"))
+            return code.at(start[name], offset, kind)
+
+        first, end = rows
+        for count, function in self.blocks:
+
+            def one(row: ir.Value, function: ir.Function = function) -> None:
+                q = at_row("q", row, special.q_transposed)
+                y = at_row("y", row, special.y_transposed)
+                biases = [at_row(name, row) for name in names]
+                b.call(function, [self.task, q, y, *places, *biases])
+
+            left = b.sub(end, first)
+            stop = b.add(first, b.sub(left, b.srem(left, I64(count))))
+            code.for_each(first, stop, one, step=count)
+            first = stop
+
+    def _pack(self, k: ir.Value, v: ir.Value, keys: ir.Value, values: ir.Value) -> None:
+        b, special = self.code.builder, self.special
+        k_row, v_row = self.fields.count("k_row"), self.fields.count("v_row")
+        lanes, depth = I64(self.lanes), I64(special.depth)
+        if special.k_transposed:
+            b.call(self.pack_keys, [k, self.keys, k_row, keys])
+        else:
+            block = I64(special.depth * self.lanes)
+            b.call(self.pack_keys, [k, self.keys, k_row, depth, keys, lanes, block])
+        if special.v_transposed:
+            width, row = I64(special.value_depth), I64(self.layout.value_row)
+            b.call(self.pack_values, [v, width, v_row, self.keys, values, row, lanes])
+        else:
+            b.call(self.pack_values, [v, self.keys, v_row, values])
