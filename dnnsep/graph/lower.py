@@ -18,6 +18,12 @@ from torch.utils import _pytree as pytree
 from dnnsep.backends import get_backend
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.graph import layout
+from dnnsep.graph.attention import (
+    AttentionGroup,
+    add_attention,
+    attention_groups,
+    place_of_result,
+)
 from dnnsep.graph.build import Builder, Settings, place_of
 from dnnsep.graph.constants import constants as constant_nodes
 from dnnsep.graph.groups import LayerGroup, LayerMatcher
@@ -29,7 +35,7 @@ from dnnsep.graph.predict import by_torch, is_view, predict, view_of
 from dnnsep.graph.rows import RowGroup, row_groups
 from dnnsep.graph.slots import parts_of, slots
 
-Group = LayerGroup | RowGroup
+Group = LayerGroup | RowGroup | AttentionGroup
 
 
 @dataclass
@@ -70,12 +76,15 @@ class _Lowering:
         self._nodes = [node for node in graph.nodes if node not in inner]
         places = [node for node in graph.nodes if node.op == "placeholder"]
         given = dict(zip(places, inputs, strict=True))
-        predict(self._nodes, {**constants, **given})
         fused = settings.backend in ("auto", "fused")
         self._engine = None if fused else get_backend(settings.backend)
         self._native = settings.native
+        attention = attention_groups(self._nodes, constants) if self._native else []
+        attention = [group for group in attention if not settings.why_not(group.result)]
+        placed = {group.result: place_of_result(group) for group in attention}
+        predict(self._nodes, {**constants, **given}, placed)
         self._matcher = LayerMatcher(self._nodes, constants, settings.why_not, self._engine)
-        self._group_of = self._groups(constants, settings)
+        self._group_of = self._groups(attention, constants, settings)
         self._build = Builder(
             settings, constants, constant_keys(graph, inner), slots(self._nodes, constants)
         )
@@ -85,10 +94,13 @@ class _Lowering:
         self._layers: list[tuple[LayerGroup, list[LayerStep]]] = []
 
     def _groups(
-        self, constants: Mapping[fx.Node, Tensor], settings: Settings
+        self,
+        attention: Sequence[AttentionGroup],
+        constants: Mapping[fx.Node, Tensor],
+        settings: Settings,
     ) -> dict[fx.Node, Group]:
         """Returns for each node the group that computes it, if one does."""
-        groups: list[Group] = [*self._matcher.groups()]
+        groups: list[Group] = [*attention, *self._matcher.groups()]
         taken = {node for group in groups for node in group.nodes}
         if self._native:
             rows = row_groups(self._nodes, constants, taken)
@@ -123,6 +135,8 @@ class _Lowering:
         self._done.append(group)
         if isinstance(group, RowGroup):
             add_rows(self._build, group)
+        elif isinstance(group, AttentionGroup):
+            add_attention(self._build, group)
         elif self._engine is not None:
             add_on_engine(self._build, group, self._engine)
             self._layers.append((group, []))

@@ -102,14 +102,16 @@ ELEMENTWISE = frozenset(
 )
 
 
-def predict(nodes: Iterable[fx.Node], known: Mapping[fx.Node, Any]) -> None:
+def predict(
+    nodes: Iterable[fx.Node], known: Mapping[fx.Node, Any], placed: Mapping[fx.Node, Tensor]
+) -> None:
     """Writes into each of a graph's nodes where its value is going to lie; ``known`` has the inputs
-    and the constants."""
+    and the constants, ``placed`` the places of what kernels compute."""
     for node, value in known.items():
         node.meta[_LAYOUT] = pytree.tree_map(_place_of, value)
     for node in nodes:
         if node.op == "call_function" and node not in known:
-            node.meta[_LAYOUT] = _result(node)
+            node.meta[_LAYOUT] = placed[node] if node in placed else _result(node)
 
 
 def _place_of(value: Any) -> Any:

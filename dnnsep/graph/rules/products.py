@@ -88,7 +88,29 @@ def _normalized(node: fx.Node) -> fx.Node | None:
 _NORMS = (_aten._native_batch_norm_legit_no_training.default, _aten.native_batch_norm.default)
 _NORM_TENSORS = ("input", "weight", "bias", "running_mean", "running_var")
 
+
+def _into_first_factor(node: fx.Node) -> fx.Node | None:
+    """The product of a @ b with a constant that is the same for all of a matrix, such as the
+    temperature of a head: it goes into a."""
+    for product, factor in (node.args, node.args[::-1]):
+        if not (isinstance(product, fx.Node) and isinstance(factor, fx.Node)):
+            return None
+        alone = product.target is _aten.matmul.default and len(product.users) == 1
+        if not alone or not is_constant(factor) or is_constant(product):
+            continue
+        shape = shape_of(factor)
+        if shape[-2:] != (1, 1) or len(shape) > len(shape_of(product)) or node.kwargs:
+            continue
+        first, second = product.args
+        if len(shape_of(first)) != len(shape_of(product)):
+            continue
+        scaled = insert(node, _aten.mul.Tensor, first, factor)
+        return insert(node, _aten.matmul.default, scaled, second)
+    return None
+
+
 RULES: Rules = {
+    _aten.mul.Tensor: (_into_first_factor,),
     _aten.mm.default: (_product,),
     _aten.matmul.default: (_product,),
     _aten.addmm.default: (_sum_of_product,),
