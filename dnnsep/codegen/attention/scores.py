@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from llvmlite import ir
 
 from dnnsep.codegen.attention.packing import query_floats
+from dnnsep.codegen.attention.power import LOG2_E, power_of_2
 from dnnsep.codegen.attention.special import AttentionSpecial
-from dnnsep.codegen.lang.activate import exp
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I32, I64, POINTER, Code
 from dnnsep.codegen.windows.shuffles import shuffle
@@ -54,7 +54,7 @@ def emit_panel(module: ir.Module, special: AttentionSpecial, vectors: int) -> ir
 
 
 class Softmax:
-    """Writes the code of a group's rows of scores: each becomes e to the power of its distance to
+    """Writes the code of a group's rows of scores: each becomes 2 to the power of its distance to
     the row's largest. The rows go side by side, so that they wait together for what takes long."""
 
     def __init__(
@@ -118,7 +118,7 @@ class Softmax:
         place = code.at(self.rows[row], key, F32)
         score = code.load(place, self.kind)
         if self.masks:
-            score = b.fadd(score, self._mask(row, key, whole))
+            score = code.fma(self._mask(row, key, whole), code.splat(LOG2_E, self.kind), score)
             code.store(score, place)
         if not whole:
             score = b.select(self.inside, score, code.splat(float("-inf"), self.kind))
@@ -127,7 +127,7 @@ class Softmax:
     def _powers(self, row: int, key: ir.Value, carried: ir.Value, whole: bool) -> ir.Value:
         code, b = self.code, self.code.builder
         place = code.at(self.rows[row], key, F32)
-        power = exp(code, b.fsub(code.load(place, self.kind), self.most[row]))
+        power = power_of_2(code, b.fsub(code.load(place, self.kind), self.most[row]))
         code.store(power, place)
         if not whole:
             power = b.select(self.inside, power, ir.Constant(self.kind, None))

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 from dnnsep.codegen.attention.code import emit_attention
 from dnnsep.codegen.attention.packing import query_floats
+from dnnsep.codegen.attention.power import LOG2_E
 from dnnsep.codegen.attention.special import (
     AttentionSpecial,
     AttentionTask,
@@ -123,7 +124,7 @@ class AttentionStep:
             queries=queries,
             scores=scores,
             score_stride=self._score_stride,
-            scale=self.scale,
+            scale=self.scale * LOG2_E,
         )
         return task
 
