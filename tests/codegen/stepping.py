@@ -11,6 +11,8 @@ import numpy as np
 from dnnsep.codegen import team
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.step import Step
+from dnnsep.codegen.windows.poolstep import PoolStep
+from dnnsep.codegen.windows.resizestep import ResizeStep
 from dnnsep.dtypes import DTYPES, Array
 from tests.codegen.conftest import ISAS
 from tests.codegen.pieces import JUNK, Memory
@@ -47,6 +49,20 @@ def call(step: Step, operands: dict[str, int], team_size: int = 2) -> None:
         setattr(task, name, address)
     team.parallel()(step.kernel.address, ctypes.addressof(task), team_size, 0)
     assert scratch.untouched
+
+
+def run_images(
+    step: PoolStep | ResizeStep, x: Array, at_end: bool = True, team_size: int = 2
+) -> Array:
+    """Returns the result, (N, OH, OW, C), of images, (N, H, W, C); what is between pixels is not
+    a number before, and junk in the result as it was."""
+    shape = (step.images, *step.output_size, step.channels)
+    image = spread(x, step.x_pitch, NAN, step.dtype, at_end)
+    y = spread(np.full(shape, JUNK), step.y_pitch, JUNK, step.dtype, at_end)
+    call(step, {"x": image.at(0), "y": y.at(0)}, team_size)
+    assert y.untouched
+    assert image.unchanged
+    return gathered(y, shape, step.y_pitch, step.dtype)
 
 
 def spread(pixels: Array, pitch: int, between: np.float32, dtype: str, at_end: bool) -> Memory:

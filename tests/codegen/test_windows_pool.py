@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from dnnsep.codegen.windows.pooling import Pooling
 from dnnsep.codegen.windows.poolstep import PoolStep
 from dnnsep.dtypes import DTYPES, Array
-from tests.codegen.pieces import JUNK
-from tests.codegen.stepping import NAN, ONS, On, call, gathered, spread
+from tests.codegen.stepping import ONS, On, run_images
 
 WINDOWS = {
     "max 3x3s2p1": Pooling("max", (3, 3), (2, 2), (1, 1)),
@@ -35,16 +34,6 @@ def _step(pooling: Pooling, on: On, x: Array, apart: int = 0, threads: int = 2) 
     n, h, w, c = x.shape
     pitches = (c + apart, c + 2 * apart)
     return PoolStep(pooling, n, h, w, c, *pitches, on.dtype, on.isa, threads)
-
-
-def _run(step: PoolStep, x: Array, at_end: bool, team_size: int = 2) -> Array:
-    shape = (step.images, *step.output_size, step.channels)
-    image = spread(x, step.x_pitch, NAN, step.dtype, at_end)
-    y = spread(np.full(shape, JUNK), step.y_pitch, JUNK, step.dtype, at_end)
-    call(step, {"x": image.at(0), "y": y.at(0)}, team_size)
-    assert y.untouched
-    assert image.unchanged
-    return gathered(y, shape, step.y_pitch, step.dtype)
 
 
 def _integers(shape: tuple[int, ...]) -> Array:
@@ -79,7 +68,7 @@ def test_within_the_bound(name: str, on: On) -> None:
     for at_end, (height, width, channels) in enumerate(((15, 16, 37), (16, 31, 5), (9, 20, 16))):
         rng = np.random.default_rng(channels)
         x = DTYPES[on.dtype].rounded(rng.standard_normal((2, height, width, channels)))
-        found = _run(_step(pooling, on, x, 3 * at_end), x, bool(at_end % 2))
+        found = run_images(_step(pooling, on, x, 3 * at_end), x, bool(at_end % 2))
         error = np.abs(found - pooling.naive(x))
         assert (error <= pooling.bound(x, on.dtype)).all()
 
@@ -90,7 +79,7 @@ def test_whole_means_to_the_bit(on: On) -> None:
     for kernel, padding in (((2, 2), (0, 0)), ((4, 2), (2, 1))):
         pooling = Pooling("mean", kernel, (1, 2), padding)
         x = _integers((1, 11, 14, 21))
-        found = _run(_step(pooling, on, x), x, True)
+        found = run_images(_step(pooling, on, x), x, True)
         assert (found == DTYPES[on.dtype].rounded(pooling.naive(x))).all()
 
 
@@ -104,7 +93,7 @@ def test_nan_and_infinity(on: On) -> None:
     x[rng.random(x.shape) < 0.03] = np.inf
     x[rng.random(x.shape) < 0.03] = np.nan
     x[0, :5, :5] = -np.inf
-    found, right = _run(_step(pooling, on, x), x, True), _torch(pooling, x)
+    found, right = run_images(_step(pooling, on, x), x, True), _torch(pooling, x)
     assert np.isnan(right).any()
     assert np.array_equal(found, right, equal_nan=True)
 
@@ -115,11 +104,11 @@ def test_any_team_has_the_same_bits(name: str) -> None:
     on = ONS[-1]
     for shape in ((1, 9, 11, 24), (1, 3, 15, 700)):
         x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        right = _run(_step(WINDOWS[name], on, x, threads=1), x, True, 1)
+        right = run_images(_step(WINDOWS[name], on, x, threads=1), x, True, 1)
         for threads in range(1, 5):
             for team_size in range(1, 5):
                 step = _step(WINDOWS[name], on, x, threads=threads)
-                assert _run(step, x, True, team_size).tobytes() == right.tobytes()
+                assert run_images(step, x, True, team_size).tobytes() == right.tobytes()
 
 
 def test_one_kernel_for_all_sizes() -> None:

@@ -44,9 +44,6 @@ class CopySpecial:
     bytes: int
     isa: Isa
 
-    def module(self) -> ir.Module:
-        return _Emitter(self).emit()
-
     @property
     def lanes(self) -> int:
         """How many elements a vector has."""
@@ -68,6 +65,11 @@ class _Plane:
     y: ir.Value
     rows: tuple[ir.Value, ir.Value]
     columns: tuple[ir.Value, ir.Value]
+
+
+def emit_copy(special: CopySpecial) -> ir.Module:
+    """Returns a module with ``run(task)``; ``task`` points to a CopyTask."""
+    return _Emitter(special).emit()
 
 
 class _Emitter:

@@ -9,7 +9,7 @@ from math import prod
 
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.lang.jit import Function
-from dnnsep.codegen.windows.copycode import CopySpecial, CopyTask, vector_lanes
+from dnnsep.codegen.windows.copycode import CopySpecial, CopyTask, emit_copy, vector_lanes
 from dnnsep.codegen.windows.copying import MOST_DIMENSIONS, Layout, merged
 from dnnsep.codegen.windows.task import compiled
 
@@ -72,7 +72,7 @@ class CopyStep:
     @cached_property
     def kernel(self) -> Function:
         """The compiled kernel."""
-        return compiled(self.special)
+        return compiled(self.special, emit_copy)
 
     @property
     def bytes(self) -> int:

@@ -52,9 +52,6 @@ class PoolSpecial:
     dtype: str
     isa: Isa
 
-    def module(self) -> ir.Module:
-        return _Emitter(self).emit()
-
     @property
     def run(self) -> int:
         """How many output pixels are computed at once; 0 where registers do not hold the columns of
@@ -80,6 +77,11 @@ class _Row:
     taps: tuple[ir.Value, ir.Value]
     counted: ir.Value
     vectors: tuple[ir.Value, ir.Value]
+
+
+def emit_pool(special: PoolSpecial) -> ir.Module:
+    """Returns a module with ``run(task)``; ``task`` points to a PoolTask."""
+    return _Emitter(special).emit()
 
 
 class _Emitter:

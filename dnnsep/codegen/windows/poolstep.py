@@ -8,7 +8,7 @@ from functools import cached_property
 
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.lang.jit import Function
-from dnnsep.codegen.windows.poolcode import PoolSpecial, PoolTask
+from dnnsep.codegen.windows.poolcode import PoolSpecial, PoolTask, emit_pool
 from dnnsep.codegen.windows.pooling import Pooling
 from dnnsep.codegen.windows.task import compiled
 from dnnsep.dtypes import DTYPES
@@ -61,7 +61,7 @@ class PoolStep:
     @cached_property
     def kernel(self) -> Function:
         """The compiled kernel."""
-        return compiled(self.special)
+        return compiled(self.special, emit_pool)
 
     @property
     def bytes(self) -> int:

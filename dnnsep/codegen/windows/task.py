@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from llvmlite import ir
 
@@ -37,7 +37,7 @@ class SharedTask(ctypes.Structure):
     )
 
     @classmethod
-    def of(cls, scratch: int, units: int, parts: int, part_bytes: int = 0, **more: int) -> Any:
+    def of(cls, scratch: int, units: int, parts: int, part_bytes: int = 0, **more: float) -> Any:
         """Returns a task of this class; its operands are still 0."""
         number, count = (
             team.address_of(f"omp_get_{name}") for name in ("thread_num", "num_threads")
@@ -69,25 +69,26 @@ class Fields:
         return [self.count(name) for name in names]
 
 
-class Special(Protocol):
+class Special(Hashable, Protocol):
     """All that decides a kernel's code; prints itself as what tells it from others."""
 
     @property
     def isa(self) -> Isa:
         """The vectors that the kernel is made of."""
 
-    def module(self) -> ir.Module:
-        """Returns the kernel's code, with ``run(task)``."""
+
+_Special = TypeVar("_Special", bound=Special)
 
 
 # So many stay for the next step; one that is in use stays with its step.
 @lru_cache(256)
-def compiled(special: Special) -> Function:
-    """Returns the kernel, from the disk where it is there."""
+def compiled(special: _Special, emit: Callable[[_Special], ir.Module]) -> Function:
+    """Returns the kernel ``run(task)``, from the disk where it is there; otherwise by what emits
+    its code."""
     key = f"{generator()} {special}"
     code = cachefiles.load("kernels", key)
     if code is None:
-        code = machine_code(special.module(), special.isa.target)
+        code = machine_code(emit(special), special.isa.target)
         cachefiles.save("kernels", key, code)
     return Function(code, "run", [ctypes.c_void_p])
 
