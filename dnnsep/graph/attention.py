@@ -94,7 +94,8 @@ def _spelled_out(node: fx.Node, constants: Collection[fx.Node]) -> AttentionGrou
     if not _is_softmax(softmax) or only_user(softmax) is None:
         return None
     nodes.insert(0, softmax)
-    scores, scale, biases = softmax.args[0], 1.0, []
+    scores: Any = softmax.args[0]
+    scale, biases = 1.0, list[fx.Node]()
     while isinstance(scores, fx.Node) and only_user(scores) is not None:
         nodes.insert(0, scores)
         if scores.target is aten.matmul.default:
@@ -107,9 +108,9 @@ def _spelled_out(node: fx.Node, constants: Collection[fx.Node]) -> AttentionGrou
             return None
         first, second = scores.args
         if scores.target is aten.mul.Tensor and isinstance(second, (int, float)):
-            scores, scale = first, scale * float(second)  # type: ignore[assignment]
+            scores, scale = first, scale * float(second)
         elif scores.target is aten.div.Tensor and isinstance(second, (int, float)):
-            scores, scale = first, scale / float(second)  # type: ignore[assignment]
+            scores, scale = first, scale / float(second)
         elif scores.target is aten.add.Tensor and scale == 1.0:
             if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)):
                 return None
@@ -213,10 +214,10 @@ def add_attention(build: Builder, group: AttentionGroup) -> None:
         queries,
         keys,
         group.scale,
-        *(
-            _strides(value.like, turned)
-            for value, turned in ((q, q_turned), (k, k_turned), (v, v_turned), (result, False))
-        ),
+        q=_strides(q.like, q_turned),
+        k=_strides(k.like, k_turned),
+        v=_strides(v.like, v_turned),
+        y=_strides(result.like, False),
         threads=build.settings.threads,
         biases=tuple(_strides(bias.like, False) for bias in biases),
     )

@@ -221,8 +221,8 @@ class LayerMatcher:
             return None
         if dtype_of(node) not in DTYPES or dtype_of(x) != dtype_of(node) or 0 in shape_of(node):
             return None
-        sizes: Any = (tuple(value) for value in (stride, padding, dilation))  # type: ignore[arg-type]
-        return _Convolution(x, weight, bias, *sizes, groups)  # type: ignore[arg-type]
+        sizes: list[Any] = [tuple(value) for value in (stride, padding, dilation)]  # type: ignore[arg-type]
+        return _Convolution(x, weight, bias, sizes[0], sizes[1], sizes[2], groups)  # type: ignore[arg-type]
 
     def _is_constant(self, *nodes: object) -> bool:
         return all(node is None or node in self._constants for node in nodes)

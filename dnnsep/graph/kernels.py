@@ -6,6 +6,7 @@ Imports torch: import it from inside functions.
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import torch
 from torch import fx
@@ -14,13 +15,15 @@ from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.rowwise.special import PixelReduction, Rowwise
 from dnnsep.codegen.rowwise.step import PixelReductionStep, RowwiseStep
 from dnnsep.codegen.windows.poolstep import PoolStep
+from dnnsep.codegen.windows.resizestep import ResizeStep
+from dnnsep.codegen.windows.resizing import Resizing
 from dnnsep.graph import layout
 from dnnsep.graph.build import Builder, constant_value
 from dnnsep.graph.network import Buffer, Native, Value
 from dnnsep.graph.pooling import pooling_of
 from dnnsep.graph.predict import predicted
 from dnnsep.graph.reductions import pixel_rows, reduced, reduction_of
-from dnnsep.graph.rewrite import dtype_of, shape_of
+from dnnsep.graph.rewrite import arguments, dtype_of, shape_of
 from dnnsep.graph.rows import RowGroup, expression_of
 from dnnsep.nn.layer import DTYPES
 
@@ -71,7 +74,7 @@ def add_kernel(build: Builder, node: fx.Node) -> bool:
     """Adds a kernel that computes a single node, if there is one, and returns whether there is."""
     if not isinstance(node.meta.get("val"), torch.Tensor) or node.meta["val"].numel() == 0:
         return False
-    return any(add(build, node) for add in (_add_reduction, _add_pool, _add_roll, _add_upsampling))
+    return any(add(build, node) for add in (_add_reduction, _add_pool, _add_roll, _add_resize))
 
 
 def _add_reduction(build: Builder, node: fx.Node) -> bool:
@@ -132,42 +135,61 @@ def _add_roll(build: Builder, node: fx.Node) -> bool:
     """Adds a roll along some dimensions: of each its end and its beginning, copied."""
     if node.target is not aten.roll.default or len(node.args) < 3 or not node.args[2]:
         return False
-    source, shifts, dims = node.args[:3]
-    x: Value = build.values[source]  # type: ignore[index]
-    if x.like.numel() == 0:
-        return False
+    given = arguments(node)
+    x: Value = build.values[given["self"]]
     y = Value(Buffer("arena"), predicted(node))
     halves = []
-    for shift, dim in zip(shifts, dims, strict=True):  # type: ignore[arg-type]
+    for shift, dim in zip(given["shifts"], given["dims"], strict=True):
         size = x.like.shape[dim]
         moved = shift % size
         # From where, to where, how many.
-        pieces = [(0, moved, size - moved), (size - moved, 0, moved)]
-        halves.append([(dim, *piece) for piece in pieces if piece[2]])
-    for pieces in product(*halves):
+        halves_of_dim = [(dim, 0, moved, size - moved), (dim, size - moved, 0, moved)]
+        halves.append([half for half in halves_of_dim if half[3]])
+    for corner in product(*halves):
         before, after = x.like, y.like
-        for dim, start, target, length in pieces:
+        for dim, start, target, length in corner:
             before, after = before.narrow(dim, start, length), after.narrow(dim, target, length)
         build.copied(x.seen(before), y.seen(after))
     build.values[node] = y
     return True
 
 
-def _add_upsampling(build: Builder, node: fx.Node) -> bool:
-    """Adds a repetition of pixels: nearest upsampling by whole factors."""
-    targets = (aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default)
-    if node.target not in targets or not build.settings.native:
+def _add_resize(build: Builder, node: fx.Node) -> bool:
+    """Adds an upsampling of images."""
+    if node.target not in _RESIZES or dtype_of(node) not in DTYPES:
         return False
-    source = node.all_input_nodes[0]
-    n, c, height, width = shape_of(source)
-    out_height, out_width = shape_of(node)[2:]
-    if out_height % height or out_width % width:
-        return False
-    down, across = out_height // height, out_width // width
-    x: Value = build.values[source]
-    y = build.result(node, predicted(node))
-    spread = (n, c, height, down, width, across)
-    repeated = x.like.unsqueeze(3).unsqueeze(5).expand(spread)
-    build.copied(x.seen(repeated), y.seen(y.like.view(spread)))
+    given = arguments(node)
+    source, scales = given["input"], given.get("scale_factors")
+    x, y = build.as_rows(source, 1), build.result(node, predicted(node))
+    rows, out_rows = layout.rows_of(x.like, 1), layout.rows_of(y.like, 1)
+    assert rows is not None
+    assert out_rows is not None
+    batch, channels, height, width = shape_of(source)
+    _, _, out_height, out_width = shape_of(node)
+    resizing = Resizing(
+        _RESIZES[node.target],
+        (out_height, out_width),
+        (None, None) if scales is None else (scales[0], scales[1]),
+        bool(given.get("align_corners")),
+    )
+    step = ResizeStep(
+        resizing,
+        images=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        x_pitch=rows.pitch,
+        y_pitch=out_rows.pitch,
+        dtype=DTYPES[dtype_of(node)],
+        isa=this_isa(),
+        threads=build.settings.threads,
+    )
+    build.actions.append(Native("resize", step, {"x": x, "y": y}))
     build.values[node] = y
     return True
+
+
+_RESIZES: dict[Any, str] = {
+    aten.upsample_nearest2d.vec: "nearest",
+    aten.upsample_bilinear2d.vec: "bilinear",
+}

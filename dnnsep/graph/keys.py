@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from hashlib import sha256
+from typing import Any
 
 from torch import fx
 
@@ -18,7 +19,8 @@ def constant_keys(graph: fx.Graph, constants: Collection[fx.Node]) -> dict[fx.No
         if node.op == "get_attr":
             keys[node] = str(node.target)
             continue
-        arguments = fx.map_arg((node.args, node.kwargs), lambda n: _Named(keys[n]))
+        named: Any = lambda n: _Named(keys[n])  # noqa: E731
+        arguments = fx.map_arg((node.args, node.kwargs), named)
         text = f"{node.target} {arguments}"
         keys[node] = sha256(text.encode()).hexdigest()
     return keys

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def rows_of(like: Tensor, channel_dim: int) -> Rows | None:
         if strides[d] != step:
             return None
         step *= size[d]
-    return Rows(prod(size) // max(1, channels), channels, pitch, like.storage_offset())
+    return Rows(prod(size) // max(1, channels), channels, pitch, offset_of(like))
 
 
 def same_places(one: Tensor, other: Tensor) -> bool:
@@ -86,7 +87,12 @@ def extent_bytes(like: Tensor) -> int:
     if like.numel() == 0:
         return 0
     reach = sum((size - 1) * step for size, step in zip(like.shape, like.stride(), strict=True))
-    return (like.storage_offset() + reach + 1) * like.element_size()
+    return (offset_of(like) + reach + 1) * like.element_size()
+
+
+def offset_of(like: Tensor) -> int:
+    """Returns how many elements from the start of its buffer a tensor begins."""
+    return int(like.storage_offset())
 
 
 def reshaped_minor(size: Sequence[int], minor: int, after: Sequence[int]) -> int:
@@ -103,4 +109,5 @@ def reshaped_minor(size: Sequence[int], minor: int, after: Sequence[int]) -> int
 
 def is_alias(one: Tensor, other: Tensor) -> bool:
     """Returns whether two tensors share their storage."""
-    return bool(torch._C._is_alias_of(one, other))
+    of_storages: Any = torch._C
+    return bool(of_storages._is_alias_of(one, other))

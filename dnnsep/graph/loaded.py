@@ -20,9 +20,10 @@ from torch.utils import _pytree as pytree
 
 from dnnsep.codegen.version import generator
 from dnnsep.graph import nodes
+from dnnsep.graph.build import Settings
 from dnnsep.graph.encode import decoded
 from dnnsep.graph.inputs import are_data, converted, described, floating_dtype
-from dnnsep.graph.lower import Lowered, Settings, lower
+from dnnsep.graph.lower import Lowered, lower
 from dnnsep.host import cachefiles, container, signing
 from dnnsep.host.container import Block
 
@@ -97,7 +98,10 @@ class Graph:
     def lowered(self, packings: Packings, tune: bool) -> Lowered:
         """Returns what runs it."""
         settings = Settings(
-            torch.get_num_threads(), tune, packings, lambda node: str(node.meta[nodes.WHY_NOT])
+            torch.get_num_threads(),
+            tune=tune,
+            packings=packings,
+            why_not=lambda node: str(node.meta[nodes.WHY_NOT]),
         )
         return lower(self.graph, self.tensors, self.constants, settings)
 

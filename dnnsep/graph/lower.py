@@ -124,7 +124,7 @@ class _Lowering:
             # The nodes before the last one are computed on the way.
             if node is group.result:
                 self._add_group(group)
-        elif is_view(node) and isinstance(self._build.values[node.args[0]], Value):
+        elif is_view(node) and isinstance(self._build.values[first_argument(node)], Value):
             self._add_view(node)
         elif node.target is torch.ops.aten.cat.default:
             self._build.concatenate(node, *parts_of(node))
@@ -145,7 +145,7 @@ class _Lowering:
 
     def _add_view(self, node: fx.Node) -> None:
         build = self._build
-        value: Value = build.values[node.args[0]]
+        value: Value = build.values[first_argument(node)]
         like = view_of(node, value.like)
         build.values[node] = (
             build.copied_for_view(node, value) if like is None else value.seen(like)
@@ -155,8 +155,7 @@ class _Lowering:
         """Adds a call of a node's own operator; what only views its arguments needs none."""
         values = self._build.values
         if node.target is operator.getitem:
-            source, index = node.args
-            values[node] = values[source][index]
+            values[node] = values[first_argument(node)][node.args[1]]
             return
         likes = by_torch(node, lambda n: pytree.tree_map(_like_of, values[n]))
         arguments, named = fx.map_arg((node.args, node.kwargs), values.__getitem__)
@@ -173,6 +172,13 @@ class _Lowering:
             name = str(getattr(target, "__name__", target)).removesuffix(".default")
             self._build.actions.append(Call(name, target, arguments, named, results))
         values[node] = pytree.tree_unflatten(results, spec)
+
+
+def first_argument(node: fx.Node) -> fx.Node:
+    """Returns a node's first argument, another node."""
+    first = node.args[0]
+    assert isinstance(first, fx.Node)
+    return first
 
 
 def _alias(like: Any, sources: Sequence[Value]) -> Value | None:

@@ -146,7 +146,7 @@ class Network:
         return dict(zip(own, starts, strict=True)), size
 
     def _place(self, value: Value, places: dict[Buffer, int]) -> Place:
-        offset = value.like.storage_offset() * value.like.element_size()
+        offset = layout.offset_of(value.like) * value.like.element_size()
         if value.buffer.kind == "arena":
             return Place(_ARENA, places[value.buffer] + offset)
         return Place(self.number(value.buffer), offset)

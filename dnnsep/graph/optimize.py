@@ -113,13 +113,13 @@ def _replaced(
     notes: list[str] = []
     try:
         runner.prepare_for(inputs[0])
-    except CaptureError as error:
-        notes.append(f"taken part by part: {error}")
+    except CaptureError as reason:
+        notes.append(f"taken part by part: {reason}")
         if dtype is not None:
-            model.forward = Runner(model, options, dtype, whole=False)  # type: ignore[method-assign]
+            model.forward = Runner(model, options, dtype, whole=False)
         runners = replace_parts(model, inputs[0], options)
     else:
-        model.forward = runner  # type: ignore[method-assign]
+        model.forward = runner
         runners = {"": runner}
     error, failure = _error(model, inputs, expected)
     if failure or not error <= bound:

@@ -44,7 +44,7 @@ def replace_parts(
                 except CaptureError:
                     pass
                 else:
-                    child.forward = runner  # type: ignore[method-assign]
+                    child.forward = runner
                     runners[full] = runner
                     continue
             replace(child, full)

@@ -53,7 +53,11 @@ def reduction_of(node: fx.Node) -> Reduction | None:
     if node.target is ops.mean_square:
         assert isinstance(node.args[0], fx.Node)
         return Reduction(node.args[0], frozenset((2, 3)), "mean", apply("square", x), x)
-    names = {aten.mean.dim: "mean", aten.sum.dim_IntList: "sum", aten.amax.default: "max"}
+    names: dict[Any, str] = {
+        aten.mean.dim: "mean",
+        aten.sum.dim_IntList: "sum",
+        aten.amax.default: "max",
+    }
     name = names.get(node.target)
     if name is None:
         return None

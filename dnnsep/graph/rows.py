@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -25,6 +25,7 @@ from dnnsep.codegen.rowwise.expression import (
 from dnnsep.graph import layout, ops
 from dnnsep.graph.groups import dtype_of, shape_of
 from dnnsep.graph.predict import predicted
+from dnnsep.graph.rewrite import arguments
 from dnnsep.nn.layer import DTYPES
 
 aten = torch.ops.aten
@@ -222,21 +223,20 @@ def _activation(node: fx.Node, term: Term) -> Expression | None:
 
 
 def _power(node: fx.Node, term: Term) -> Expression | None:
-    x, exponent = term(node.args[0]), node.args[1]
+    x, exponent = term(node.args[0]), cast("float", node.args[1])
     if exponent == 2:
         return apply("square", x)
-    return {0.5: apply("sqrt", x), -0.5: apply("rsqrt", x), 1: x}.get(exponent)  # type: ignore[call-overload, no-any-return]
+    return {0.5: apply("sqrt", x), -0.5: apply("rsqrt", x), 1: x}.get(exponent)
 
 
 def _layer_norm(node: fx.Node, term: Term) -> Expression | None:
-    x, shape, *rest = node.args
-    weight, bias, eps, *_ = (*rest, *(None, None, 1e-5)[len(rest) :])
-    if len(shape) != 1 or node.kwargs:  # type: ignore[arg-type]
+    given = arguments(node)
+    if len(given["normalized_shape"]) != 1:
         return None
-    y = layer_norm(term(x), float(eps))  # type: ignore[arg-type]
-    if weight is not None:
-        y = y * term(weight)
-    return y if bias is None else y + term(bias)
+    y = layer_norm(term(given["input"]), float(given["eps"]))
+    if given["weight"] is not None:
+        y = y * term(given["weight"])
+    return y if given["bias"] is None else y + term(given["bias"])
 
 
 def _softmax(node: fx.Node, term: Term) -> Expression | None:
@@ -251,7 +251,7 @@ def _reduction(name: str) -> Callable[[fx.Node, Term], Expression | None]:
         if node.kwargs or len(node.args) != 3 or not node.args[2]:
             return None
         rank = len(shape_of(node))
-        if [d % rank for d in node.args[1]] != [rank - 1]:  # type: ignore[union-attr]
+        if [d % rank for d in cast("list[int]", node.args[1])] != [rank - 1]:
             return None
         return apply(name, term(node.args[0]))
 

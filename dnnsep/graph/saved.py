@@ -23,8 +23,8 @@ from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.codegen.rates import measured_on, rates
 from dnnsep.codegen.rowwise import kernel as rowwise
 from dnnsep.graph import layout, nodes
+from dnnsep.graph.constants import evaluate_constants
 from dnnsep.graph.encode import encoded
-from dnnsep.graph.fold import evaluate_constants
 from dnnsep.graph.loaded import Contents, Graph, packing_name, signed_parts
 from dnnsep.graph.network import Native
 from dnnsep.graph.prepare import Prepared

@@ -30,7 +30,7 @@ class State:
     def of(cls, module: nn.Module) -> State:
         """Returns a module's state as it is now."""
         children = list(module.modules())
-        places = [
+        places: list[tuple[Mapping[str, Any], str]] = [
             (owner, name)
             for child in children
             for owner in (child._parameters, child._buffers)

@@ -270,7 +270,7 @@ def test_arguments_by_name() -> None:
     scale = torch.full((8, 1, 1), 0.5)
     with torch.no_grad():
         for named in ({}, {"scale": scale}, {"times": 3, "scale": scale}, {"scale": 2 * scale}):
-            found, expected = optimized(*example, **named), model(*example, **named)  # type: ignore[arg-type]
+            found, expected = optimized(*example, **named), model(*example, **named)
             assert difference(found, expected) < 1e-5
         found = optimized(pair=example[1], images=example[0])
         assert difference(found, model(*example)) < 1e-5

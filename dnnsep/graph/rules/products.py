@@ -102,6 +102,7 @@ def _into_first_factor(node: fx.Node) -> fx.Node | None:
         if shape[-2:] != (1, 1) or len(shape) > len(shape_of(product)) or node.kwargs:
             continue
         first, second = product.args
+        assert isinstance(first, fx.Node)
         if len(shape_of(first)) != len(shape_of(product)):
             continue
         scaled = insert(node, _aten.mul.Tensor, first, factor)
