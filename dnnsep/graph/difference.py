@@ -82,6 +82,10 @@ def _detections_apart(
     if ours.keys() != theirs.keys():
         return _INFINITE
     close = bound * float(theirs["scores"].abs().max()) if len(theirs["scores"]) else 0.0
+    common = min(len(of["scores"]) for of in (ours, theirs))
+    in_place = (ours["scores"][:common].double() - theirs["scores"][:common].double()).abs()
+    if not bool((in_place <= close).all()):
+        return _INFINITE
     pairs = _pairs(ours, theirs, close)
     for index, (one, other) in enumerate(((ours, theirs), (theirs, ours))):
         single = set(range(len(one["scores"]))) - {pair[index] for pair in pairs}

@@ -61,6 +61,12 @@ def test_ties_may_change_places_with_all_that_belongs_to_them() -> None:
     assert difference(kept, {**_EXPECTED, "masks": masks[[0, 2, 1, 3, 4]]}) < 1e-3
 
 
+def test_others_may_not() -> None:
+    order = [3, 1, 2, 0, 4]
+    moved = {key: value[order] for key, value in _EXPECTED.items()}
+    assert difference(moved, _EXPECTED) == _INFINITE
+
+
 def test_of_equal_labels_and_scores_the_nearest_boxes_belong_together() -> None:
     expected = _detections((0.6, 2, 20), (0.6, 2, 40), (0.6, 2, 30))
     assert difference(_detections((0.6, 2, 30), (0.6, 2, 20), (0.6, 2, 40)), expected) == 0
@@ -80,9 +86,7 @@ def test_of_equal_labels_and_scores_the_nearest_boxes_belong_together() -> None:
         _detections(),
         [torch.ones(5, 4), torch.ones(5), torch.ones(5)],
     ],
-    ids="label, labels swapped, label of a tie, score, one less, one left, none, no dict".split(
-        ", "
-    ),
+    ids=["label", "labels", "label of a tie", "score", "one less", "one left", "none", "no dict"],
 )
 def test_other_differences_of_detections_are_not_allowed(wrong: Any) -> None:
     """Swapped labels are no tie: their boxes stay, and count as moved."""
