@@ -121,7 +121,10 @@ class Contents:
         constants = [_constant(fields, blocks) for fields in content["constants"]]
         graphs = [_graph(fields, constants) for fields in content["graphs"]]
         packings = Packings({name: blocks[number] for name, number in content["packed"]})
-        return cls(graphs, decoded(content["dtype"]), packings)
+        dtype = decoded(content["dtype"])
+        if dtype not in (None, torch.float32, torch.bfloat16):
+            raise ValueError(f"dtype={dtype}: must be torch.float32 or torch.bfloat16")
+        return cls(graphs, dtype, packings)
 
     def prepared(self, tune: bool) -> LoadedModel:
         """Returns the model ready to run."""
@@ -255,6 +258,8 @@ def _leaf(leaf: Any) -> Any:
     if not isinstance(leaf, dict) or "tensor" not in leaf:
         return decoded(leaf)
     dtype, shape, stride = leaf["tensor"]
+    if min(stride, default=0) < 0:
+        raise ValueError(f"strides {stride}: no tensor has negative ones")
     return torch.empty_strided(shape, stride, dtype=decoded(dtype), device="meta")
 
 

@@ -22,17 +22,17 @@ _OWN: dict[str, Operator] = {
     "activation": ops.activation,
     "getitem": operator.getitem,
 }
-_NAMES = {target: name for name, target in _OWN.items()}
 
 # Of each the overloads that write into none of their arguments. Left out is what reads files, what
-# gives numbers rather than tensors, and what does not check its indices.
+# gives numbers rather than tensors, and what does not check its indices: as_strided does, but not
+# without data, and kernels work on the memory that a view says.
 _TEXT = """
 _adaptive_avg_pool2d _adaptive_avg_pool3d _log_softmax _native_batch_norm_legit_no_training _softmax
 _to_copy _unsafe_view abs acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
 adaptive_max_pool1d adaptive_max_pool2d add addbmm addcdiv addcmul addmm addmv affine_grid_generator
-alias all amax amin any arange argmax argmin argsort as_strided asin asinh atan atan2 atanh
-avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bitwise_xor
-bmm bucketize cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clone col2im concat
+alias all amax amin any arange argmax argmin argsort asin asinh atan atan2 atanh avg_pool1d
+avg_pool2d avg_pool3d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bitwise_xor bmm
+bucketize cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clone col2im concat
 constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
 convolution copysign cos cosh cross cumprod cumsum deg2rad detach diag diag_embed diagonal diff div
 divide dot dropout einsum elu embedding eq erf erfc exp exp2 expand expand_as expm1 eye flatten flip
@@ -61,23 +61,28 @@ _ATEN = frozenset(_TEXT.split())
 
 def name_of(target: Any) -> str:
     """Returns what files call an operator. Raises ValueError if they may not have it."""
-    own = _NAMES.get(target) if callable(target) else None
-    if own is not None:
-        return own
-    name = str(target)  # aten.add.Tensor
-    if not isinstance(target, OpOverload) or operator_of(name) is not target:
+    own = next((name for name, operator in _OWN.items() if operator is target), None)
+    name = own or str(target)  # aten.add.Tensor
+    if _found(name) is not target:
         raise ValueError(f"operator {name}: cannot be saved")
     return name
 
 
 def operator_of(name: str) -> Operator:
     """Returns the operator of a name. Raises ValueError if files may not have it."""
+    found = _found(name)
+    if found is None:
+        raise ValueError(f"operator {name}: is not one that a saved model may have")
+    return found
+
+
+def _found(name: str) -> Operator | None:
     if name in _OWN:
         return _OWN[name]
     namespace, _, rest = name.partition(".")
     packet, _, overload = rest.partition(".")
-    if namespace == "aten" and packet in _ATEN:
-        found = getattr(getattr(torch.ops.aten, packet), overload, None)
-        if isinstance(found, OpOverload) and not found._schema.is_mutable:
-            return found
-    raise ValueError(f"operator {name}: is not one that a saved model may have")
+    if namespace != "aten" or packet not in _ATEN:
+        return None
+    found = getattr(getattr(torch.ops.aten, packet), overload, None)
+    allowed = isinstance(found, OpOverload) and str(found) == name and not found._schema.is_mutable
+    return found if allowed else None

@@ -85,10 +85,7 @@ def read(path: Path) -> tuple[Any, list[Block]]:
     Raises ValueError, which names the file and what is wrong with it, if it is not whole or not of
     this format, and OSError where it cannot be read.
     """
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
-    # Opening a pipe would wait for its other end.
-    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-    with open(os.open(path, flags), "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=_opened) as file:
         status = os.fstat(file.fileno())
         _refuse_special(path, status.st_mode)
         header = file.read(_HEADER_BYTES) or b""
@@ -106,6 +103,11 @@ def read(path: Path) -> tuple[Any, list[Block]]:
         return found["content"], list(_blocks(body, json_bytes, found["blocks"]))
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: does not hold what it should: {error!r}") from None
+
+
+def _opened(path: str, flags: int) -> int:
+    # Opening a pipe would wait for its other end.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _refuse_special(path: Path, mode: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,25 @@ def test_a_folder_that_cannot_be_made_keeps_nothing(
     monkeypatch.setenv(cachefiles.VARIABLE, str(tmp_path / "file"))
     cachefiles.save("things", "key", b"content")
     assert cachefiles.load("things", "key") is None
+
+
+def test_what_is_given_is_found_first(folder: Path) -> None:
+    cachefiles.save("things", "key", b"content")
+    with cachefiles.given({("things", cachefiles.digest("key")): b"given"}):
+        assert cachefiles.load("things", "key") == b"given"
+        assert cachefiles.load("others", "key") is None
+        assert cachefiles.load("things", "other") is None
+        with ThreadPoolExecutor(1) as pool:  # other threads have their own
+            assert pool.submit(cachefiles.load, "things", "key").result() == b"content"
+    assert cachefiles.load("things", "key") == b"content"
+
+
+def test_what_is_loaded_and_saved_is_noted(folder: Path) -> None:
+    cachefiles.save("things", "before", b"before")
+    with cachefiles.noting() as noted:
+        cachefiles.load("things", "before")
+        cachefiles.load("things", "missing")
+        cachefiles.save("others", "new", b"new")
+    cachefiles.save("things", "after", b"after")
+    digest = cachefiles.digest
+    assert noted == {("things", digest("before")): b"before", ("others", digest("new")): b"new"}
