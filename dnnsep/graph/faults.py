@@ -32,7 +32,7 @@ def faulty_layers(
         except Exception as error:
             text = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
-            apart = difference(actual, values[group.result])
+            apart = difference(actual, values[group.result], bound)
             if apart <= bound:
                 continue
             text = f"differs by {apart:.1e}"

@@ -121,13 +121,13 @@ def _replaced(
     else:
         model.forward = runner
         runners = {"": runner}
-    error, failure = _error(model, inputs, expected)
+    error, failure = _error(model, inputs, expected, bound)
     if failure or not error <= bound:
         for one in runners.values():
             options.faulty.update(one.faulty_layers(bound))
             one.forget()
         notes += [f"left to torch: {name}: {why}" for name, why in options.faulty.items()]
-        error, failure = _error(model, inputs, expected)
+        error, failure = _error(model, inputs, expected, bound)
     if failure or not error <= bound:
         for one in runners.values():
             one.undo()
@@ -167,14 +167,14 @@ def run_on_copy(model: nn.Module, example: tuple[Any, ...]) -> Any:
 
 
 def _error(
-    model: nn.Module, inputs: list[tuple[Any, ...]], expected: list[Any]
+    model: nn.Module, inputs: list[tuple[Any, ...]], expected: list[Any], bound: float
 ) -> tuple[float, str]:
     """Returns the largest difference from the expected results, and the exception that the model
     raised, if it did."""
     worst = 0.0
     for example, right in zip(inputs, expected, strict=True):
         try:
-            worst = max(worst, difference(run_on_copy(model, example), right))
+            worst = max(worst, difference(run_on_copy(model, example), right, bound))
         except Exception as error:
             cause = error.__cause__ or error
             return worst, f"{type(cause).__name__}: {cause}".splitlines()[0]
