@@ -19,7 +19,7 @@ from dnnsep.backends.tensors import TORCH_ACTIVATIONS
 from dnnsep.graph import ops
 from dnnsep.graph.predict import ELEMENTWISE
 
-_linear = torch.ops.aten.linear.default
+_linear, _mean = torch.ops.aten.linear.default, torch.ops.aten.mean.dim
 
 
 def without_data(value: Any) -> Any:
@@ -42,6 +42,8 @@ def looks(node: fx.Node) -> Any:
         return _activation(*args, **kwargs)
     if node.target is _linear and len(args) > 1:
         return _product(*args, **kwargs)
+    if node.target is _mean and len(args) > 1 and not kwargs and args[0].is_floating_point():
+        return _reduced(*args)
     if node.target in ELEMENTWISE and (alike := _elementwise(args, kwargs)) is not None:
         return alike
     zeros, named = pytree.tree_map(_zeros, (args, kwargs))
@@ -113,6 +115,15 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not fits:
         raise ValueError("linear layer: of tensors that do not fit")
     return torch.empty((*x.shape[:-1], out), dtype=x.dtype, device="meta")
+
+
+def _reduced(x: Tensor, dims: Sequence[int] | None, keep: bool = False) -> Tensor:
+    """Returns what a mean over dimensions does. Raises ValueError where that would fail."""
+    taken = {dim % max(1, x.dim()) for dim in dims or range(x.dim())}
+    if any(not -x.dim() <= dim < x.dim() for dim in dims or ()) or len(taken) < len(dims or ()):
+        raise ValueError(f"mean over {dims}: of {x.dim()} dimensions")
+    shape = [1 if d in taken else n for d, n in enumerate(x.shape) if keep or d not in taken]
+    return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
 def _elementwise(args: Any, kwargs: Any) -> Tensor | None:

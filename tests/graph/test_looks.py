@@ -50,6 +50,9 @@ def _geometry(value: Any) -> Any:
         (aten.add.Tensor, (IMAGES.bfloat16(), IMAGES)),
         (aten.softmax.int, (ROWS, -1, torch.float64)),
         (aten.mean.dim, (IMAGES, [2, 3], True)),
+        (aten.mean.dim, (IMAGES, [-1, 1])),
+        (aten.mean.dim, (IMAGES, [])),
+        (aten.mean.dim, (IMAGES, None, True)),
         (aten.cat.default, ([IMAGES, IMAGES], 1)),
         (aten.view.default, (IMAGES, [2, 6, -1])),
         (aten.view.dtype, (IMAGES, torch.int32)),
@@ -83,6 +86,8 @@ def test_they_are_what_torch_computes(target: Any, arguments: tuple[Any, ...]) -
         (aten.linear.default, (ROWS, MATRIX, torch.ones(6))),
         (aten.add.Tensor, (IMAGES, torch.ones(5, 1, 1))),
         (aten.view.default, (IMAGES, [5, 5])),
+        (aten.mean.dim, (IMAGES, [4])),
+        (aten.mean.dim, (IMAGES, [1, -3])),
     ],
 )
 def test_what_does_not_fit_is_refused(target: Any, arguments: tuple[Any, ...]) -> None:
