@@ -126,6 +126,15 @@ def test_a_norm_after_something_else_concatenated_is_spelled_out() -> None:
     assert found == {"convolution": 1, "cat": 1, "mul": 1, "add": 1}
 
 
+def test_a_norm_after_one_convolution_twice_is_spelled_out() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.conv(x)
+        return m.norm(torch.cat([y, y], 1))
+
+    found = _check(forward, conv=nn.Conv2d(6, 4, 1), norm=nn.BatchNorm2d(8))
+    assert found == {"convolution": 1, "cat": 1, "mul": 1, "add": 1}
+
+
 def test_results_with_other_readers_are_not_changed() -> None:
     def forward(m: Any, x: Tensor) -> Any:
         y = m.conv(x)
