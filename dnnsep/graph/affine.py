@@ -47,6 +47,9 @@ def affine_of(node: fx.Node) -> Affine | None:
         tensors = [given[name] for name in ("weight", "bias", "running_mean", "running_var")]
         fixed = not given["training"] and all(t is None or is_constant(t) for t in tensors)
         return Affine(node, given["input"], 1) if fixed and tensors[2] is not None else None
+    if is_call(node, _aten.neg.default, _aten.rsub.Scalar) and is_floating(node):
+        x: Any = node.args[0]
+        return Affine(node, x, None) if same_geometry(x, node) and not is_constant(x) else None
     if not is_call(node, *_ARITHMETIC) or not is_floating(node):
         return None
     first, second = node.args[:2]
@@ -71,6 +74,11 @@ def scale_and_shift(affine: Affine, channels: int) -> tuple[fx.Node | None, fx.N
     if affine.is_norm:
         return _of_norm(node)
     given = arguments(node)
+    if is_call(node, _aten.neg.default):
+        return filled(affine.x, -1, channels), None
+    if is_call(node, _aten.rsub.Scalar):
+        shift = filled(affine.x, given["other"], channels)
+        return filled(affine.x, -given["alpha"], channels), shift
     reverse = given["other"] is affine.x
     value = _vector(affine, given["self"] if reverse else given["other"], channels)
     alpha = given.get("alpha", 1)

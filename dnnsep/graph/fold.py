@@ -114,7 +114,8 @@ def _places_in_cat(node: fx.Node) -> list[_Place]:
     start = 0
     for tensor in tensors:
         inner = _places(tensor, node.args[1])  # type: ignore[arg-type]
-        if not inner:
+        known = {place.node for place in places}
+        if not inner or any(place.node in known for place in inner):
             return []
         places += [_Place(p.node, start + p.start, start + p.end) for p in inner]
         start += inner[-1].end

@@ -9,11 +9,20 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import fx
 from torch._ops import OpOverload
 
 from dnnsep.graph.functional import drop_dropouts, rename_writes
-from dnnsep.graph.rewrite import Rules, is_random, joined, remove_dead, replace, rewrite
+from dnnsep.graph.rewrite import (
+    CaptureError,
+    Rules,
+    is_random,
+    joined,
+    remove_dead,
+    replace,
+    rewrite,
+)
 from dnnsep.graph.rules import (
     activations,
     convolutions,
@@ -25,6 +34,8 @@ from dnnsep.graph.rules import (
 )
 
 _ITEMS: Rules = {operator.getitem: (*pools.RULES_OF_ITEMS, *products.RULES_OF_ITEMS)}
+_aten = torch.ops.aten
+_BY_MEMORY = (_aten.as_strided, _aten.as_strided_copy, _aten.as_strided_scatter)
 _RULES = joined(
     identities.RULES,
     shapes.RULES,
@@ -40,9 +51,13 @@ _RULES = joined(
 def normalize(graph_module: fx.GraphModule) -> None:
     """Brings the graph of a model in eval mode into the canonical form, in place.
 
-    Raises CaptureError if an operator writes into a tensor that is then read through another name.
+    Raises CaptureError if an operator writes into a tensor that is then read through another name,
+    or reads memory in the order in which it happens to be.
     """
     graph = graph_module.graph
+    for node in graph.nodes:
+        if getattr(node.target, "overloadpacket", None) in _BY_MEMORY:
+            raise CaptureError(f"{node.target} depends on how its input lies in memory")
     drop_dropouts(graph)
     rename_writes(graph)
     _remove_checks(graph)

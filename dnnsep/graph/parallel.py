@@ -7,21 +7,23 @@ from typing import Any
 import torch
 from torch import fx
 
-from dnnsep.graph.algebra import constant, filled, weights_of, with_weights
+from dnnsep.graph.algebra import constant, filled, total, weights_of, with_weights
 from dnnsep.graph.constants import is_constant
 from dnnsep.graph.ops import activation, convolution
-from dnnsep.graph.rewrite import insert, is_call, layer_of, replace, shape_of
+from dnnsep.graph.rewrite import insert, is_call, layer_of, replace, same_geometry, shape_of
 
 _aten = torch.ops.aten
 
 
 def join_parallel(graph: fx.Graph) -> bool:
-    """Makes one convolution of those of one image that are concatenated, and one linear layer of
-    all those of one value. Returns whether there were any."""
+    """Makes one convolution of those of one image that are concatenated, one linear layer of two of
+    one value that are added, and one of all others of one value. Returns whether there were any."""
     joined = False
     for node in list(graph.nodes):
         if is_call(node, _aten.cat.default) and node.args[1] == 1:
             joined |= _join_in_cat(node)
+        elif is_call(node, _aten.add.Tensor):
+            joined |= _join_in_sum(node)
     linear: dict[Any, list[fx.Node]] = {}
     for node in graph.nodes:
         if is_call(node, _aten.linear.default) and _has_constants(node):
@@ -73,6 +75,26 @@ def _joined(cat: fx.Node, nodes: list[fx.Node]) -> fx.Node:
     convolutions: Any = [n.args[0] if is_call(n, activation) else n for n in nodes]
     new = _with_all_weights(cat, convolutions)
     return insert(cat, activation, new, nodes[0].args[1]) if nodes[0] not in convolutions else new
+
+
+def _join_in_sum(node: fx.Node) -> bool:
+    """Makes one linear layer of two of one value that are added. Returns whether it did."""
+    both: Any = node.args[:2]
+    first, second = both
+    for linear in both:
+        if not is_call(linear, _aten.linear.default) or not _has_constants(linear):
+            return False
+    alone = len(first.users) == len(second.users) == 1 and first is not second
+    if not alone or node.kwargs or first.args[0] is not second.args[0]:
+        return False
+    if not same_geometry(first, second):
+        return False
+    (weight, bias), (more, more_bias) = weights_of(first), weights_of(second)
+    weight = constant(node.graph, _aten.add.Tensor, weight, more)
+    new = with_weights(first, weight, total(bias, more_bias), before=node)
+    new.meta["layer"] = layer_of(first)
+    replace(node, new)
+    return True
 
 
 def _join_linear(nodes: list[fx.Node]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dnnsep.graph.capture import capture
 from dnnsep.graph.rewrite import CaptureError
 
-from .captures import Function, check, difference, image, operators, settled
+from .captures import Function, cases, check, difference, image, operators, settled
 
 
 class Nested(nn.Module):
@@ -137,7 +137,7 @@ def test_the_model_itself_stays_as_it_is() -> None:
     captured = capture(model, (image(),))
     assert model.kept == {}
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert difference(model, captured, image()) == 0
+    assert difference(cases(model, image()), captured) == 0
 
 
 @pytest.mark.parametrize("enabled", [False, True])

@@ -229,6 +229,16 @@ def test_linear_layers_of_one_value() -> None:
     assert (found["linear"], found["slice"]) == (1, 3)
 
 
+def test_added_linear_layers() -> None:
+    layers: Any = {"one": nn.Linear(8, 4), "two": nn.Linear(8, 4, bias=False)}
+    found = _check(lambda m, x: (m.one(x) + m.two(x)) / 2, **layers)
+    assert found == {"linear": 1}
+    assert _check(lambda m, x: m.one(x) + m.two(x.exp()), **layers)["linear"] == 2
+    layers["two"] = nn.Linear(8, 1)
+    found = _check(lambda m, x: m.one(x) + m.two(x), **layers)
+    assert found == {"linear": 1, "slice": 2, "add": 1}
+
+
 def test_the_model_is_left_as_it_is() -> None:
     model = settled(Function(lambda m, x: m.one(x) + m.three(x), one=_conv(1), three=_conv(3, 1)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

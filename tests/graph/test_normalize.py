@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dnnsep.graph.capture import capture
 from dnnsep.graph.normalize import normalize
+from dnnsep.graph.rewrite import CaptureError
 
 from .captures import Function, calls, check, image, operators, settled
 
@@ -293,3 +294,10 @@ def test_slices_of_slices_are_one() -> None:
 )
 def test_rearrangements(function: Callable[..., Any], left: dict[str, int]) -> None:
     assert _check(function) == left
+
+
+def test_what_reads_memory_as_it_lies_is_refused() -> None:
+    model = Function(lambda m, x: torch.exp(x).as_strided((2, 3), (1, 5)))
+    captured = capture(settled(model), (image(),))
+    with pytest.raises(CaptureError, match="as_strided"):
+        normalize(captured.graph_module)

@@ -176,8 +176,6 @@ def _copy(node: fx.Node) -> fx.Node | None:
 
 
 _PERMUTATIONS = (
-    _aten.adjoint,
-    _aten.matrix_H,
     _aten.moveaxis,
     _aten.movedim,
     _aten.mT,
