@@ -159,6 +159,7 @@ class Network:
 class _Frame:
     """The memory of a network, and its programs' tasks, for one call at a time."""
 
+    @torch.inference_mode(False)  # else only inference mode might write into the memory later
     def __init__(self, network: Network) -> None:
         self._network = network
         programs = [part for part in network.parts if isinstance(part, Program)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from types import CodeType
 from typing import Any
 
 import torch
@@ -84,6 +85,12 @@ class Runner:
         if found is None:
             return self._as_it_is(arguments, named)
         return self._cast_back(found.run(leaves), given)
+
+    @property
+    def __code__(self) -> CodeType:
+        """The code that torch.export and torch.compile look for."""
+        found: CodeType = self._plain.__code__
+        return found
 
     def prepare_for(
         self, arguments: tuple[Any, ...], named: Mapping[str, Any] | None = None
@@ -191,6 +198,8 @@ def _kind(leaf: Any) -> Hashable:
 def _all_data(leaves: list[Any]) -> bool:
     """Returns whether the inputs are numbers in a CPU's memory, rather than standing for some."""
     if torch._C._get_tracing_state() is not None or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch._C._are_functorch_transforms_active():
         return False
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     return bool(tensors) and all(

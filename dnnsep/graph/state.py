@@ -1,4 +1,4 @@
-"""Notices whether a module's parameters are still those that it was prepared with.
+"""Notices whether a module's parameters and parts are still those that it was prepared with.
 
 Imports torch: import it from inside functions.
 """
@@ -17,10 +17,13 @@ _VERSION = attrgetter("_version")
 
 @dataclass(frozen=True)
 class State:
-    """The parameters and buffers of a module at one time: which tensors they are, where their
-    elements are, and how often they were written to."""
+    """The parameters, buffers and parts of a module at one time, and of the tensors where their
+    elements are, and how often they were written to; and how many parts and hooks there are."""
 
     places: list[tuple[Mapping[str, Any], str]]
+    there: list[Any]
+    counted: list[Mapping[Any, Any]]
+    count: int
     tensors: list[Tensor]
     addresses: list[int]
     versions: int
@@ -33,14 +36,22 @@ class State:
         places: list[tuple[Mapping[str, Any], str]] = [
             (owner, name)
             for child in children
-            for owner in (child._parameters, child._buffers)
-            for name, tensor in owner.items()
-            if tensor is not None
+            for owner in (child._parameters, child._buffers, child._modules)
+            for name in owner
         ]
-        tensors: list[Tensor] = [owner[name] for owner, name in places]
+        there = [owner[name] for owner, name in places]
+        counted: list[Mapping[Any, Any]] = [
+            of_child
+            for child in children
+            for of_child in (child._modules, child._forward_hooks, child._forward_pre_hooks)
+        ]
+        tensors = [value for value in there if isinstance(value, Tensor)]
         addresses = [*map(Tensor.data_ptr, tensors)]
         attributes = [child.__dict__ for child in children]
-        return cls(places, tensors, addresses, _versions(tensors), attributes)
+        count = sum(map(len, counted))
+        return cls(
+            places, there, counted, count, tensors, addresses, _versions(tensors), attributes
+        )
 
     def holds(self) -> bool:
         """Returns whether nothing has changed since.
@@ -50,7 +61,8 @@ class State:
         # Every call of a model does this for hundreds of tensors: it is written for speed.
         now = [owner.get(name) for owner, name in self.places]
         return (
-            all(map(is_, now, self.tensors))
+            all(map(is_, now, self.there))
+            and sum(map(len, self.counted)) == self.count
             and _versions(self.tensors) == self.versions
             and [*map(Tensor.data_ptr, self.tensors)] == self.addresses
         )

@@ -120,7 +120,9 @@ def _copied(value: Any) -> Any:
     """Returns a tensor that lies in memory as another, since models may write into inputs."""
     if not isinstance(value, Tensor):
         return value
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).copy_(value)
+    reach = sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
+    memory = value.detach().as_strided((reach + 1,), (1,)).clone()
+    return memory.as_strided(value.shape, value.stride(), 0)
 
 
 def _other_values(value: Any) -> Any:
