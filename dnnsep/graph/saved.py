@@ -132,10 +132,11 @@ def _nested(spec: pytree.TreeSpec) -> Any:
 
 def _leaf(kind: Any) -> Any:
     """Returns a leaf of a runner's key as JSON: of a tensor its dtype, size and strides."""
-    if isinstance(kind, tuple):  # tuples themselves are never leaves
+    if len(kind) == 3:
         shape, stride, dtype = kind
         return {"tensor": [encoded(dtype), list(shape), list(stride)]}
-    return encoded(kind)
+    _, value = kind
+    return encoded(value)
 
 
 def _check(live: Sequence[fx.Node], read: Graph) -> None:
