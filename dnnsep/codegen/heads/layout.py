@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from dnnsep.codegen.heads.special import Heads
 
-# The numbers of query rows that are computed at once, and how many vectors of sums each has at
-# most: the sums, a row of factors and one value of a query are in registers.
-_BLOCKS = {16: ((8, 4, 2, 1), 3), 8: ((6, 3, 1), 2)}
+# How many query rows are computed at once at most, and how many vectors of sums each has, by the
+# lanes of a vector: the sums, a row of factors and one value of a query are in registers.
+_BLOCKS = {16: (8, 3), 8: (6, 2)}
 
 # Between the scratch memory of two parts, in bytes: what the hardware fetches ahead of one thread
 # must not be the other's.
@@ -20,7 +20,10 @@ GROUP = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """The scratch memory of a part, in f32: a block's queries, times the scale, and its results
+    """Queries in blocks of so many ``rows`` each: one number, or two whose difference is 1, the
+    larger one first.
+
+    The scratch memory of a part, in f32: a block's queries, times the scale, and its results
     where they are transposed after that; a vector for each row of its largest scores; then its
     scores; the head's keys as (vectors, depth, lanes), its values as (keys, padded value depth).
 
@@ -28,11 +31,23 @@ class Layout:
     """
 
     special: Heads
+    rows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, special: Heads, queries: int) -> Layout:
+        """Returns the one with as few blocks as there can be, of nearly equal size."""
+        blocks = -(-queries // _BLOCKS[special.isa.lanes][0])
+        least, more = divmod(queries, blocks)
+        return cls(special, (least + 1, least) if more else (least,))
 
     @property
-    def rows(self) -> tuple[int, ...]:
-        """The numbers of query rows of a block, falling, the last one 1."""
-        return _BLOCKS[self.special.isa.lanes][0]
+    def most_rows(self) -> int:
+        """How many rows a block could have: there are as few blocks as can be."""
+        return _BLOCKS[self.lanes][0]
+
+    def blocks(self, queries: int) -> int:
+        """Returns how many blocks so many queries are."""
+        return -(-queries // self.most_rows)
 
     @property
     def vectors(self) -> int:
