@@ -23,11 +23,10 @@ class Layout:
     """Queries in blocks of so many ``rows`` each: one number, or two whose difference is 1, the
     larger one first.
 
-    The scratch memory of a part, in f32: a block's queries, times the scale, and its results
-    where they are transposed after that; a vector for each row of its largest scores; then its
-    scores; the head's keys as (vectors, depth, lanes), its values as (keys, padded value depth).
-
-    Scores are (vectors, rows of the block, lanes).
+    The scratch memory of a part, in f32: a block's queries, times the scale and LOG2_E; a vector
+    for each row, of its largest scores; the block's results, where they are transposed after that;
+    its scores as (vectors of keys, rows, lanes); the head's keys as (vectors of keys, depth,
+    lanes); its values as (keys, padded value depth).
     """
 
     special: Heads
@@ -41,8 +40,12 @@ class Layout:
         return cls(special, (least + 1, least) if more else (least,))
 
     @property
+    def lanes(self) -> int:
+        return self.special.isa.lanes
+
+    @property
     def most_rows(self) -> int:
-        """How many rows a block could have: there are as few blocks as can be."""
+        """How many rows a block has at most, on these vectors."""
         return _BLOCKS[self.lanes][0]
 
     def blocks(self, queries: int) -> int:
@@ -52,27 +55,24 @@ class Layout:
     @property
     def vectors(self) -> int:
         """How many vectors of sums a row has at most."""
-        return _BLOCKS[self.special.isa.lanes][1]
+        return _BLOCKS[self.lanes][1]
 
     @property
     def query_apart(self) -> tuple[int, int]:
         """How far apart two rows of packed queries, and two channels of a row, are."""
-        special, lanes = self.special, self.special.isa.lanes
-        return (1, lanes) if special.q_transposed else (-(-special.depth // lanes) * lanes, 1)
+        if self.special.q_transposed:
+            return 1, self.lanes
+        return -(-self.special.depth // self.lanes) * self.lanes, 1
 
     @property
     def value_row(self) -> int:
         """The f32 of a row of packed values: whole vectors."""
-        lanes = self.special.isa.lanes
-        return -(-self.special.value_depth // lanes) * lanes
+        return -(-self.special.value_depth // self.lanes) * self.lanes
 
     @property
     def query_floats(self) -> int:
+        """The f32 of a block's packed queries, which are whole vectors of channels or of rows."""
         return -(-self.special.depth // self.lanes) * self.lanes * max(self.rows[0], self.lanes)
-
-    @property
-    def lanes(self) -> int:
-        return self.special.isa.lanes
 
     @property
     def fixed_floats(self) -> tuple[int, int, int]:
