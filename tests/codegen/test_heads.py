@@ -18,8 +18,11 @@ from tests.codegen.rowwise import VECTOR_ISAS, same_bits
 # Depth of queries and keys, and of values.
 DEPTHS = ((64, 64), (32, 32), (16, 32), (24, 24), (5, 3), (8, 70), (1, 1), (48, 80))
 
-# Batch, heads, queries, keys: fewer than a block and a vector of them, whole ones, and more.
-SIZES = ((1, 1, 1, 1), (2, 3, 17, 19), (1, 2, 49, 49), (2, 1, 3, 64), (1, 1, 40, 1))
+# Batch, heads, queries, keys: blocks of two sizes, all in one kernel, by fewer keys than a vector
+# has lanes, by whole vectors, and by more.
+SIZES = ((2, 3, 17, 19), (1, 2, 17, 64), (2, 1, 17, 1))
+# Fewer queries than a block has, whole blocks, and more.
+QUERIES = (1, 3, 40, 49, 57)
 
 
 @pytest.fixture(params=VECTOR_ISAS, ids=lambda isa: isa.name)
@@ -37,6 +40,14 @@ def _check(special: Heads, given: Given, at_end: bool = True, apart: int = 0) ->
     return found
 
 
+@pytest.mark.parametrize("queries", QUERIES)
+@pytest.mark.parametrize("letters", ["", "qkvy"])
+def test_queries(letters: str, queries: int, isa: Isa) -> None:
+    special = Heads(16, 32, "f32", isa, 1, **_transposed(letters))
+    for number, keys in enumerate((1, 49)):
+        _check(special, normals(2, 2, queries, keys, special), bool(number % 2), apart=number)
+
+
 def _transposed(letters: str) -> dict[str, bool]:
     return {f"{letter}_transposed": True for letter in letters}
 
@@ -52,10 +63,9 @@ def test_random_numbers(depths: tuple[int, int], dtype: str, isa: Isa) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("letters", ["k", "q", "v", "y", "qkvy"])
 def test_transposed(letters: str, dtype: str, isa: Isa) -> None:
-    for depths in ((16, 32), (7, 21)):
-        special = Heads(*depths, dtype, isa, 0, **_transposed(letters))
-        for number, sizes in enumerate(SIZES):
-            _check(special, normals(*sizes, special), bool(number % 2), apart=number)
+    special = Heads(7, 21, dtype, isa, 0, **_transposed(letters))
+    for number, sizes in enumerate(SIZES):
+        _check(special, normals(*sizes, special), bool(number % 2), apart=number)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -64,6 +74,13 @@ def test_biases(biases: int, dtype: str, isa: Isa) -> None:
     special = Heads(32, 32, dtype, isa, biases, k_transposed=biases == 2)
     for number, sizes in enumerate(SIZES):
         _check(special, normals(*sizes, special), bool(number % 2), apart=number)
+
+
+def test_biases_for_all_queries_and_heads(isa: Isa) -> None:
+    special = Heads(16, 16, "f32", isa, 2)
+    given = normals(2, 3, 11, 37, special)
+    biases = (given.biases[0][:, :1], given.biases[1][:, :, :1])
+    _check(special, replace(given, biases=biases, scale=-0.75))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,6 +9,7 @@ from llvmlite import ir
 from dnnsep.codegen.heads.copy import transposed
 from dnnsep.codegen.heads.layout import GROUP, Layout
 from dnnsep.codegen.heads.scores import emit_scores
+from dnnsep.codegen.heads.softmax import LOG2_E
 from dnnsep.codegen.heads.task import Fields
 from dnnsep.codegen.heads.values import Columns, emit_values
 from dnnsep.codegen.lang.dtype import ELEMENTS
@@ -65,7 +66,7 @@ class _Emitter:
     def _pack_rows(self) -> None:
         code, b = self.code, self.code.builder
         pitch = self.fields.count("q_row")
-        scale = code.broadcast(self.fields.number("scale"), self.lanes)
+        scale = self._scale()
         row_apart, _ = self.layout.query_apart
         for row in range(self.rows):
             start = code.at(self.q, b.mul(pitch, I64(row)), self.element.type)
@@ -76,10 +77,16 @@ class _Emitter:
                 target = code.at(self.queries, row * row_apart + first, F32)
                 code.store(b.fmul(value, scale), target)
 
+    def _scale(self) -> ir.Value:
+        """Returns what queries are multiplied by, in all lanes."""
+        scale = self.fields.number("scale")
+        in_powers_of_2 = self.code.builder.fmul(scale, ir.Constant(F32, LOG2_E))
+        return self.code.broadcast(in_powers_of_2, self.lanes)
+
     def _pack_columns(self) -> None:
         code, b = self.code, self.code.builder
         pitch = self.fields.count("q_row")
-        scale = code.broadcast(self.fields.number("scale"), self.lanes)
+        scale = self._scale()
 
         def channel(at: ir.Value) -> None:
             place = code.at(self.q, b.mul(pitch, at), self.element.type)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from dnnsep.codegen.heads.special import Heads
 
-# The numbers of query rows that are computed at once, and how many vectors of sums each has at
-# most: the sums, a row of factors and one value of a query are in registers.
-_BLOCKS = {16: ((8, 4, 2, 1), 3), 8: ((6, 3, 1), 2)}
+# How many query rows are computed at once at most, and how many vectors of sums each has, by the
+# lanes of a vector: the sums, a row of factors and one value of a query are in registers.
+_BLOCKS = {16: (8, 3), 8: (6, 2)}
 
 # Between the scratch memory of two parts, in bytes: what the hardware fetches ahead of one thread
 # must not be the other's.
@@ -20,44 +20,59 @@ GROUP = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """The scratch memory of a part, in f32: a block's queries, times the scale, and its results
-    where they are transposed after that; a vector for each row of its largest scores; then its
-    scores; the head's keys as (vectors, depth, lanes), its values as (keys, padded value depth).
+    """Queries in blocks of so many ``rows`` each: one number, or two whose difference is 1, the
+    larger one first.
 
-    Scores are (vectors, rows of the block, lanes).
+    The scratch memory of a part, in f32: a block's queries, times the scale and LOG2_E; a vector
+    for each row, of its largest scores; the block's results, where they are transposed after that;
+    its scores as (vectors of keys, rows, lanes); the head's keys as (vectors of keys, depth,
+    lanes); its values as (keys, padded value depth).
     """
 
     special: Heads
+    rows: tuple[int, ...]
 
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """The numbers of query rows of a block, falling, the last one 1."""
-        return _BLOCKS[self.special.isa.lanes][0]
-
-    @property
-    def vectors(self) -> int:
-        """How many vectors of sums a row has at most."""
-        return _BLOCKS[self.special.isa.lanes][1]
-
-    @property
-    def query_apart(self) -> tuple[int, int]:
-        """How far apart two rows of packed queries, and two channels of a row, are."""
-        special, lanes = self.special, self.special.isa.lanes
-        return (1, lanes) if special.q_transposed else (-(-special.depth // lanes) * lanes, 1)
-
-    @property
-    def value_row(self) -> int:
-        """The f32 of a row of packed values: whole vectors."""
-        lanes = self.special.isa.lanes
-        return -(-self.special.value_depth // lanes) * lanes
-
-    @property
-    def query_floats(self) -> int:
-        return -(-self.special.depth // self.lanes) * self.lanes * max(self.rows[0], self.lanes)
+    @classmethod
+    def of(cls, special: Heads, queries: int) -> Layout:
+        """Returns the one with as few blocks as there can be, of nearly equal size."""
+        blocks = -(-queries // _BLOCKS[special.isa.lanes][0])
+        least, more = divmod(queries, blocks)
+        return cls(special, (least + 1, least) if more else (least,))
 
     @property
     def lanes(self) -> int:
         return self.special.isa.lanes
+
+    @property
+    def most_rows(self) -> int:
+        """How many rows a block has at most, on these vectors."""
+        return _BLOCKS[self.lanes][0]
+
+    def blocks(self, queries: int) -> int:
+        """Returns how many blocks so many queries are."""
+        return -(-queries // self.most_rows)
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors of sums a row has at most."""
+        return _BLOCKS[self.lanes][1]
+
+    @property
+    def query_apart(self) -> tuple[int, int]:
+        """How far apart two rows of packed queries, and two channels of a row, are."""
+        if self.special.q_transposed:
+            return 1, self.lanes
+        return -(-self.special.depth // self.lanes) * self.lanes, 1
+
+    @property
+    def value_row(self) -> int:
+        """The f32 of a row of packed values: whole vectors."""
+        return -(-self.special.value_depth // self.lanes) * self.lanes
+
+    @property
+    def query_floats(self) -> int:
+        """The f32 of a block's packed queries, which are whole vectors of channels or of rows."""
+        return -(-self.special.depth // self.lanes) * self.lanes * max(self.rows[0], self.lanes)
 
     @property
     def fixed_floats(self) -> tuple[int, int, int]:

@@ -5,24 +5,30 @@ Each row's result is computed in the same order whatever block and part it is in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+
 from llvmlite import ir
 
 from dnnsep.codegen.heads.block import Block
 from dnnsep.codegen.heads.copy import emit_panels, emit_transpose, emit_widen
 from dnnsep.codegen.heads.layout import Layout
 from dnnsep.codegen.heads.softmax import emit_softmax
-from dnnsep.codegen.heads.special import Heads
 from dnnsep.codegen.heads.task import Fields
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import BYTE, F32, I32, I64, POINTER, Code
 from dnnsep.codegen.rowwise.task import share
+from dnnsep.dtypes import DTYPES
+
+_LINE = 64
 
 
-def emit_heads(special: Heads) -> ir.Module:
+def emit_heads(layout: Layout) -> ir.Module:
     """Returns a module with ``run(task)``; ``task`` points to a HeadsTask."""
     module = ir.Module()
     module.triple = ""
-    part = _Part(module, Layout(special)).emit()
+    part = _Part(module, layout).emit()
     code = Code(module, "run", [POINTER])
     (task,), b = code.arguments, code.builder
     fields = Fields(code, task)
@@ -41,7 +47,7 @@ class _Part:
         self.element = ELEMENTS[self.special.dtype]
         self.pack_keys, self.pack_values = self._packers(module)
         softmax = emit_softmax(module, self.lanes)
-        self.blocks = [(rows, Block(layout, rows, softmax).emit(module)) for rows in layout.rows]
+        self.blocks = [Block(layout, rows, softmax).emit(module) for rows in layout.rows]
         self.code = Code(module, "part", [POINTER, I64]).internal()
         self.task, self.number = self.code.arguments
         self.fields = Fields(self.code, self.task)
@@ -63,20 +69,22 @@ class _Part:
 
     def emit(self) -> ir.Function:
         code, b, fields = self.code, self.code.builder, self.fields
-        most = I64(self.layout.rows[0])
         heads = fields.count("heads")
-        blocks = b.sdiv(b.add(self.queries, I64(self.layout.rows[0] - 1)), most)
+        most = self.layout.most_rows
+        blocks = b.sdiv(b.add(self.queries, I64(most - 1)), I64(most))
+        # So many blocks of a head are of the larger size.
+        larger = b.sub(self.queries, b.mul(blocks, I64(self.layout.rows[0] - 1)))
         total = b.mul(b.mul(fields.count("batch"), heads), blocks)
         first, end = share(code, total, self.number, fields.count("parts"))
         places = self._scratch()
 
         def one_head(at: ir.Value) -> None:
             begin = b.mul(at, blocks)
-            rows = [
-                b.mul(code.most(b.sub(first, begin), I64(0)), most),
-                code.least(b.mul(b.sub(end, begin), most), self.queries),
+            here = code.most(b.sub(first, begin), I64(0)), code.least(b.sub(end, begin), blocks)
+            here_and_next = [
+                (b.sdiv(number, heads), b.srem(number, heads)) for number in (at, b.add(at, I64(1)))
             ]
-            self._head(b.sdiv(at, heads), b.srem(at, heads), rows, places)
+            self._head(here_and_next, here, larger, places)
 
         def some() -> None:
             last = b.sdiv(b.sub(end, I64(1)), blocks)
@@ -99,32 +107,57 @@ class _Part:
         return [room, scores, keys, code.at(values, layout.spare_floats, F32)]
 
     def _head(
-        self, batch: ir.Value, head: ir.Value, rows: list[ir.Value], places: list[ir.Value]
+        self,
+        heads: Sequence[tuple[ir.Value, ir.Value]],
+        here: tuple[ir.Value, ir.Value],
+        larger: ir.Value,
+        places: list[ir.Value],
     ) -> None:
-        """Emits the rows from one up to another of a head."""
+        """Emits the blocks from one up to another of a head, the first of two, each a batch and its
+        head; meanwhile what is read of the other is fetched, since rows are short and far apart."""
         code, b, fields, special = self.code, self.code.builder, self.fields, self.special
-        kind = self.element.type
+        kind, (first, end) = self.element.type, here
         names = [f"bias{number}" for number in range(special.biases)]
-        start = {name: fields.row(name, batch, head, kind) for name in ("q", "k", "v", "y", *names)}
+        start, following = (
+            {name: fields.row(name, *head, kind) for name in ("q", "k", "v", "y", *names)}
+            for head in heads
+        )
         self._pack(start["k"], start["v"], *places[2:])
 
         def at_row(name: str, row: ir.Value, transposed: bool = False) -> ir.Value:
             offset = row if transposed else b.mul(row, fields.count(f"{name}_row"))
             return code.at(start[name], offset, kind)
 
-        first, end = rows
-        for count, function in self.blocks:
+        def one(block: ir.Value, function: ir.Function, count: int) -> None:
+            before = b.mul(block, I64(self.layout.rows[0] - 1))
+            row = b.add(before, code.least(block, larger))
+            self._fetch(following, row, count)
+            q = at_row("q", row, special.q_transposed)
+            y = at_row("y", row, special.y_transposed)
+            b.call(function, [self.task, q, y, *places, *(at_row(name, row) for name in names)])
 
-            def one(row: ir.Value, function: ir.Function = function) -> None:
-                q = at_row("q", row, special.q_transposed)
-                y = at_row("y", row, special.y_transposed)
-                biases = [at_row(name, row) for name in names]
-                b.call(function, [self.task, q, y, *places, *biases])
+        bounds = [first, end]
+        if len(self.blocks) > 1:
+            bounds.insert(1, code.least(code.most(first, larger), end))
+        for function, count, (start_block, stop) in zip(
+            self.blocks, self.layout.rows, pairwise(bounds), strict=True
+        ):
+            code.for_each(start_block, stop, partial(one, function=function, count=count))
 
-            left = b.sub(end, first)
-            stop = b.add(first, b.sub(left, b.srem(left, I64(count))))
-            code.for_each(first, stop, one, step=count)
-            first = stop
+    def _fetch(self, start: dict[str, ir.Value], row: ir.Value, count: int) -> None:
+        """Fetches rows of tokens of a head from one on, which need not exist."""
+        code, b, special = self.code, self.code.builder, self.special
+        size = DTYPES[special.dtype].bytes
+        for name, transposed, depth in (
+            ("q", special.q_transposed, special.depth),
+            ("k", special.k_transposed, special.depth),
+            ("v", special.v_transposed, special.value_depth),
+        ):
+            for i in range(0 if transposed else count):
+                offset = b.mul(b.add(row, I64(i)), self.fields.count(f"{name}_row"))
+                place = code.at(start[name], offset, self.element.type)
+                for line in range(0, depth * size, _LINE):
+                    code.prefetch(code.at(place, line, BYTE), level=2)
 
     def _pack(self, k: ir.Value, v: ir.Value, keys: ir.Value, values: ir.Value) -> None:
         b, special = self.code.builder, self.special

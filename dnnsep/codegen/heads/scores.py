@@ -6,6 +6,7 @@ from llvmlite import ir
 
 from dnnsep.codegen.heads.layout import Layout
 from dnnsep.codegen.heads.masked import first_lanes, load
+from dnnsep.codegen.heads.softmax import LOG2_E
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
 
@@ -15,7 +16,8 @@ _STEPS_AT_ONCE = 4
 def emit_scores(module: ir.Module, layout: Layout, rows: int, vectors: int) -> ir.Function:
     """Returns f(queries, keys, scores, most, left, [bias, pitch]...).
 
-    Queries and keys are as the layout packs them, ``left`` keys are there from the first on, and
+    Scores are multiplied by LOG2_E, by which queries are already, but biases are not. Queries and
+    keys are as the layout packs them, ``left`` keys are there from the first on, and
     biases begin at the first query and the first key. Writes the scores, those beyond the keys
     minus infinity, and updates the largest score of each row and lane in ``most``.
     """
@@ -70,7 +72,7 @@ class _Scores:
         code, b, lanes = self.code, self.code.builder, self.layout.lanes
         _, _, scores, most, left, *biases = code.arguments
         element = ELEMENTS[self.layout.special.dtype]
-        lowest = code.splat(float("-inf"), self.vector)
+        lowest, log2_e = (code.splat(x, self.vector) for x in (float("-inf"), LOG2_E))
         masks = [first_lanes(code, b.sub(left, I64(v * lanes)), lanes) for v in range(self.vectors)]
         for row in range(self.rows):
             place = code.at(most, row * lanes, F32)
@@ -83,7 +85,7 @@ class _Scores:
                 score = sums[row * self.vectors + v]
                 for start in starts:
                     added = load(code, element, code.at(start, v * lanes, element.type), mask)
-                    score = b.fadd(score, added)
+                    score = code.fma(added, log2_e, score)
                 score = b.select(mask, score, lowest)
                 largest = b.select(b.fcmp_ordered(">", score, largest), score, largest)
                 code.store(score, code.at(scores, (v * self.rows + row) * lanes, F32))

@@ -50,7 +50,7 @@ class HeadsStep:
     @cached_property
     def kernel(self) -> Function:
         """The compiled kernel."""
-        return _compiled(self.special)
+        return _compiled(self._layout)
 
     @property
     def multiplications(self) -> int:
@@ -61,7 +61,7 @@ class HeadsStep:
     @property
     def parts(self) -> int:
         """How many threads can share the work."""
-        blocks = self.batch * self.heads * -(-self.queries // Layout(self.special).rows[0])
+        blocks = self.batch * self.heads * self._layout.blocks(self.queries)
         return max(1, min(self.threads, blocks, self.multiplications // _PART_MULTIPLICATIONS))
 
     @property
@@ -71,7 +71,11 @@ class HeadsStep:
 
     @property
     def _part_bytes(self) -> int:
-        return Layout(self.special).part_bytes(self.keys)
+        return self._layout.part_bytes(self.keys)
+
+    @property
+    def _layout(self) -> Layout:
+        return Layout.of(self.special, self.queries)
 
     def task(self, scratch: int) -> ctypes.Structure:
         """Returns a new HeadsTask, with scratch memory at an address that is a multiple of 64; the
@@ -98,10 +102,10 @@ class HeadsStep:
 
 # So many stay for the next step; one that is in use stays with its step.
 @lru_cache(256)
-def _compiled(special: Heads) -> Function:
-    key = f"{generator()} {special}"
+def _compiled(layout: Layout) -> Function:
+    key = f"{generator()} {layout}"
     code = cachefiles.load("kernels", key)
     if code is None:
-        code = machine_code(emit_heads(special), special.isa.target)
+        code = machine_code(emit_heads(layout), layout.special.isa.target)
         cachefiles.save("kernels", key, code)
     return Function(code, "run", [ctypes.c_void_p])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from dnnsep.codegen.heads.special import MOST_BIASES
-from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
+from dnnsep.codegen.lang.emit import F32, I64, Code
 from dnnsep.codegen.task import load_field
 
 TENSORS = ("q", "k", "v", "y", *(f"bias{number}" for number in range(MOST_BIASES)))
@@ -74,6 +74,3 @@ class Fields:
             for at, name in ((batch, "batch"), (head, "head"))
         )
         return self._code.at(self.address(tensor), b.add(*places), kind)
-
-
-__all__ = ["POINTER", "TENSORS", "Fields", "HeadsTask", "Strides"]

@@ -34,7 +34,7 @@ def emit_values(module: ir.Module, layout: Layout, rows: int, columns: Columns) 
     elements apart, in f32 where it is transposed after that.
 
     Weights are (vectors, rows, lanes), values as the layout packs them from these columns on, and
-    ``shares`` has a vector for each row by which the sums are multiplied.
+    the first lane of a vector for each row in ``shares`` is what its sums are multiplied by.
     """
     name = f"values_{rows}_{columns.first}"
     arguments = [POINTER, POINTER, I64, POINTER, POINTER, I64]
@@ -88,7 +88,8 @@ class _Values:
         *_, shares, y, pitch = code.arguments
         element = ELEMENTS["f32" if special.y_transposed else special.dtype]
         for row in range(self.rows):
-            share = code.load(code.at(shares, row, self.vector), self.vector)
+            share = code.load(code.at(shares, row, self.vector), F32)
+            share = code.broadcast(share, self.lanes)
             start = code.at(y, b.mul(pitch, I64(row)), element.type)
             for v in range(self.vectors):
                 first = v * self.lanes
