@@ -19,6 +19,7 @@ from dnnsep.graph.fold import fold
 from dnnsep.graph.lower import Lowered, lower
 from dnnsep.graph.merge import merge
 from dnnsep.graph.normalize import normalize
+from dnnsep.graph.rewrite import CaptureError
 
 Filter = Callable[[str], bool]
 
@@ -77,10 +78,17 @@ def prepare(
     shelf: Shelf,
 ) -> Prepared:
     """Returns a module ready for arguments like these. Raises CaptureError where its graph cannot
-    be had."""
+    be had, or a kernel for it cannot be made."""
     with torch.no_grad():
         captured = capture(module, arguments, dict(named))
-        return prepared_of(captured, captured.flatten(arguments, dict(named)), options, shelf)
+        inputs = captured.flatten(arguments, dict(named))
+        try:
+            return prepared_of(captured, inputs, options, shelf)
+        except CaptureError:
+            raise
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise CaptureError(text) from error
 
 
 def prepared_of(

@@ -60,12 +60,13 @@ def _by_kernels(model: nn.Module, example: Any = None, **options: Any) -> Report
 def test_convolution_residual_and_activation(name: str, groups: int, after: bool) -> None:
     activation = _ACTIVATIONS[name]
 
-    def of(convolution: nn.Module, x: Tensor) -> Tensor:
+    def of(convolution: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if after:
-            return activation(convolution(x)) + x
-        return activation(x + convolution(x))
+            return activation(convolution(x)) + y
+        return activation(y + convolution(x))
 
-    report = _by_kernels(Function(of, nn.Conv2d(8, 8, 3, padding=1, groups=groups)))
+    model = Function(of, nn.Conv2d(8, 8, 3, padding=1, groups=groups))
+    report = _by_kernels(model, (_image(), _image(seed=4)))
     (entry,) = report.entries
     assert entry.problem is not None
     assert entry.problem.activations == (name,)
