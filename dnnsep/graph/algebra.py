@@ -30,10 +30,18 @@ def hoist_constants(graph: fx.Graph) -> bool:
     if first is None:
         return False
     inner = constants(graph)
-    for node in list(graph.nodes):
+    for node in varying(graph):
         if node in inner:
             first.prepend(node)
     return True
+
+
+def varying(graph: fx.Graph) -> list[fx.Node]:
+    """Returns the nodes from the first input on: those that are not constant, once the constants
+    have been hoisted."""
+    nodes = list(graph.nodes)
+    first = first_input(graph)
+    return nodes if first is None else nodes[nodes.index(first) :]
 
 
 def constant(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:

@@ -20,6 +20,7 @@ from dnnsep.graph.algebra import (
     part,
     scaled_inputs,
     scaled_outputs,
+    varying,
     with_shape,
 )
 from dnnsep.graph.constants import is_constant
@@ -51,8 +52,9 @@ def fold(graph_module: fx.GraphModule) -> bool:
         changed = True
     changed |= _spell_out(graph)
     remove_dead(graph)
-    graph.lint()  # type: ignore[no-untyped-call]
-    graph_module.recompile()
+    if changed:
+        graph.lint()  # type: ignore[no-untyped-call]
+        graph_module.recompile()
     return changed
 
 
@@ -68,7 +70,7 @@ class _Place:
 def _fold_back(graph: fx.Graph) -> bool:
     """Folds into the weights of what comes before. Returns whether there was anything."""
     folded = False
-    for node in list(graph.nodes):
+    for node in varying(graph):
         affine = affine_of(node)
         places = [] if affine is None else _places(affine.x, affine.dim)
         if affine is None or not places:
@@ -166,7 +168,7 @@ def _same_dim(shape: tuple[int, ...], dim: int, other: tuple[int, ...]) -> int |
 def _fold_ahead(graph: fx.Graph) -> bool:
     """Folds into the weights of what comes after. Returns whether there was anything."""
     folded = False
-    for node in list(graph.nodes):
+    for node in varying(graph):
         affine = affine_of(node)
         layer = None if affine is None else _layer_after(affine)
         if affine is None or layer is None:
@@ -206,7 +208,7 @@ def _spell_out(graph: fx.Graph) -> bool:
     """Makes one product and one sum of what is left: of batch norms, and of products and sums one
     after the other. Returns whether there was anything."""
     changed = False
-    for node in list(graph.nodes):
+    for node in varying(graph):
         chain = _chain(node)
         dims = {affine.dim for affine in chain} - {None}
         if len(dims) != 1 or [a.node.target for a in chain] in _SPELLED_OUT:

@@ -23,6 +23,7 @@ from dnnsep.graph.algebra import (
     hoist_constants,
     product,
     total,
+    varying,
     weights_of,
     with_shape,
 )
@@ -85,15 +86,16 @@ def merge(graph_module: fx.GraphModule) -> bool:
         return False
     merged = _merge_sums(graph)
     merged |= join_parallel(graph)
-    remove_dead(graph)
-    graph.lint()  # type: ignore[no-untyped-call]
-    graph_module.recompile()
+    if merged:
+        remove_dead(graph)
+        graph.lint()  # type: ignore[no-untyped-call]
+        graph_module.recompile()
     return merged
 
 
 def _merge_sums(graph: fx.Graph) -> bool:
     merged = False
-    for node in reversed(graph.nodes):  # a sum before the sums in it
+    for node in reversed(varying(graph)):  # a sum before the sums in it
         if node.users and _is_image(node) and _is_sum(node):
             found = _sum_of(node)
             groups = _groups(found.terms)

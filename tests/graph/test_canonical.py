@@ -21,7 +21,7 @@ from .captures import cases, check_values, difference, operators, settled
 _CONVOLUTIONS = {
     "convnextv2_atto": 40,
     "densenet121": 120,
-    "edgenext_xx_small": 20,
+    "edgenext_xx_small": 19,
     "efficientvit_b0": 50,
     "efficientvit_m0": 116,
     "fastvit_t8": 52,
@@ -41,7 +41,7 @@ _CONVOLUTIONS = {
     "swin_tiny_patch4_window7_224": 1,
     "tf_efficientnet_b0": 81,
     "tiny_vit_5m_224": 27,
-    "xcit_nano_12_p16_224": 29,
+    "xcit_nano_12_p16_224": 28,
     "torchvision:googlenet": 57,
     "torchvision:lraspp_mobilenet_v3_large": 66,
     "torchvision:shufflenet_v2_x1_0": 56,
