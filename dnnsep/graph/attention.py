@@ -5,7 +5,7 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
@@ -55,25 +55,34 @@ class AttentionGroup:
 
 
 def attention_groups(
-    nodes: Collection[fx.Node], constants: Collection[fx.Node]
+    nodes: Collection[fx.Node], constants: Mapping[fx.Node, Tensor]
 ) -> list[AttentionGroup]:
-    """Returns the attention among a graph's nodes."""
+    """Returns the attention among a graph's nodes; ``constants`` has tensors of constant ones."""
     found = []
     for node in nodes:
-        group = _fused(node) if node.target is aten.scaled_dot_product_attention.default else None
-        if node.target is aten.matmul.default:
+        group = None
+        if node.target is aten.scaled_dot_product_attention.default:
+            group = _fused(node, constants)
+        elif node.target is aten.matmul.default:
             group = _spelled_out(node, constants)
         if group is not None and _has_kernel(group):
             found.append(group)
     return found
 
 
-def _fused(node: fx.Node) -> AttentionGroup | None:
-    """torch's operator for all of it."""
+def _fused(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> AttentionGroup | None:
+    """torch's operator for all of it.
+
+    Where a mask leaves a query no key torch gives zeros and not, as a softmax does, NaN.
+    """
     given = arguments(node)
     if given["is_causal"] or given.get("enable_gqa") or given["dropout_p"]:
         return None
     q, k, v, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
+    if mask is not None:
+        known = constants.get(mask)
+        if known is None or bool((known == -torch.inf).all(-1).any()):
+            return None
     scale = given.get("scale")
     scale = 1 / sqrt(shape_of(q)[-1]) if scale is None else float(scale)
     return AttentionGroup([node], q, k, v, scale, [mask] if mask is not None else [], True)
