@@ -18,6 +18,7 @@ from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.graph import layout, ops
 from dnnsep.graph.predict import is_view, predicted, view_of
+from dnnsep.graph.rewrite import only_user
 from dnnsep.nn.layer import DTYPES
 from dnnsep.problem import Pair, Problem
 
@@ -353,11 +354,6 @@ def has_kernel(problem: Problem) -> bool:
 def with_activations(problem: Problem, activations: tuple[str, ...]) -> Problem:
     """Returns a problem with other activations."""
     return replace(problem, activations=activations)
-
-
-def only_user(node: fx.Node) -> fx.Node | None:
-    """Returns the one node that reads a value, if there is just one."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def shape_of(node: Any) -> tuple[int, ...]:

@@ -89,6 +89,7 @@ def this_cpu() -> Target:
     return Target(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
 
 
+@cache
 def cpu_features() -> dict[str, bool]:
     """Returns which features LLVM finds this CPU to have, by LLVM's names, e.g. ``avx512bf16``."""
     return dict(llvm.get_host_cpu_features())
