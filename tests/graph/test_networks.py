@@ -419,7 +419,7 @@ def test_concatenations(name: str, grouped: bool) -> None:
 
 @pytest.mark.xfail(
     strict=True,
-    reason="join_parallel fails where torch.cat is called without a dimension or with 0",
+    reason="join_parallel fails where torch.cat is called without a dimension",
 )
 def test_concatenations_of_images() -> None:
     model = settled(Function(CONCATENATIONS["of images"], nn.Conv2d(8, 8, 1), depthwise()))
