@@ -38,7 +38,8 @@ def tensors(draw: st.DrawFn, size: tuple[int, ...] | None = None) -> Tensor:
 def _addresses(like: Tensor) -> dict[tuple[int, ...], int]:
     """Returns of each element, by its index, where it is in its buffer."""
     return {
-        index: like.storage_offset() + sum(i * s for i, s in zip(index, like.stride(), strict=True))
+        index: int(like.storage_offset())
+        + sum(i * s for i, s in zip(index, like.stride(), strict=True))
         for index in product(*map(range, like.shape))
     }
 
@@ -211,5 +212,5 @@ def test_pixels_are_where_they_are_said_to_be(like: Tensor, data: st.DataObject)
     found: dict[int, set[int]] = {}
     for index, at in _addresses(like).items():
         kept = tuple(0 if d in dims else i for d, i in enumerate(index))
-        found.setdefault(results[kept], set()).add(at - like.storage_offset())
+        found.setdefault(results[kept], set()).add(at - int(like.storage_offset()))
     assert found == expected

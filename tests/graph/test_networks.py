@@ -391,7 +391,7 @@ CONCATENATIONS: dict[str, Callable[..., Tensor]] = {
         torch.cat([(y := a(x)), (z := b(x))], 1) * torch.cat([z, y], 1)
     ),
     "of slices": lambda a, b, x: torch.cat([a(x)[:, 2:5], b(x)[:, :3], x[:, 7:]], 1),
-    "of channels that are images": lambda a, b, x: torch.cat([a(x), b(x)], 1).unflatten(1, (2, 8)),
+    "of channels that are images": lambda a, b, x: torch.cat([a(x), b(x)], 1).view(2, 2, 8, 10, 9),
     "of means": lambda a, b, x: torch.cat([a(x).mean((2, 3)), b(x).amax((2, 3))], 1),
     "with a constant": lambda a, b, x: torch.cat([a(x), torch.ones(2, 3, 10, 9)], 1),
     "stacked": lambda a, b, x: torch.stack([a(x), b(x)], 1),

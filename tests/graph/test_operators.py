@@ -289,7 +289,8 @@ class ResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
         share = size / (size.mean(dim=-1, keepdim=True) + 1e-6)
-        return self.gamma * (x * share) + self.beta + x
+        result: Tensor = self.gamma * (x * share) + self.beta + x
+        return result
 
 
 class NextBlock(nn.Module):
@@ -308,7 +309,8 @@ class NextBlock(nn.Module):
         y = self.second(self.response(F.gelu(self.first(y))))
         if self.gamma is not None:
             y = self.gamma * y
-        return x + y.permute(0, 3, 1, 2)
+        result: Tensor = x + y.permute(0, 3, 1, 2)
+        return result
 
 
 @pytest.mark.parametrize("response", [False, True], ids=["factors", "GRN"])
@@ -441,7 +443,7 @@ class Split(nn.Module):
         self.inner = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1) for _ in range(2)])
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = list(F.silu(self.first(x)).split((4, 4), 1))
+        parts = list(torch.split(F.silu(self.first(x)), (4, 4), 1))
         for inner in self.inner:
             parts.append(parts[-1] + F.silu(inner(parts[-1])))
         y: Tensor = self.last(torch.cat(parts, 1))

@@ -145,6 +145,16 @@ def test_a_filter_leaves_layers_to_torch() -> None:
     assert {"0.depthwise", "1.expand.0"} <= set(asked)
 
 
+@pytest.mark.parametrize("backend", ["onednn", "eager"])
+def test_another_backend_runs_separable_layers(backend: str) -> None:
+    model = settled(nn.Sequential(Block(), Block(SqueezeExcite()), nn.ReLU()))
+    report = check(model, backend=backend)
+    assert kinds(report) == ["left", "separable", "left", "left", "left", "left", "left"]
+    assert set(left(report)) == {f"not a separable layer for {backend}"}
+    assert sum(count for name, count in report.calls.items() if name.startswith(backend)) == 1
+    assert not report.kernels or set(report.kernels) == {"copy"}
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_bfloat16(whole: bool) -> None:
     model = settled(nn.Sequential(Block(), Block()) if whole else nn.Sequential(Branching()))

@@ -109,7 +109,8 @@ class Reads(nn.Module):
         assert isinstance(self.attn, Attention)
         assert self.attn.token_projection.in_features == 8
         assert self.token_projection.bias is not None
-        return y * self.token_projection.weight.mean()
+        result: Tensor = y * self.token_projection.weight.mean()
+        return result
 
 
 def test_a_parent_that_reads_attributes_of_its_parts() -> None:
@@ -180,7 +181,7 @@ class Nested(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.branching(x)
         if bool(torch.isnan(y).any()):
-            return y
+            return x
         z: Tensor = self.softmax(self.last(y))
         return z
 
@@ -219,7 +220,8 @@ def test_a_part_that_is_called_in_several_ways() -> None:
 
         def forward(self, x: Tensor, scale: Any = 1) -> Tensor:
             y: Tensor = self.convolution(x)
-            return y * scale
+            result: Tensor = y * scale
+            return result
 
     model = settled(Calls())
     assert kinds(check(model)) == ["convolution"]

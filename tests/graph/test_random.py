@@ -194,7 +194,10 @@ class ResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = x.norm(p=2, dim=(2, 3), keepdim=True)
         size = size / (size.mean(1, keepdim=True) + 1e-3)
-        return x + (self.weight * (x * size).permute(0, 2, 3, 1) + self.bias).permute(0, 3, 1, 2)
+        result: Tensor = x + (self.weight * (x * size).permute(0, 2, 3, 1) + self.bias).permute(
+            0, 3, 1, 2
+        )
+        return result
 
 
 class Attention(nn.Module):

@@ -135,8 +135,8 @@ def test_weights_are_packed_once_for_all_sizes_of_the_input(
     assert ran(optimized) >= 4
     assert len(packed) == 1
     with torch.no_grad():
-        optimized[0].weight.mul_(2)  # type: ignore[index, operator, union-attr]
-        model[0].weight.mul_(2)  # type: ignore[index, operator, union-attr]
+        optimized[0].weight.mul_(2)  # type: ignore[index]
+        model[0].weight.mul_(2)  # type: ignore[index]
     _same(optimized, model, torch.randn(1, 8, 9, 10))
     assert len(packed) == 2
 
@@ -246,7 +246,7 @@ def test_a_buffer_that_counts() -> None:
             y: Tensor = self.convolution(x)
             return y
 
-    optimized = dnnsep.optimize(settled(Counts()), image())
+    optimized: Any = dnnsep.optimize(settled(Counts()), image())
     with torch.no_grad():
         before = float(optimized.calls)
         optimized(image())
@@ -302,7 +302,7 @@ def test_a_replaced_module_is_seen() -> None:
     torch.manual_seed(3)
     replaced = nn.Conv2d(8, 4, 1)
     for each in (model, optimized):
-        each[2] = replaced  # type: ignore[index, operator]
+        each[2] = replaced  # type: ignore[operator]
     assert_same(optimized, model, (image(),))
 
 
@@ -325,7 +325,7 @@ def test_parametrized_weights() -> None:
     optimized = dnnsep.optimize(model, image())
     with torch.no_grad():
         for each in (model, optimized):
-            each[0].parametrizations.weight.original0.mul_(3)  # type: ignore[index, operator, union-attr]
+            each[0].parametrizations.weight.original0.mul_(3)  # type: ignore[index]
     _same(optimized, model, image())
 
 
@@ -346,7 +346,7 @@ def test_shared_weights() -> None:
     settled(tied)
     assert kinds(check(tied)) == ["separable"] * 2
     optimized = dnnsep.optimize(tied, image())
-    assert optimized[2].weight is optimized[0].weight  # type: ignore[index, union-attr]
+    assert optimized[2].weight is optimized[0].weight  # type: ignore[index]
 
 
 def test_hooks() -> None:
@@ -364,8 +364,8 @@ def test_hooks() -> None:
     _same(optimized, model, image())
     assert seen == ["model"] * 2
 
-    model[1].register_forward_pre_hook(hook("before"))  # type: ignore[index, operator, union-attr]
-    model[1][0].register_forward_hook(hook("part"))  # type: ignore[index, operator, union-attr]
+    model[1].register_forward_pre_hook(hook("before"))  # type: ignore[index]
+    model[1][0].register_forward_hook(hook("part"))  # type: ignore[index]
     optimized = dnnsep.optimize(model, image())
     assert report_of(optimized).notes == ["taken part by part: parts of it have hooks"]
     assert kinds(report_of(optimized)) == ["convolution", "separable", "convolution"]
@@ -380,7 +380,7 @@ def test_hooks_that_come_later() -> None:
     model = settled(nn.Sequential(Block(), nn.Conv2d(8, 4, 1)))
     optimized = dnnsep.optimize(model, image())
     seen: list[int] = []
-    handle = optimized[1].register_forward_hook(lambda *arguments: seen.append(1))  # type: ignore[index, union-attr]
+    handle = optimized[1].register_forward_hook(lambda *arguments: seen.append(1))  # type: ignore[index]
     for _ in range(2):
         _same(optimized, model, image())
     assert seen == [1, 1]
@@ -398,7 +398,8 @@ def test_training_is_as_it_was() -> None:
     optimized = dnnsep.optimize(model, image())
     for each in (model, optimized):
         each.train()
-    found, expected = [], []
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
     for each, results in ((optimized, found), (model, expected)):
         torch.manual_seed(0)
         with torch.no_grad():
@@ -413,7 +414,7 @@ def test_a_part_in_training() -> None:
     model = settled(nn.Sequential(Block(), nn.BatchNorm2d(8)))
     optimized = dnnsep.optimize(model, image())
     for each in (model, optimized):
-        each[1].train()  # type: ignore[index, operator, union-attr]
+        each[1].train()  # type: ignore[index]
     for _ in range(2):
         with torch.no_grad():
             assert torch.equal(optimized(image()), model(image()))
@@ -609,7 +610,7 @@ def test_torch_compile_with_inductor() -> None:
 
 def test_torch_export_of_a_model_in_parts() -> None:
     model = _blocks()
-    model[1].register_forward_hook(lambda *arguments: None)  # type: ignore[index, operator, union-attr]
+    model[1].register_forward_hook(lambda *arguments: None)  # type: ignore[index]
     optimized = dnnsep.optimize(model, image())
     assert report_of(optimized).notes
     program = torch.export.export(optimized, (image(),))
