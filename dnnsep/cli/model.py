@@ -41,7 +41,11 @@ def model(name: Name, input_shape: Input = None, as_json: AsJson = False) -> Non
     from dnnsep.report import model as shown
 
     network, x = _load(name, input_shape)
-    found, report = _layers(name, network, x), _optimized(network, x)
+    try:
+        found = _layers(name, network, x)
+    except ValueError as error:
+        bad_input(error)
+    report = _optimized(network, x)
     if as_json:
         typer.echo(json.dumps(shown.as_dict(name, tuple(x.shape), found, report), indent=1))
         return
@@ -84,23 +88,24 @@ def _load(name: str, input_shape: str | None) -> tuple[nn.Module, Tensor]:
     from dnnsep.models.zoo import load
 
     try:
-        return load(name, shape_of(input_shape))
+        return load(name, _shape_of(input_shape))
     except ValueError as error:
         bad_input(error)
 
 
 def _layers(name: str, network: nn.Module, x: Tensor) -> list[LayerCost]:
+    """The model's layers. Raises ValueError where its own code fails on such an input."""
     from dnnsep.models.layers import layers
 
     try:
         return layers(network, x)
     except Exception as error:  # the model's own code
         reason = str(error).strip().partition("\n")[0]
-        bad_input(f"model {name!r} fails on an input of {list(x.shape)}: {reason}")
+        raise ValueError(f"model {name!r} fails on an input of {list(x.shape)}: {reason}") from None
 
 
-def shape_of(text: str | None) -> tuple[int, ...] | None:
-    """Of ``1,3,224,224``. Raises ValueError."""
+def _shape_of(text: str | None) -> tuple[int, ...] | None:
+    """Of ``1,3,224,224``. Exits as for bad input."""
     if text is None:
         return None
     try:
@@ -108,9 +113,7 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise ValueError(
-            f"--input {text!r}: must be whole numbers of at least 1, as in 1,3,224,224"
-        )
+        bad_input(f"--input {text!r}: must be whole numbers of at least 1, as in 1,3,224,224")
     return sizes
 
 
@@ -133,28 +136,57 @@ def model_cases(
 ) -> list[ModelCase]:
     """Each model on each number of threads, in each batch and dtype: the input's own, and f32.
 
-    Exits as for bad input where a model does not load or does not run on such an input.
+    Names the models on stderr that do not load or do not run on such an input, and leaves them out;
+    exits as for bad input where none remains.
     """
     from dnnsep.sweep.case import ModelCase
 
-    cases = []
-    for name in names:
-        network, x = _load(name, input_shape)
-        for batch in batches or [len(x)]:
-            images = x[:1].expand(batch, *x.shape[1:])
-            flops = sum(layer.flops for layer in _layers(name, network, images))
-            shape = tuple(images.shape)
+    cases: list[ModelCase] = []
+    left_out: list[str] = []
+    shape = _shape_of(input_shape)
+    with console(True).status("") as status:
+        for name in names:
+            status.update(f"load {name}")
+            try:
+                flops = _flops(name, shape, batches)
+            except ValueError as error:
+                left_out.append(str(error))
+                continue
             cases += [
-                ModelCase(name, shape, flops, count, engines, dtype.value)
+                ModelCase(name, images, flops[images], count, engines, dtype.value)
+                for images in flops
                 for dtype in dtypes or [Dtype.f32]
                 for count in threads
             ]
+    if not cases:
+        bad_input("; ".join(left_out))
+    for reason in left_out:
+        typer.echo(f"left out: {reason}", err=True)
     return list(dict.fromkeys(cases))
+
+
+def _flops(
+    name: str, input_shape: tuple[int, ...] | None, batches: Sequence[int]
+) -> dict[tuple[int, ...], int]:
+    """A model's FLOPs by its input's shape, in each batch. Raises ValueError naming the model."""
+    from dnnsep.models.zoo import load
+
+    network, x = load(name, input_shape)
+    shapes = [(batch, *x.shape[1:]) for batch in batches or [len(x)]]
+    found = {}
+    for shape in shapes:
+        images = x[:1].expand(shape)
+        found[shape] = sum(layer.flops for layer in _layers(name, network, images))
+    return found
 
 
 def bench_model(
     names: Annotated[
-        list[str], typer.Argument(help="As for dnnsep model; several.", metavar="NAME…")
+        list[str],
+        typer.Argument(
+            help="As for dnnsep model, or YAML files that list them under models; several.",
+            metavar="NAME…",
+        ),
     ],
     against: Annotated[
         str, typer.Option(help="Engines, separated by commas.")
@@ -178,14 +210,19 @@ def bench_model(
     """Measure whole models through optimize and on other engines, in turns, as a sweep does."""
     from dnnsep.host.machine import default_threads
     from dnnsep.models.engines import ENGINES
+    from dnnsep.models.names import model_names
     from dnnsep.sweep.node import Effort
 
+    try:
+        models = model_names(names)
+    except ValueError as error:
+        bad_input(error)
     engines = ("dnnsep", *dict.fromkeys(e for e in against.split(",") if e not in ("", "dnnsep")))
     for engine in engines:
         if engine not in ENGINES:
             bad_input(f"--against {engine!r}: must be one of {', '.join(ENGINES)}")
     counts = threads or [default_threads()]
-    cases = model_cases(names, input_shape, counts, engines, batch or (), dtype or ())
-    settings = {"models": names, "engines": list(engines)}
+    cases = model_cases(models, input_shape, counts, engines, batch or (), dtype or ())
+    settings = {"models": models, "engines": list(engines)}
     effort = Effort(seconds, precision / 100, visits)
     measure(cases, "models", settings, effort, allocator, output, resume, shown, with_roofs=False)

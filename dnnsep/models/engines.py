@@ -26,9 +26,19 @@ if TYPE_CHECKING:
 # What an engine says of this layer it says of all bf16.
 _BF16_LAYER = "mb1ic64oc64ih56kh3ph1_bf16"
 
+_LONGEST_REASON = 200
+
+
+# Engines whose failures are the model's or ours, and no limits of a converter.
+_CONVERT_NOTHING = ("dnnsep", "eager")
+
 
 class WrongResultError(Exception):
     """An engine found itself that its result is wrong; the text says how."""
+
+
+class CannotRunError(Exception):
+    """An engine cannot convert or run a model; the text says in one line why."""
 
 
 def verdict(engine: str, dtype: str = "f32") -> Verdict:
@@ -40,6 +50,32 @@ def verdict(engine: str, dtype: str = "f32") -> Verdict:
     backend = get_backend(engine)
     found = backend.available()
     return backend.supports(Problem.parse(_BF16_LAYER)) if found and dtype == "bf16" else found
+
+
+def bind(engine: str, model: nn.Module, x: Tensor, dtype: str) -> tuple[Bound, Any]:
+    """Returns a model bound to its input on an engine of ENGINES, and its result there.
+
+    ``model`` and ``x`` are f32; the model may be changed. The result is a tree of tensors, which
+    OpenVINO, ONNX Runtime and traced IPEX give as a list without what is no tensor.
+
+    Raises CannotRunError where an engine fails to convert or to run the model, and
+    WrongResultError where it finds itself that its result is wrong.
+    """
+    try:
+        bound = ENGINES[engine](model, x, dtype)
+        return bound, bound[0]()
+    except (CannotRunError, WrongResultError):
+        raise
+    except Exception as error:
+        if engine in _CONVERT_NOTHING:
+            raise
+        raise CannotRunError(_refusal(engine, error)) from error
+
+
+def _refusal(engine: str, error: Exception) -> str:
+    """Returns in one line that an engine fails, with the beginning of its text, which is long."""
+    text = " ".join(str(error).split())[:_LONGEST_REASON]
+    return f"{engine} does not run it: {type(error).__name__}: {text}"
 
 
 def _dnnsep(model: nn.Module, x: Tensor, dtype: str) -> Bound:
@@ -100,7 +136,7 @@ def _ipex_trace(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     )
     trace: Callable[..., Any] = torch.jit.trace
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
-        traced = torch.jit.freeze(trace(ready, images))
+        traced = torch.jit.freeze(trace(_flat(ready), images))
     for _ in range(3):  # the first calls compile it
         traced(images)
     texts = [_version("intel-extension-for-pytorch"), *_input_text(dtype, "f32")]
@@ -113,7 +149,7 @@ def _openvino(model: nn.Module, x: Tensor, dtype: str) -> Bound:
 
     from dnnsep.backends.peers.openvino import settings
 
-    converted = openvino.convert_model(model, example_input=x, input=[tuple(x.shape)])
+    converted = openvino.convert_model(_flat(model), example_input=x, input=[tuple(x.shape)])
     compiled = openvino.Core().compile_model(converted, "CPU", settings(dtype))
     request = compiled.create_infer_request()
     request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
@@ -132,15 +168,50 @@ def _onnxruntime(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     from dnnsep.backends.peers.onnxruntime import session_of
 
     assert dtype == "f32", "verdict refuses others"
-    exported = io.BytesIO()
-    torch.onnx.export(model, (x,), exported, input_names=["x"], dynamo=False)  # type: ignore[arg-type]
-    session, _ = session_of(exported.getvalue(), torch.get_num_threads())
-    feed = {"x": x.numpy()}
+    session, _ = session_of(_onnx(_flat(model), x), torch.get_num_threads())
+    feed = {session.get_inputs()[0].name: x.numpy()}
 
     def call() -> list[Tensor]:
         return [torch.from_numpy(values) for values in session.run(None, feed)]
 
     return call, [_version("onnxruntime")]
+
+
+def _onnx(model: nn.Module, x: Tensor) -> bytes:
+    """Returns the model as ONNX, by torch's exporter of traces, else by its exporter of graphs.
+
+    Raises CannotRunError where the first fails and what the second needs is not installed.
+    """
+    import torch
+
+    exported = io.BytesIO()
+    try:
+        torch.onnx.export(model, (x,), exported, input_names=["x"], dynamo=False)  # type: ignore[arg-type]
+        return exported.getvalue()
+    except Exception as error:
+        if installed_version("onnxscript") is None:
+            missing = "torch's other exporter needs onnxscript, which is not installed"
+            raise CannotRunError(f"{_refusal('onnxruntime', error)}; {missing}") from error
+    program = torch.onnx.export(model, (x,), input_names=["x"], dynamo=True)
+    assert program is not None
+    serialized: bytes = program.model_proto.SerializeToString()
+    return serialized
+
+
+def _flat(model: nn.Module) -> nn.Module:
+    """Returns the model with the tensors of its result as a tuple: all that converters take."""
+    from torch import Tensor, nn
+    from torch.utils import _pytree as pytree
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return tuple(y for y in pytree.tree_leaves(self.model(x)) if isinstance(y, Tensor))
+
+    return Flat().eval()
 
 
 def _version(distribution: str) -> str:

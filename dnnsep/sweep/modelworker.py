@@ -9,7 +9,7 @@ from typing import Any
 
 from dnnsep.host.affinity import keep_on, pin_workers
 from dnnsep.measure.cachestate import Evictor
-from dnnsep.models.engines import ENGINES, WrongResultError, verdict
+from dnnsep.models.engines import CannotRunError, WrongResultError, bind, verdict
 from dnnsep.sweep.results import parse_model
 from dnnsep.sweep.worker import Timer, serve
 
@@ -30,7 +30,8 @@ class ModelWorker(Timer):
         """Prepare a model for a thread on each CPU and compare it with plain torch in f32.
 
         Outputs may differ by as much as ``optimize`` allows in the model's dtype. The answer has
-        ``refused`` with the reason where the engine does not compute in it here.
+        ``refused`` with the reason where the engine does not compute in it here, or does not
+        convert or run the model.
         """
         import torch
 
@@ -47,17 +48,20 @@ class ModelWorker(Timer):
         model, x = load(name, shape)
         expected = model(x)
         try:
-            call, impls = ENGINES[self._engine](model, x, dtype)
+            (call, impls), actual = bind(self._engine, model, x, dtype)
+        except CannotRunError as reason:
+            return {"refused": str(reason)}
         except WrongResultError as reason:
             return {"correct": False, "check": str(reason)}
-        error, bound = difference(_as_list(call()), _as_list(expected)), BOUNDS[TORCH_DTYPES[dtype]]
+        bound = BOUNDS[TORCH_DTYPES[dtype]]
+        error = difference(_in_form_of(expected, actual), expected, bound)
         correct = error <= bound
         pinned = keep_on(cpus)  # the threads that the engine has started since
         if correct:
             self.calls = {"all": call}
             self.evict = Evictor(cpus, self._engine not in ("openvino", "onnxruntime"))
             pin_workers(cpus, call)
-        del expected
+        del expected, actual
         return {
             "correct": correct,
             "check": f"differs from eager torch in f32 by {error:.1e} of the largest output "
@@ -73,10 +77,22 @@ class ModelWorker(Timer):
         }
 
 
-def _as_list(outputs: Any) -> list[Any]:
+def _in_form_of(expected: Any, actual: Any) -> Any:
+    """Returns a result in the form of the expected one, where it has as many tensors.
+
+    Some engines give a list of the tensors only.
+    """
+    from torch import Tensor
     from torch.utils import _pytree as pytree
 
-    return pytree.tree_leaves(outputs)
+    leaves, form = pytree.tree_flatten(expected)
+    tensors = [leaf for leaf in pytree.tree_leaves(actual) if isinstance(leaf, Tensor)]
+    if len(tensors) != sum(isinstance(leaf, Tensor) for leaf in leaves):
+        return actual
+    ours = iter(tensors)
+    return pytree.tree_unflatten(
+        [next(ours) if isinstance(leaf, Tensor) else leaf for leaf in leaves], form
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from tests.test_cli import _dnnsep, _json
 
 _NET = """
+import torch
 from torch import nn
 
 def block(channels, out):
@@ -25,6 +26,27 @@ def small():
 
 def ordinary():
     return nn.Conv2d(3, 4, 3)
+
+def several():
+    return Several()
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 16, 3)
+
+    def forward(self, x):
+        y = self.convolution(x)
+        return {"first": [y, y.mean((2, 3))], "second": {"argmax": y.argmax(1), "no tensor": 3}}
+
+def unconvertible():
+    return Unconvertible()
+
+class Unconvertible(nn.Module):
+    def forward(self, x):
+        if torch.jit.is_tracing():
+            raise RuntimeError("cannot\\nbe traced")
+        return 2 * x
 
 def broken():
     return 1 / 0
@@ -88,6 +110,32 @@ def test_bench_model(net: str, tmp_path: Path) -> None:
     assert [record["backend"] for record in records] == ["dnnsep", "eager", "openvino"]
     assert all(record["status"] == "ok" and record["gflops"] > 0 for record in records)
     assert _dnnsep("report", str(path), "-o", str(tmp_path / "r.html")).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_list_of_models_of_which_some_fail(net: str, tmp_path: Path) -> None:
+    """A model that does not load is left out, a failing engine is a row, and the rest goes on."""
+    models, path = tmp_path / "models.yaml", tmp_path / "r.json"
+    names = [f"{net}:{name}" for name in ("broken", "several", "unconvertible", "small")]
+    models.write_text("models:\n" + "".join(f"  - {name}\n" for name in names))
+    arguments = ["bench-model", str(models), "--input", "1,3,18,18", "--seconds", "0.05"]
+    arguments += ["--against", "eager,openvino,onnxruntime", "-o", str(path)]
+    done = _dnnsep(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert f"left out: model '{net}:broken': ZeroDivisionError: division by zero" in done.stderr
+    records = json.loads(path.read_text())["records"]
+    found = {(r["problem"].split()[0], r["backend"]): r["status"] for r in records}
+    assert found == {
+        (name, engine): "refused" if (name, engine) in refusing else "ok"
+        for refusing in [{(names[2], "openvino"), (names[2], "onnxruntime")}]
+        for name in names[1:]
+        for engine in ("dnnsep", "eager", "openvino", "onnxruntime")
+    }
+    reasons = [record["reason"] for record in records if record["status"] == "refused"]
+    assert all("\n" not in reason and "does not run it: " in reason for reason in reasons)
+    done = _dnnsep(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(path.read_text())["records"] == records
 
 
 @pytest.mark.slow

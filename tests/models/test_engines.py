@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from dnnsep.models.engines import ENGINES, WrongResultError, verdict
+from dnnsep.graph.difference import difference
+from dnnsep.models.engines import ENGINES, CannotRunError, WrongResultError, bind, verdict
 from dnnsep.sweep.client import Client
+from dnnsep.sweep.modelworker import _in_form_of
 
 _NET = """
 from torch import nn
@@ -119,6 +121,49 @@ def test_onnxruntime_refuses_bf16() -> None:
     assert verdict("onnxruntime")
     assert not verdict("onnxruntime", "bf16")
     assert "no bf16 kernels" in verdict("onnxruntime", "bf16").reason
+
+
+class _NoTrace(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch._C._get_tracing_state():
+            raise RuntimeError("cannot\n  be traced" + "!" * 1000)
+        return x
+
+
+class _Several(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        return {"b": [x + 1, 7], "a": {"sum": x.sum(1), "order": x.argsort(1)}}
+
+
+def test_an_engine_that_cannot_convert_a_model_says_so_in_a_line() -> None:
+    for engine in ("openvino", "onnxruntime"):
+        with pytest.raises(CannotRunError, match=f"^{engine} does not run it: ") as raised:
+            bind(engine, _NoTrace().eval(), torch.ones(1, 3), "f32")
+        text = str(raised.value)
+        assert "cannot be traced!" in text
+        assert "\n" not in text
+        assert len(text) < 350
+
+
+def test_a_model_that_fails_is_no_refusal() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        bind("eager", nn.Linear(3, 4).eval(), torch.ones(1, 2), "f32")
+
+
+@pytest.mark.parametrize("engine", ["eager", "openvino", "onnxruntime"])
+def test_a_tree_of_results_keeps_its_form(engine: str) -> None:
+    model, x = _Several().eval(), torch.tensor([[3.0, 1.0, 2.0]])
+    expected = model(x)
+    _, actual = bind(engine, model, x, "f32")
+    restored = _in_form_of(expected, actual)
+    assert difference(restored, expected) < 1e-6
+    assert restored["b"][1] == 7
+    assert restored["a"]["order"].tolist() == [[1, 2, 0]]
+
+
+def test_a_result_with_other_tensors_keeps_its_own_form() -> None:
+    expected = {"a": torch.ones(1), "b": torch.ones(1)}
+    assert difference(_in_form_of(expected, [torch.ones(1)]), expected) == float("inf")
 
 
 @pytest.mark.slow

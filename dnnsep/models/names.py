@@ -1,0 +1,73 @@
+"""Reads files that list models by name: YAML with one key, ``models``.
+
+    # Any comment.
+    models:
+      - mobilenetv2_100
+      - torchvision:resnet18
+
+An entry is a name as ``dnnsep.models.zoo.load`` takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def model_names(sources: Sequence[str]) -> list[str]:
+    """Returns the names that a command was given, with each YAML file's names in its place.
+
+    Raises ValueError, whose one line names the file, its line, the field and the rule.
+    """
+    names: list[str] = []
+    for source in sources:
+        is_file = source.endswith((".yaml", ".yml"))
+        names += _names_of_file(Path(source)) if is_file else [source]
+    return list(dict.fromkeys(names))
+
+
+def _names_of_file(path: Path) -> list[str]:
+    root = _parsed(path)
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"{path}:1: must be a mapping with models")
+    found: Any = None
+    for key, value in root.value:
+        where = f"{path}:{key.start_mark.line + 1}: {key.value}"
+        if key.value != "models":
+            raise ValueError(f"{where}: unknown, the only key is models")
+        if found is not None:
+            raise ValueError(f"{where}: given twice")
+        if not isinstance(value, yaml.SequenceNode) or not value.value:
+            raise ValueError(f"{where}: must be a list of at least one name")
+        found = value
+    if found is None:
+        raise ValueError(f"{path}:1: models: missing")
+    return [_name(path, index, node) for index, node in enumerate(found.value)]
+
+
+def _parsed(path: Path) -> Any:
+    """Returns the root node of a YAML file, None where it is empty. Raises ValueError."""
+    try:
+        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise ValueError(f"{path}:{line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+
+
+def _name(path: Path, index: int, node: Any) -> str:
+    """Returns the name that an entry of ``models`` is. Raises ValueError."""
+    if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
+        given = f" (given: {node.value})" if isinstance(node, yaml.ScalarNode) else ""
+        where = f"{path}:{node.start_mark.line + 1}: models[{index}]"
+        raise ValueError(f"{where}: must be a model's name{given}")
+    return str(node.value)
