@@ -443,7 +443,7 @@ class Split(nn.Module):
         self.inner = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1) for _ in range(2)])
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = list(torch.split(F.silu(self.first(x)), (4, 4), 1))
+        parts = list(torch.split(F.silu(self.first(x)), [4, 4], 1))
         for inner in self.inner:
             parts.append(parts[-1] + F.silu(inner(parts[-1])))
         y: Tensor = self.last(torch.cat(parts, 1))
