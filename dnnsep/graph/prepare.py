@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from dnnsep.graph.build import Packings, Settings
+from dnnsep.graph.canonical import canonicalize
 from dnnsep.graph.capture import Captured, capture
 from dnnsep.graph.constants import evaluate_constants
-from dnnsep.graph.fold import fold
 from dnnsep.graph.lower import Lowered, lower
-from dnnsep.graph.merge import merge
-from dnnsep.graph.normalize import normalize
 from dnnsep.graph.rewrite import CaptureError
 
 Filter = Callable[[str], bool]
@@ -96,9 +94,7 @@ def prepared_of(
 ) -> Prepared:
     """Returns a captured module ready for inputs like these."""
     traced = captured.graph_module
-    normalize(traced)
-    fold(traced)
-    merge(traced)
+    canonicalize(traced)
     constants = evaluate_constants(traced)
     settings = Settings(
         torch.get_num_threads(), options.backend, options.tune, shelf.packings, options.why_not
