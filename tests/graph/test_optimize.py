@@ -338,7 +338,7 @@ def test_a_report_counts_everything() -> None:
     assert 0 < report.shares["softplus"] < 1
     assert report.native_time == 1 - report.shares["softplus"]
     text = str(report)
-    assert "other kernels: 1 mean, 1 row-wise" in text
+    assert "other kernels: 1 reduction, 1 row-wise" in text
     assert re.search(r"calls of torch \(share of the time\): 1 softplus \(\d+%\)", text)
     assert re.search(
         r"1 separable layers \(\d+% of the FLOPs\), 1 other convolutions and 1 linear layers by "
