@@ -99,7 +99,7 @@ def _places(x: Any, dim: int | None) -> list[_Place]:
             fits = dim in (None, channels)
             return [_Place(x, 0, shape_of(x)[channels])] if fits and _has_constants(x) else []
         if is_call(x, _aten.cat.default):
-            return _places_in_cat(x) if dim == x.args[1] else []
+            return _places_in_cat(x) if (dim,) == x.args[1:] else []
         if not is_call(x, _aten.permute.default, _aten.reshape.default):
             return []
         if dim is not None:

@@ -107,6 +107,7 @@ def _replaced(
 ) -> Report:
     """Replaces a model's ``forward``, or those of its parts, and returns the report."""
     bound = BOUNDS[dtype or _dtype_of(expected[0])]
+    own = _Tensors(model)
     if dtype is not None:
         model.to(dtype)
     runner = Runner(model, options, dtype)
@@ -134,14 +135,30 @@ def _replaced(
             one.forget()
         error, failure = _error(model, inputs, expected, bound)
     if failure or not error <= bound:
-        for one in runners.values():
+        for one in (runner, *runners.values()):
             one.undo()
+        own.restore()
         notes.append(f"left as it is: {failure or f'outputs differed by {error:.1e}'}")
         error, runners = 0.0, {}
     report = Report([], notes, error, bound)
     for one in runners.values():
         one.add_to_report(report)
     return report
+
+
+class _Tensors:
+    """The parameters and buffers of a model as they were, which a change of dtype replaces."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+        self._buffers = [(module, dict(module._buffers)) for module in model.modules()]
+
+    def restore(self) -> None:
+        """Gives the model its tensors back."""
+        for parameter, data in self._parameters:
+            parameter.data = data
+        for module, buffers in self._buffers:
+            module._buffers.update(buffers)
 
 
 def report_of(model: nn.Module) -> Report:

@@ -20,7 +20,7 @@ def join_parallel(graph: fx.Graph) -> bool:
     one value that are added, and one of all others of one value. Returns whether there were any."""
     joined = False
     for node in list(graph.nodes):
-        if is_call(node, _aten.cat.default) and node.args[1] == 1:
+        if is_call(node, _aten.cat.default) and node.args[1:] == (1,):
             joined |= _join_in_cat(node)
         elif is_call(node, _aten.add.Tensor):
             joined |= _join_in_sum(node)

@@ -147,6 +147,7 @@ SLICED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("text", SLICED)
 def test_slices_of_wider_tensors(text: str, dtype: str, isa: Isa) -> None:
@@ -210,6 +211,7 @@ def test_a_slice_is_not_streamed_into(isa: Isa) -> None:
     assert not Specialization.of(problem, plan, Extras(y_pitch=128)).plan.streaming
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -15,6 +15,9 @@ from dnnsep.dtypes import DTYPES, Array
 from tests.codegen.heads import Given, normals, run
 from tests.codegen.rowwise import VECTOR_ISAS, same_bits
 
+# Long together; what one kernel, rule or operator does is in them, networks of all in other files.
+pytestmark = pytest.mark.slow
+
 # Depth of queries and keys, and of values.
 DEPTHS = ((64, 64), (32, 32), (16, 32), (24, 24), (5, 3), (8, 70), (1, 1), (48, 80))
 

@@ -36,6 +36,9 @@ from tests.codegen.rowwise import (
     step_of,
 )
 
+# Long together; what one kernel, rule or operator does is in them, networks of all in other files.
+pytestmark = pytest.mark.slow
+
 X = pixels(0)
 
 # Shorter than a vector, whole vectors, tails, written out and in loops; several rows as one or not.

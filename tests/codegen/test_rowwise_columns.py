@@ -13,6 +13,9 @@ from dnnsep.dtypes import DTYPES, Array
 from tests.codegen.pieces import JUNK, Memory
 from tests.codegen.rowwise import ONS, VECTOR_ISAS, On, call, rows_of, same_bits, spaced
 
+# Long together; what one kernel, rule or operator does is in them, networks of all in other files.
+pytestmark = pytest.mark.slow
+
 X = pixels(0)
 CHANNELS = (1, 16, 33, 100)
 

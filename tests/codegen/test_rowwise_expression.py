@@ -26,6 +26,9 @@ from dnnsep.codegen.rowwise.special import Rowwise
 from dnnsep.dtypes import Array
 from tests.codegen.rowwise import VECTOR_ISAS, run, same_bits, step_of
 
+# Long together; what one kernel, rule or operator does is in them, networks of all in other files.
+pytestmark = pytest.mark.slow
+
 X = pixels(0)
 
 

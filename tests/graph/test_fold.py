@@ -17,6 +17,9 @@ from dnnsep.graph.normalize import normalize
 
 from .captures import Function, calls, cases, check, difference, image, operators, settled
 
+# Long together; what one kernel, rule or operator does is in them, networks of all in other files.
+pytestmark = pytest.mark.slow
+
 _PASSES = (normalize, fold, normalize)
 
 

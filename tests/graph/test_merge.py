@@ -18,6 +18,9 @@ from dnnsep.graph.normalize import normalize
 
 from .captures import Function, calls, check, image, settled
 
+# Long together; what one kernel, rule or operator does is in them, networks of all in other files.
+pytestmark = pytest.mark.slow
+
 _PASSES = (normalize, fold, merge, canonicalize)
 
 

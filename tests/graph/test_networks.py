@@ -417,10 +417,6 @@ def test_concatenations(name: str, grouped: bool) -> None:
         assert not report.notes
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="join_parallel fails where torch.cat is called without a dimension",
-)
 def test_concatenations_of_images() -> None:
     model = settled(Function(CONCATENATIONS["of images"], nn.Conv2d(8, 8, 1), depthwise()))
     assert not check(model, _image()).notes

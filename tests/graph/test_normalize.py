@@ -16,6 +16,9 @@ from dnnsep.graph.rewrite import CaptureError
 
 from .captures import Function, calls, check, image, operators, settled
 
+# Long together; what one kernel, rule or operator does is in them, networks of all in other files.
+pytestmark = pytest.mark.slow
+
 
 def _check(function: Callable[..., Any], *inputs: Tensor, **layers: nn.Module) -> dict[str, int]:
     return dict(check(Function(function, **layers), *(inputs or (image(),)), passes=(normalize,)))

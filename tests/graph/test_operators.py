@@ -19,6 +19,9 @@ from dnnsep.graph.optimize import report_of
 from dnnsep.graph.report import Report
 from tests.graph.models import Block, Function, check, depthwise, image, kinds, settled
 
+# Long together; what one kernel, rule or operator does is in them, networks of all in other files.
+pytestmark = pytest.mark.slow
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "relu6": F.relu6,

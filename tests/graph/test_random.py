@@ -18,6 +18,9 @@ from dnnsep.graph.difference import difference
 from dnnsep.graph.optimize import report_of
 from tests.graph.models import settled
 
+# Long together; what one kernel, rule or operator does is in them, networks of all in other files.
+pytestmark = pytest.mark.slow
+
 _ACTIVATIONS: list[Callable[[], nn.Module]] = [
     nn.ReLU,
     nn.ReLU6,
