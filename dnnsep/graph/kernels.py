@@ -109,26 +109,24 @@ def _add_pool(build: Builder, node: fx.Node) -> bool:
     if found is None or dtype_of(node) not in DTYPES:
         return False
     source, pooling = found
+    x, y, sizes = _images(build, source, node)
+    build.actions.append(Native("pool", PoolStep(pooling, **sizes), {"x": x, "y": y}))
+    build.values[node] = y
+    return True
+
+
+def _images(build: Builder, source: fx.Node, node: fx.Node) -> tuple[Value, Value, dict[str, Any]]:
+    """Returns images that a kernel reads, those that it writes, and what its step is told of
+    them."""
     x, y = build.as_rows(source, 1), build.result(node, predicted(node))
     rows, out_rows = layout.rows_of(x.like, 1), layout.rows_of(y.like, 1)
     assert rows is not None
     assert out_rows is not None
-    batch, channels, height, width = shape_of(source)
-    step = PoolStep(
-        pooling,
-        images=batch,
-        height=height,
-        width=width,
-        channels=channels,
-        x_pitch=rows.pitch,
-        y_pitch=out_rows.pitch,
-        dtype=DTYPES[dtype_of(node)],
-        isa=this_isa(),
-        threads=build.settings.threads,
-    )
-    build.actions.append(Native("pool", step, {"x": x, "y": y}))
-    build.values[node] = y
-    return True
+    names = ("images", "channels", "height", "width")
+    sizes = dict(zip(names, shape_of(source), strict=True))
+    sizes |= {"x_pitch": rows.pitch, "y_pitch": out_rows.pitch}
+    dtype, threads = DTYPES[dtype_of(node)], build.settings.threads
+    return x, y, {**sizes, "dtype": dtype, "isa": this_isa(), "threads": threads}
 
 
 def _add_roll(build: Builder, node: fx.Node) -> bool:
@@ -159,32 +157,16 @@ def _add_resize(build: Builder, node: fx.Node) -> bool:
     if node.target not in _RESIZES or dtype_of(node) not in DTYPES:
         return False
     given = arguments(node)
-    source, scales = given["input"], given.get("scale_factors")
-    x, y = build.as_rows(source, 1), build.result(node, predicted(node))
-    rows, out_rows = layout.rows_of(x.like, 1), layout.rows_of(y.like, 1)
-    assert rows is not None
-    assert out_rows is not None
-    batch, channels, height, width = shape_of(source)
-    _, _, out_height, out_width = shape_of(node)
+    scales = given.get("scale_factors")
+    x, y, sizes = _images(build, given["input"], node)
+    _, _, height, width = shape_of(node)
     resizing = Resizing(
         _RESIZES[node.target],
-        (out_height, out_width),
+        (height, width),
         (None, None) if scales is None else (scales[0], scales[1]),
         bool(given.get("align_corners")),
     )
-    step = ResizeStep(
-        resizing,
-        images=batch,
-        height=height,
-        width=width,
-        channels=channels,
-        x_pitch=rows.pitch,
-        y_pitch=out_rows.pitch,
-        dtype=DTYPES[dtype_of(node)],
-        isa=this_isa(),
-        threads=build.settings.threads,
-    )
-    build.actions.append(Native("resize", step, {"x": x, "y": y}))
+    build.actions.append(Native("resize", ResizeStep(resizing, **sizes), {"x": x, "y": y}))
     build.values[node] = y
     return True
 
