@@ -23,6 +23,9 @@ from dnnsep.graph.contexts import inline_contexts
 from dnnsep.graph.functional import complex_write, drop_dropouts, rename_writes
 from dnnsep.graph.rewrite import CaptureError, arguments
 
+# Of the text of an exception: torch names every expression that it cannot decide.
+_MOST_CHARACTERS = 200
+
 _CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _aten = torch.ops.aten
 
@@ -141,7 +144,8 @@ def _silent() -> contextlib.redirect_stderr[io.StringIO]:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}..."
 
 
 def _tensors_of(model: nn.Module) -> dict[int, Any]:
