@@ -35,7 +35,28 @@ from dnnsep.graph.predict import by_torch, is_view, predict, view_of
 from dnnsep.graph.rows import RowGroup, row_groups
 from dnnsep.graph.slots import parts_of, slots
 
-Group = LayerGroup | RowGroup | AttentionGroup
+
+@dataclass(frozen=True, eq=False)
+class Single:
+    """A node that a kernel of its own computes."""
+
+    node: fx.Node
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        return [self.node]
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        """The nodes whose values it reads."""
+        return self.node.all_input_nodes
+
+    @property
+    def result(self) -> fx.Node:
+        return self.node
+
+
+Group = LayerGroup | RowGroup | AttentionGroup | Single
 
 
 @dataclass
@@ -78,9 +99,9 @@ class _Lowering:
         given = dict(zip(places, inputs, strict=True))
         fused = settings.backend in ("auto", "fused")
         self._engine = None if fused else get_backend(settings.backend)
-        self._native = settings.native
+        self._native, self._why_not = settings.native, settings.why_not
         attention = attention_groups(self._nodes, constants) if self._native else []
-        attention = [group for group in attention if not settings.why_not(group.result)]
+        attention = [g for g in attention if not any(map(settings.why_not, g.nodes))]
         placed = {group.result: place_of_result(group) for group in attention}
         predict(self._nodes, {**constants, **given}, placed)
         self._matcher = LayerMatcher(self._nodes, constants, settings.why_not, self._engine)
@@ -128,7 +149,9 @@ class _Lowering:
             self._add_view(node)
         elif node.target is torch.ops.aten.cat.default:
             self._build.concatenate(node, *parts_of(node))
-        elif not (self._native and add_kernel(self._build, node)):
+        elif self._native and not self._why_not(node) and add_kernel(self._build, node):
+            self._done.append(Single(node))
+        else:
             self._add_call(node)
 
     def _add_group(self, group: Group) -> None:
@@ -137,10 +160,10 @@ class _Lowering:
             add_rows(self._build, group)
         elif isinstance(group, AttentionGroup):
             add_attention(self._build, group)
-        elif self._engine is not None:
+        elif self._engine is not None and isinstance(group, LayerGroup):
             add_on_engine(self._build, group, self._engine)
             self._layers.append((group, []))
-        else:
+        elif isinstance(group, LayerGroup):
             self._layers.append((group, add_layer(self._build, group)))
 
     def _add_view(self, node: fx.Node) -> None:

@@ -341,17 +341,12 @@ def test_a_kind_of_input_for_which_there_is_no_kernel(monkeypatch: pytest.Monkey
     assert_same(optimized, model, (image(),))
 
 
-_NOT_ALONE = pytest.mark.xfail(
-    strict=True, reason="of kernels beside layers only row-wise ones are run alone to find faults"
-)
-
-
 @pytest.mark.parametrize(
     "name",
     [
         "row-wise",
-        pytest.param("pool", marks=_NOT_ALONE),
-        pytest.param("reduction", marks=_NOT_ALONE),
+        "pool",
+        "reduction",
     ],
 )
 def test_other_kernels_that_differ_are_left_to_torch(
