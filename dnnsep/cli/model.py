@@ -66,7 +66,7 @@ def extract(
         bad_input(f"{output}: exists; choose another name")
     found: dict[str, list[str]] = {}
     for entry in _optimized(network, x).entries:
-        if entry.problem is not None:
+        if entry.kind == "separable":
             found.setdefault(str(entry.problem), []).append(entry.layers[0])
     if not found:
         typer.echo(f"{name}: has no separable layers", err=True)
