@@ -227,10 +227,16 @@ class Attention(nn.Module):
         return z
 
 
+def _layer_norm(channels: int) -> nn.Module:
+    # Of one channel the norm is zero whatever comes in, and IPEX's, which takes the place of torch's
+    # once it is imported, raises where the stride of that channel is not 1.
+    return nn.LayerNorm(channels) if channels > 1 else nn.Identity()
+
+
 def _mlp(rng: Random, channels: int) -> nn.Module:
     inner = rng.randint(1, 30)
     return nn.Sequential(
-        nn.LayerNorm(channels),
+        _layer_norm(channels),
         nn.Linear(channels, inner),
         rng.choice(_ACTIVATIONS)(),
         nn.Linear(inner, rng.choice([channels, 8])),
@@ -291,9 +297,9 @@ _IMAGES: list[Draw] = [
     _of_layer("activation", lambda rng, shape: rng.choice(_ACTIVATIONS)(), 4),
     _of_layer("activation", lambda rng, shape: rng.choice(_ACTIVATIONS)(), 4),
     _of_layer("gate", Gate, 4),
-    _of_layer("layer norm", lambda rng, s: OnChannels(nn.LayerNorm(s[1]), True), 4),
+    _of_layer("layer norm", lambda rng, s: OnChannels(_layer_norm(s[1]), True), 4),
     _of_layer("mlp", lambda rng, s: OnChannels(_mlp(rng, s[1]), True), 4),
-    _of_layer("tokens", lambda rng, s: OnChannels(nn.LayerNorm(s[1]), False), 4),
+    _of_layer("tokens", lambda rng, s: OnChannels(_layer_norm(s[1]), False), 4),
     _of_layer("mean pool", lambda rng, shape: nn.AvgPool2d(2, ceil_mode=True), 4),
     _of_layer("max pool", lambda rng, shape: nn.MaxPool2d(3, rng.choice([1, 2]), 1), 4),
     _of_layer("rows", lambda rng, shape: nn.Linear(shape[3], rng.choice([shape[3], 5])), 4),
@@ -322,7 +328,7 @@ _TOKENS: list[Draw] = [
     _of_layer("attention", Attention, 3),
     _of_layer("mlp", lambda rng, shape: _mlp(rng, shape[-1]), 3),
     _of_layer("linear", lambda rng, shape: nn.Linear(shape[-1], rng.randint(1, 30)), 3),
-    _of_layer("layer norm", lambda rng, shape: nn.LayerNorm(shape[-1]), 3),
+    _of_layer("layer norm", lambda rng, shape: _layer_norm(shape[-1]), 3),
     _of_layer("activation", lambda rng, shape: rng.choice(_ACTIVATIONS)(), 3),
     _of_one("softmax", lambda x: x.softmax(-1), 3),
     _of_one("transpose", lambda x: x.transpose(1, 2), 3),
