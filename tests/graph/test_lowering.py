@@ -20,7 +20,6 @@ from dnnsep.graph.keys import constant_keys
 from dnnsep.graph.optimize import report_of
 from dnnsep.graph.rows import kind_of
 from dnnsep.graph.slots import Slot, slots
-from dnnsep.graph.state import State
 from dnnsep.weights import Weights
 from tests.graph.models import (
     Block,
@@ -209,31 +208,6 @@ def test_kinds_of_operands(whole: tuple[int, ...], channel_dim: int) -> None:
                 by_image = rows.reshape(images, -1, rows.shape[1])
                 assert bool((by_image == by_image[:, :1]).all())
                 assert len(set(by_image.flatten().tolist())) == images * rows.shape[1]
-
-
-# The state of a module.
-
-
-def test_the_state_of_a_module() -> None:
-    model = settled(nn.Sequential(Block(), nn.Conv2d(8, 4, 1)))
-    state = State.of(model)
-    assert state.holds()
-    with torch.no_grad():
-        model(image())
-    assert state.holds()
-    assert not state.any_training()
-    model[1].train()  # type: ignore[index]
-    assert state.any_training()
-    assert state.holds()
-    with torch.no_grad():
-        model[1].weight.add_(1)  # type: ignore[index]
-    assert not state.holds()
-
-
-def test_the_state_of_a_module_without_parameters() -> None:
-    state = State.of(nn.ReLU())
-    assert state.holds()
-    assert state.any_training()
 
 
 # Faults.

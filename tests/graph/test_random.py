@@ -228,8 +228,8 @@ class Attention(nn.Module):
 
 
 def _layer_norm(channels: int) -> nn.Module:
-    # Of one channel the norm is zero whatever comes in, and IPEX's, which takes the place of torch's
-    # once it is imported, raises where the stride of that channel is not 1.
+    # Of one channel the norm is zero whatever comes in, and IPEX's, which takes the place of
+    # torch's once it is imported, raises where the stride of that channel is not 1.
     return nn.LayerNorm(channels) if channels > 1 else nn.Identity()
 
 
