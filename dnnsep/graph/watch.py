@@ -36,8 +36,9 @@ _TENSOR_LINES = (0, 64, 128)
 
 Fetch = Callable[[ir.Value], Any]
 
-# Where a tensor of Python holds the pointer that torch's functions take the address of.
-_HANDLE = 24
+# Where a tensor of Python may hold the pointer that torch's functions take the address of: in
+# torch 2.13 and in 2.8.
+_HANDLES = (16, 24)
 
 
 class Watch:
@@ -57,16 +58,15 @@ class Watch:
         owners = [owner for owner, _ in entries]
         if not all(isinstance(owner, dict) for owner in (*owners, *sized)):
             raise ValueError("only Python's dictionaries can be watched")
-        if any(ctypes.c_int64.from_address(id(t) + _HANDLE).value != t._cdata for t in tensors):
-            raise ValueError("this torch's tensors are laid out in another way")
+        handles = [_handle(tensor) for tensor in tensors]
         # An object must live for as long as its address is asked about.
         self._kept = (entries, [owner[name] for owner, name in entries], sized, tensors)
         counting = [tensor for tensor in tensors if not tensor.is_inference()]
         self._arrays = (
             _padded([(id(o), id(n), id(o[n])) for o, n in entries], 3),
             _padded([(id(owner),) for owner in sized], 1),
-            _padded([(id(t) + _HANDLE, t.data_ptr()) for t in tensors], 2),
-            _padded([(id(t) + _HANDLE,) for t in counting], 1),
+            _padded([(at, t.data_ptr()) for at, t in zip(handles, tensors, strict=True)], 2),
+            _padded([(_handle(tensor),) for tensor in counting], 1),
         )
         self._watched = _Watched(
             *(array.ctypes.data for array in self._arrays),
@@ -104,6 +104,14 @@ class _Watched(ctypes.Structure):
         ("get_version", ctypes.c_void_p),
         ("changed", ctypes.c_int64),
     )
+
+
+def _handle(tensor: Tensor) -> int:
+    """Returns the address of a tensor as torch's functions take it. Raises ValueError."""
+    for offset in _HANDLES:
+        if ctypes.c_int64.from_address(id(tensor) + offset).value == tensor._cdata:
+            return id(tensor) + offset
+    raise ValueError("this torch's tensors are laid out in another way")
 
 
 def _padded(rows: Sequence[tuple[int, ...]], width: int) -> np.ndarray[Any, np.dtype[np.int64]]:
