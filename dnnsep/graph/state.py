@@ -21,7 +21,11 @@ _VERSION = attrgetter("_version")
 @dataclass(frozen=True)
 class State:
     """The parameters, buffers and parts of a module at one time, and of the tensors where their
-    elements are, and how often they were written to; and how many parts and hooks there are."""
+    elements are, and how often they were written to; and how many parts and hooks there are.
+
+    ``everything`` watches all of that, ``modes`` which parts are in training mode; ``evaluating``
+    says that none was, and ``attributes`` are those of each part.
+    """
 
     everything: Watch | SlowWatch
     modes: Watch | SlowWatch
