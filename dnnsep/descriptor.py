@@ -22,6 +22,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "linear": ("mb", "ic", "oc"),
     "mean": ("mb", "ic", "ih", "iw"),
 }
+_MOST_DIGITS = 9
 _GRAMMAR = f"the grammar is: {' '.join(_KEYS)}, then _nobias _act:A,B _bf16"
 
 
@@ -55,15 +56,17 @@ def _tokens(text: str) -> tuple[str, dict[str, int], dict[str, Any]]:
             words["bias"] = piece == "bias"
         elif piece.startswith("act:"):
             words["activations"] = tuple(piece.removeprefix("act:").split(","))
-        elif re.fullmatch(r"([a-z]+\d+)+", piece):
-            for key, value in re.findall(r"([a-z]+)(\d+)", piece):
+        elif re.fullmatch(r"([a-z]+[0-9]+)+", piece):
+            for key, value in re.findall(r"([a-z]+)([0-9]+)", piece):
+                if len(value.lstrip("0")) > _MOST_DIGITS:
+                    raise ValueError(f"{key:.20}: a number of {len(value)} digits is too large")
                 if numbers.get(key, int(value)) != int(value):
                     raise ValueError(f"{key}: given twice")
                 if key not in _KEYS:
                     raise ValueError(f"{key}: unknown key, {_GRAMMAR}")
                 numbers[key] = int(value)
         else:
-            raise ValueError(f"{piece!r}: not understood, {_GRAMMAR}")
+            raise ValueError(f"{piece[:60]!r}: not understood, {_GRAMMAR}")
     return kind, numbers, words
 
 

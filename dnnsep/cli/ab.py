@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnnsep.cli.common import AsJson, CacheState, Dtype, bad_input, console
+from dnnsep.cli.common import MOST_THREADS, AsJson, CacheState, Dtype, bad_input, console
 from dnnsep.cli.measure import BarObserver
 from dnnsep.cli.sweep import cache_names, load
 
@@ -41,7 +41,7 @@ def ab(
     backend: Annotated[list[str] | None, typer.Option(help="[default: fused]")] = None,
     threads: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="[default: the file's, or the physical cores]"),
+        typer.Option(min=1, max=MOST_THREADS, help="[default: the file's, or the physical cores]"),
     ] = None,
     dtype: Annotated[
         list[Dtype] | None,

@@ -11,6 +11,12 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+# More threads than a large machine has only take memory.
+MOST_THREADS = 1024
+
+# A line that a terminal still shows.
+_MOST_TEXT = 600
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -37,6 +43,17 @@ def console(stderr: bool = False) -> Console:
 
 
 def bad_input(error: ValueError | str) -> NoReturn:
-    """Prints what is wrong with the input on stderr and ends the command with exit code 2."""
-    typer.echo(f"dnnsep: {error}", err=True)
+    """Prints in one line on stderr what is wrong with the input, and ends the command with exit code
+    2."""
+    typer.echo(f"dnnsep: {one_line(str(error))}", err=True)
     raise typer.Exit(2)
+
+
+def one_line(text: str) -> str:
+    """Returns a text, which may quote what a user gave, as a line: without what a terminal would
+    act on, and without its middle where it is long."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(line) <= _MOST_TEXT:
+        return line
+    half = _MOST_TEXT // 2
+    return f"{line[:half]} … {line[-half:]}"

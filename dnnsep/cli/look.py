@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnnsep.cli.common import AsJson, Dtype, bad_input, console
+from dnnsep.cli.common import MOST_THREADS, AsJson, Dtype, bad_input, console
 
 if TYPE_CHECKING:
     from dnnsep.codegen.lang.isa import Isa
@@ -29,7 +29,7 @@ def explain(
         str, typer.Option(help="A backend, e.g. ipex or ipex:pointwise=conv1x1.")
     ] = "auto",
     dtype: Annotated[Dtype | None, typer.Option(help="Instead of the descriptor's.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=MOST_THREADS)] = None,
     as_json: AsJson = False,
     dump: Annotated[
         Dump | None, typer.Option(help="Print the fused kernel's code instead of running it.")
@@ -126,7 +126,7 @@ def backends(as_json: AsJson = False) -> None:
 
 def machine(
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="[default: the physical cores]")
+        list[int] | None, typer.Option(min=1, max=MOST_THREADS, help="[default: the physical cores]")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

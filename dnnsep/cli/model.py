@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnnsep.cli.common import AsJson, Dtype, bad_input, console
+from dnnsep.cli.common import MOST_THREADS, AsJson, Dtype, bad_input, console
 from dnnsep.cli.measure import (
     Memory,
     Output,
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 Name = Annotated[
     str, typer.Argument(help="timm's or torchvision's name, or path.py:factory.", metavar="NAME")
 ]
+# A model's input of 1 GiB.
+_MOST_VALUES = 1 << 28
+
 Input = Annotated[
     str | None, typer.Option("--input", help="The input's shape. [default: the model's own]")
 ]
@@ -114,6 +118,8 @@ def _shape_of(text: str | None) -> tuple[int, ...] | None:
         sizes = ()
     if not sizes or min(sizes) < 1:
         bad_input(f"--input {text!r}: must be whole numbers of at least 1, as in 1,3,224,224")
+    if math.prod(sizes) > _MOST_VALUES:
+        bad_input(f"--input {text!r}: has more than {_MOST_VALUES} values")
     return sizes
 
 
@@ -193,7 +199,7 @@ def bench_model(
     ] = "eager,ipex-trace,inductor,openvino,onnxruntime",
     input_shape: Input = None,
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="[default: the physical cores]")
+        list[int] | None, typer.Option(min=1, max=MOST_THREADS, help="[default: the physical cores]")
     ] = None,
     dtype: Annotated[
         list[Dtype] | None, typer.Option(help="What the whole model runs in. [default: f32]")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnnsep.cli.common import CacheState, Dtype, bad_input
+from dnnsep.cli.common import MOST_THREADS, CacheState, Dtype, bad_input
 from dnnsep.cli.measure import (
     Memory,
     Output,
@@ -31,7 +31,7 @@ def sweep(
     backend: Annotated[
         list[str] | None, typer.Option(help="Instead of the file's; peers: all of them.")
     ] = None,
-    threads: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the file's.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, max=MOST_THREADS, help="Instead of the file's.")] = None,
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Instead of the file's.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the file's.")] = None,
     cache: Annotated[

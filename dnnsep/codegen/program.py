@@ -102,7 +102,8 @@ class Frame:
         self._list = _List(ctypes.addressof(self._entries), len(self._steps), barrier)
         self._bound: dict[int, int] = {}
         self._parallel, self._function = team.parallel(), _run_function()
-        self._call = (self._function.address, ctypes.addressof(self._list), program.threads, 0)
+        self._call = (self._function.address, ctypes.addressof(self._list))
+        self._threads = program.threads
 
     def bind(self, buffer: int, address: int) -> None:
         """Enters the address of a buffer wherever a step reads or writes it."""
@@ -117,7 +118,7 @@ class Frame:
 
     def run(self) -> None:
         """Runs the steps on what was bound last."""
-        self._parallel(*self._call)
+        self._parallel(*self._call, team.size(self._threads), 0)
 
 
 class _Entry(ctypes.Structure):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,31 @@ def openmp() -> ctypes.CDLL:
             if hasattr(library, "GOMP_parallel"):
                 return library
     raise RuntimeError("torch has loaded no OpenMP library")
+
+
+def size(most: int) -> int:
+    """Returns how many threads a team of so many at most has if the caller makes one now: those
+    that torch.set_num_threads allows, and in a forked process one. A fork copies the memory of
+    OpenMP and not its threads, which a larger team would wait for."""
+    return 1 if _is_forked else min(most, _torch_threads()())
+
+
+_is_forked = False
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+@cache
+def _torch_threads() -> Callable[[], int]:
+    import torch
+
+    return torch.get_num_threads
 
 
 def address_of(name: str) -> int:

@@ -20,7 +20,7 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dnnsep.codegen.lang.emit import I32, I64, POINTER, Code
+from dnnsep.codegen.lang.emit import I16, I32, I64, POINTER, Code
 from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.task import load_field
 
@@ -43,7 +43,8 @@ _HANDLES = (16, 24)
 
 class Watch:
     """What is watched: entries of dictionaries, the sizes of dictionaries, and of tensors where
-    their elements are and how often they were written to.
+    their elements are, how often they were written to, and one element's bits: some writes,
+    such as those through ``.data``, are not counted.
 
     Raises ValueError where a dictionary is of another kind than Python's own or a tensor than this
     torch's, and AttributeError where this torch lacks the functions that are asked.
@@ -62,15 +63,17 @@ class Watch:
         # An object must live for as long as its address is asked about.
         self._kept = (entries, [owner[name] for owner, name in entries], sized, tensors)
         counting = [tensor for tensor in tensors if not tensor.is_inference()]
+        samples = [place for tensor in tensors for place in _sample(tensor)]
         self._arrays = (
             _padded([(id(o), id(n), id(o[n])) for o, n in entries], 3),
             _padded([(id(owner),) for owner in sized], 1),
             _padded([(at, t.data_ptr()) for at, t in zip(handles, tensors, strict=True)], 2),
             _padded([(_handle(tensor),) for tensor in counting], 1),
+            _padded(samples, 2),
         )
         self._watched = _Watched(
             *(array.ctypes.data for array in self._arrays),
-            *map(len, (entries, sized, tensors, counting)),
+            *map(len, (entries, sized, tensors, counting, samples)),
             sum(map(len, sized)),
             sum(t._version for t in counting),
             *_addresses(),
@@ -93,10 +96,12 @@ class _Watched(ctypes.Structure):
         ("sized", ctypes.c_void_p),
         ("tensors", ctypes.c_void_p),
         ("counting", ctypes.c_void_p),
+        ("samples", ctypes.c_void_p),
         ("entry_count", ctypes.c_int64),
         ("sized_count", ctypes.c_int64),
         ("tensor_count", ctypes.c_int64),
         ("counting_count", ctypes.c_int64),
+        ("sample_count", ctypes.c_int64),
         ("size", ctypes.c_int64),
         ("version", ctypes.c_int64),
         ("get_item", ctypes.c_void_p),
@@ -113,6 +118,19 @@ def _handle(tensor: Tensor) -> int:
         if ctypes.c_int64.from_address(id(tensor) + offset).value == tensor._cdata:
             return id(tensor) + offset
     raise ValueError("this torch's tensors are laid out in another way")
+
+
+def _sample(tensor: Tensor) -> list[tuple[int, int]]:
+    """Returns the address of each two bytes of a tensor's largest element, and what they are: zeros
+    stay zeros when a tensor is scaled. Empty where there is none to read."""
+    strided = tensor.device.type == "cpu" and tensor.layout is torch.strided
+    if not strided or not tensor.numel() or not tensor.is_floating_point():
+        return []
+    bytes_of_one = tensor.element_size()
+    where = np.unravel_index(int(tensor.detach().abs().argmax()), tensor.shape)
+    first = tensor.data_ptr() + bytes_of_one * int(np.dot(where, tensor.stride()))
+    places = range(first, first + bytes_of_one - 1, 2)
+    return [(place, ctypes.c_int16.from_address(place).value) for place in places]
 
 
 def _padded(rows: Sequence[tuple[int, ...]], width: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -219,6 +237,17 @@ def _emit() -> ir.Module:
     result = changed[0]
     for value in changed[1:]:
         result = b.or_(result, value)
-    b.store(result, code.at(watched, _Watched.changed.offset // 8, I64))
+    place_of_result = code.at(watched, _Watched.changed.offset // 8, I64)
+    b.store(result, place_of_result)
+
+    def sample(row: ir.Value) -> ir.Value:
+        now = b.sext(code.load(pointer(row), I16), I64)
+        return differs(now, code.load(code.at(row, 1, I64), I64))
+
+    # Only if all tensors are where they were is there something to read.
+    code.when(
+        b.icmp_signed("==", result, I64(0)),
+        lambda: b.store(over("samples", "sample_count", 2, sample, [fetch_object]), place_of_result),
+    )
     code.end()
     return module

@@ -82,9 +82,15 @@ def load(kind: str, key: str) -> bytes | None:
 def _from_folder(kind: str, key: str) -> bytes | None:
     path = _path(kind, key)
     try:
-        if not (_private(path) and _private(path.parent)):
+        if not _private(path.parent.stat()):
             return None
-        saved = path.read_bytes()
+        # What is checked is what is read, even if another file is put in its place meanwhile. A
+        # pipe without a writer would keep waiting for one.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or not _private(status):
+                return None
+            saved = file.read()
     except OSError:
         return None
     head, content = saved[:_HEAD_BYTES], saved[_HEAD_BYTES:]
@@ -132,8 +138,7 @@ def _path(kind: str, key: str) -> Path:
     return folder() / kind / digest(key)
 
 
-def _private(path: Path) -> bool:
-    """Returns whether only this user may write a path. Raises OSError where there is none."""
-    status = path.stat()
+def _private(status: os.stat_result) -> bool:
+    """Returns whether only this user may write what has such a status."""
     mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
     return mine and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 CONFIDENCE = 0.95
+
+# No measurement takes no time.
+Time = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 # With fewer rounds no order statistics enclose the median with 95 % confidence (2 · 2**-6 < 0.05).
 MIN_ROUNDS = 6
@@ -34,9 +37,9 @@ class Control(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    busy_us: float
-    loads_us: float
-    handover_ns: float | None
+    busy_us: Time
+    loads_us: Time
+    handover_ns: Time | None
 
     @classmethod
     def best(cls, controls: Iterable[Control]) -> Control:
@@ -78,7 +81,7 @@ class Round(BaseModel):
     visit: int
     before: Control
     after: Control
-    calls_us: list[float]
+    calls_us: Annotated[list[Time], Field(min_length=1)]
 
     @property
     def median_us(self) -> float:
@@ -101,14 +104,14 @@ class Stats(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    median_us: float
-    low_us: float | None
-    high_us: float | None
-    q25_us: float
-    q75_us: float
-    min_us: float
-    count: int
-    rounds: int
+    median_us: Time
+    low_us: Time | None
+    high_us: Time | None
+    q25_us: Time
+    q75_us: Time
+    min_us: Time
+    count: Annotated[int, Field(ge=1)]
+    rounds: Annotated[int, Field(ge=1)]
 
     @property
     def spread(self) -> float:

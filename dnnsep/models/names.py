@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from dnnsep.host.inputs import read_yaml
+
 
 def model_names(sources: Sequence[str]) -> list[str]:
     """Returns the names that a command was given, with each YAML file's names in its place.
@@ -30,7 +32,7 @@ def model_names(sources: Sequence[str]) -> list[str]:
 
 
 def _names_of_file(path: Path) -> list[str]:
-    root = _parsed(path)
+    root = read_yaml(path).root
     if not isinstance(root, yaml.MappingNode):
         raise ValueError(f"{path}:1: must be a mapping with models")
     found: Any = None
@@ -46,22 +48,6 @@ def _names_of_file(path: Path) -> list[str]:
     if found is None:
         raise ValueError(f"{path}:1: models: missing")
     return [_name(path, index, node) for index, node in enumerate(found.value)]
-
-
-def _parsed(path: Path) -> Any:
-    """Returns the root node of a YAML file, None where it is empty. Raises ValueError."""
-    try:
-        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise ValueError(f"{path}:{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
 
 
 def _name(path: Path, index: int, node: Any) -> str:

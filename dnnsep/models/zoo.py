@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dnnsep.host.inputs import read_text
+
 _DEFAULT_INPUT = (1, 3, 224, 224)
 
 # A parameter whose values are no farther apart is a constant: some class tokens start so.
@@ -47,7 +49,7 @@ def load(name: str, input_shape: tuple[int, ...] | None = None) -> tuple[nn.Modu
     factory = _factory(name)
     try:
         model = factory()
-    except Exception as error:  # the model's own code may raise anything
+    except (Exception, SystemExit) as error:  # the model's own code may raise anything
         raise ValueError(f"model {name!r}: {type(error).__name__}: {error}") from None
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r}: gives {type(model).__name__}, not a torch.nn.Module")
@@ -58,7 +60,7 @@ def load(name: str, input_shape: tuple[int, ...] | None = None) -> tuple[nn.Modu
     x = torch.randn(shape, generator=generator)
     try:
         enliven(model, x)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"model {name!r} fails on an input of {list(shape)}: {reason}") from None
     return model, x
@@ -196,11 +198,10 @@ def _torchvision(name: str) -> Callable[[], nn.Module] | None:
 
 def _from_file(path: Path, name: str) -> Callable[[], nn.Module]:
     """Returns the function of that name in a Python file. Raises ValueError naming the file."""
+    read_text(path)  # of a pipe or device Python would read for ever
     try:
         names = runpy.run_path(str(path))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except Exception as error:  # the file's own code may raise anything
+    except (Exception, SystemExit) as error:  # the file's own code may raise anything
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from None
     factory: Any = names.get(name)
     if not callable(factory):

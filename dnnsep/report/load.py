@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from dnnsep.host.inputs import RESULT_BYTES, read_bytes
 from dnnsep.measure.roofs import Roofs
 from dnnsep.measure.stats import Round, Stats
 from dnnsep.problem import Problem
@@ -18,17 +17,19 @@ from dnnsep.sweep.results import Record, Results
 def load(path: Path) -> Results:
     """Returns a file's results. Raises ValueError naming the file and what is wrong with it."""
     try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+        content = json.loads(text := read_bytes(path, RESULT_BYTES))
+    except RecursionError:
+        raise ValueError(f"{path}: is nested too deep") from None
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
     if not isinstance(content, dict) or "benchmarks" not in content:
-        return Results.load(path)
+        return Results.parse(path, text)
     try:
         machine = content["machine_info"]["dnnsep"]
         return of_benchmarks(content["benchmarks"], machine)
-    except (KeyError, TypeError, ValidationError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not written by perf/: {error!r:.100}") from None
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from dnnsep.host.inputs import read_text
 from dnnsep.problem import Problem
 
 # Words stand between blanks; a name may hold blanks within its quotes.
@@ -63,12 +64,12 @@ class ShapeFile:
 
 
 def read_shape_file(path: Path) -> ShapeFile:
-    """Returns a file's problems in its order. Raises OSError or UnicodeDecodeError if it cannot be
+    """Returns a file's problems in its order. Raises ValueError, which names the file, if it cannot be
     read."""
     problems: list[NamedProblem] = []
     left_out: list[LeftOut] = []
     before: NamedProblem | None = None  # the line before this one, whose output this one may read
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         for text in _problem_texts(line):
             try:
                 named = _named_problem(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pydantic import (
 )
 
 from dnnsep.backends import PEERS, get_backend
+from dnnsep.host.inputs import exists, read_yaml
 from dnnsep.problem import Problem
 from dnnsep.sweep.benchdnn import LeftOut, NamedProblem, ShapeFile, read_shape_file
 from dnnsep.sweep.case import Case
@@ -31,7 +33,15 @@ DEFAULT_BACKENDS = ("ipex", "onednn", "eager", "fused")
 
 Dtype = Literal["f32", "bf16"]
 Count = Annotated[int, Field(ge=1, strict=True)]
-AxisValue = bool | int | str
+# Pydantic would take bytes for text, and text for numbers.
+Text = Annotated[str, Field(strict=True, max_length=1000)]
+AxisValue = bool | Annotated[int, Field(strict=True)] | Text
+
+
+# More than anybody can wait for.
+MOST_CASES = 10_000
+_MOST_FILES = 1000
+_MOST_INCLUDES = 20  # one in the other
 
 
 class ConfigError(ValueError):
@@ -80,8 +90,8 @@ class _Model(BaseModel):
 class _Shape(_Model):
     """An entry that is a problem's descriptor, maybe with a name."""
 
-    shape: str
-    name: str | None = None
+    shape: Text
+    name: Text | None = None
 
     @field_validator("shape")
     @classmethod
@@ -98,7 +108,10 @@ class _Axes(_Model):
     tells the kinds of convolutions apart.
     """
 
-    axes: dict[str, AxisValue | list[AxisValue]]
+    axes: Annotated[
+        dict[Text, AxisValue | Annotated[list[AxisValue], Field(min_length=1)]],
+        Field(min_length=1),
+    ]
     combine: Literal["product", "zip"] = "product"
 
     @model_validator(mode="after")
@@ -116,6 +129,9 @@ class _Axes(_Model):
                 raise ValueError("zip: the lists must be of one length")
             combinations: Iterator[tuple[AxisValue, ...]] = zip(*lists, strict=True)
         else:
+            count = math.prod(map(len, lists))
+            if count > MOST_CASES:
+                raise ValueError(f"makes {count} problems, at most {MOST_CASES} are allowed")
             combinations = itertools.product(*lists)
         for values in combinations:
             yield _problem_of_axes(dict(zip(self.axes, values, strict=True)))
@@ -124,7 +140,7 @@ class _Axes(_Model):
 class _Include(_Model):
     """An entry that takes the problems of another sweep file or of a benchdnn shape file."""
 
-    include: str
+    include: Text
 
 
 def _entry_kind(value: Any) -> str:
@@ -158,18 +174,24 @@ def backend_names(value: Any) -> list[str]:
         if len(value) != 1:
             raise ValueError("a backend with options is a mapping of its name to its options")
         ((name, options),) = value.items()
-        return [get_backend(str(name), **(options or {})).name]
-    return [get_backend(str(value)).name]
+        if not isinstance(options, dict) or not options:
+            raise ValueError(f"{name}: its options must be a mapping of names to values")
+        if not all(isinstance(option, str) for option in options):
+            raise ValueError(f"{name}: an option's name must be text")
+        return [get_backend(str(name), **options).name]
+    if not isinstance(value, str):
+        raise ValueError("must be a backend's name, or a mapping of it to its options")
+    return [get_backend(value).name]
 
 
 class _File(_Model):
-    title: str
+    title: Text
     problems: Annotated[list[_Entry], Field(min_length=1)]
     backends: list[Annotated[list[str], BeforeValidator(backend_names)]] = Field(
         default_factory=list
     )
     dtypes: list[Dtype] = Field(default_factory=list)
-    threads: list[Count] = Field(default_factory=list)
+    threads: list[Annotated[Count, Field(le=1024)]] = Field(default_factory=list)
     batch: list[Count] = Field(default_factory=list)
     cache: list[Cache] = Field(default_factory=list)
 
@@ -217,8 +239,8 @@ def _vary(
 def _read_source(source: str) -> tuple[_File, ShapeFile]:
     """Reads a CONFIG of the command line: a file, or else a descriptor. Raises ConfigError."""
     path = Path(source)
-    if path.exists():
-        return _read_file(path, ())
+    if exists(path):
+        return _Reader().read(path, ())
     if path.suffix or "/" in source:
         raise ConfigError(f"{source}: no such file")
     try:
@@ -229,36 +251,54 @@ def _read_source(source: str) -> tuple[_File, ShapeFile]:
     return file, ShapeFile([NamedProblem(problem, None)], [])
 
 
-def _read_file(path: Path, including: tuple[Path, ...]) -> tuple[_File, ShapeFile]:
-    """Reads a file and all that it includes; ``including`` are the files that include it."""
-    if path.suffix not in (".yaml", ".yml"):
-        return _read_benchdnn(path)
-    file, lines = _parse_yaml(path)
-    problems: list[NamedProblem] = []
-    left_out: list[LeftOut] = []
-    for index, entry in enumerate(file.problems):
-        if isinstance(entry, _Shape):
-            problems.append(NamedProblem(Problem.parse(entry.shape), entry.name))
-        elif isinstance(entry, _Axes):
-            problems += [NamedProblem(problem, None) for problem in entry.problems()]
-        else:
-            where = f"{path}:{lines[('problems', index)]}: include"
-            target = path.parent / entry.include
-            if target.resolve() in (path.resolve(), *including):
-                raise ConfigError(f"{where}: {entry.include} includes itself")
-            if not target.is_file():
-                raise ConfigError(f"{where}: no such file: {target}")
-            _, included = _read_file(target, (*including, path.resolve()))
-            problems += included.problems
-            left_out += included.left_out
-    return file, ShapeFile(problems, left_out)
+class _Reader:
+    """Reads a file and all that it includes."""
+
+    def __init__(self) -> None:
+        self._files = 0
+
+    def read(self, path: Path, including: tuple[Path, ...]) -> tuple[_File, ShapeFile]:
+        """``including`` are the files that include this one, the outermost first."""
+        self._files += 1
+        if self._files > _MOST_FILES:
+            raise ConfigError(f"{path}: more than {_MOST_FILES} files are included")
+        if path.suffix not in (".yaml", ".yml"):
+            return _read_benchdnn(path)
+        file, lines = _parse_yaml(path)
+        problems: list[NamedProblem] = []
+        left_out: list[LeftOut] = []
+        for index, entry in enumerate(file.problems):
+            if isinstance(entry, _Shape):
+                problems.append(NamedProblem(Problem.parse(entry.shape), entry.name))
+            elif isinstance(entry, _Axes):
+                problems += [NamedProblem(problem, None) for problem in entry.problems()]
+            else:
+                where = f"{path}:{lines[('problems', index)]}: include"
+                included = self._included(where, path, entry.include, including)
+                problems += included.problems
+                left_out += included.left_out
+            if len(problems) > MOST_CASES:
+                raise ConfigError(f"{path}: has more than {MOST_CASES} problems")
+        return file, ShapeFile(problems, left_out)
+
+    def _included(
+        self, where: str, path: Path, name: str, including: tuple[Path, ...]
+    ) -> ShapeFile:
+        target = path.parent / name
+        if not exists(target):
+            raise ConfigError(f"{where}: no such file: {target}")
+        if target.resolve() in (path.resolve(), *including):
+            raise ConfigError(f"{where}: {name} includes itself")
+        if len(including) >= _MOST_INCLUDES:
+            raise ConfigError(f"{where}: is more than {_MOST_INCLUDES} includes deep")
+        return self.read(target, (*including, path.resolve()))[1]
 
 
 def _read_benchdnn(path: Path) -> tuple[_File, ShapeFile]:
     try:
         shapes = read_shape_file(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     # It is not validated, since other files may have the problems where this one has none.
     return _File.model_construct(title=path.name), shapes
 
@@ -269,21 +309,14 @@ Location = tuple[str | int, ...]
 def _parse_yaml(path: Path) -> tuple[_File, dict[Location, int]]:
     """Returns the validated file and the line number of every place in it."""
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+        found = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    value, root = found.value, found.root
     if not isinstance(value, dict):
         raise ConfigError(f"{path}:1: must be a mapping with title and problems")
     lines: dict[Location, int] = {}
-    _collect_lines(path, root, (), lines)
+    _collect_lines(root, (), lines)
     try:
         return _File.model_validate(value), lines
     except ValidationError as error:
@@ -295,22 +328,17 @@ def _parse_yaml(path: Path) -> tuple[_File, dict[Location, int]]:
         raise ConfigError(f"{path}:{line}: {field}: {rule}{shown}") from None
 
 
-def _collect_lines(path: Path, node: Any, at: Location, lines: dict[Location, int]) -> None:
-    """Adds the line numbers of a node, which is at ``at``, and of all below it.
-
-    Raises ConfigError where a mapping has a key twice.
-    """
+def _collect_lines(node: Any, at: Location, lines: dict[Location, int]) -> None:
+    """Adds the line numbers of a node, which is at ``at``, and of all below it."""
     lines[at] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             place = (*at, key.value)
-            if place in lines:
-                raise ConfigError(f"{path}:{key.start_mark.line + 1}: {key.value}: given twice")
-            _collect_lines(path, value, place, lines)
+            _collect_lines(value, place, lines)
             lines[place] = key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _collect_lines(path, value, (*at, index), lines)
+            _collect_lines(value, (*at, index), lines)
 
 
 def _locate(location: Location, lines: dict[Location, int]) -> tuple[int, str]:
@@ -334,6 +362,8 @@ def _problem_of_axes(values: dict[str, AxisValue]) -> Problem:
     """
     values = dict(values)
     kind, act, dtype, bias = (values.pop(k, None) for k in ("kind", "act", "dtype", "bias"))
+    if bias not in (None, True, False):
+        raise ValueError(f"bias: must be true or false (given: {bias!r})")
     if kind not in (None, "linear", "mean"):
         raise ValueError(f"kind: must be linear or mean, g tells the others (given: {kind!r})")
     for pad, size, spread in (("ph", "kh", "dh"), ("pw", "kw", "dw")):

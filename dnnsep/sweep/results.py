@@ -6,9 +6,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dnnsep.host.files import replace_whole
+from dnnsep.host.inputs import RESULT_BYTES, read_bytes
 from dnnsep.measure.roofs import Roof, Roofs
 from dnnsep.measure.stats import Round, Stats
 from dnnsep.problem import Problem
@@ -52,6 +60,18 @@ class Record(BaseModel):
     cpus: list[int] | None = None
     warnings: list[str] = Field(default_factory=list)
     rounds: list[Round] = Field(default_factory=list)
+
+    @field_validator("problem")
+    @classmethod
+    def _parses(cls, text: str) -> str:
+        dtype_and_batch(text)
+        return text
+
+    @model_validator(mode="after")
+    def _has_times(self) -> Record:
+        if self.status == "ok" and (self.time is None or not self.rounds):
+            raise ValueError("a record whose status is ok needs time and rounds")
+        return self
 
     @property
     def dtype(self) -> str:
@@ -142,10 +162,13 @@ class Results(BaseModel):
     @classmethod
     def load(cls, path: Path) -> Results:
         """Returns a file's results. Raises ValueError naming the file and what is wrong with it."""
+        return cls.parse(path, read_bytes(path, RESULT_BYTES))
+
+    @classmethod
+    def parse(cls, path: Path, text: bytes) -> Results:
+        """Returns the results that a file's text holds. Raises ValueError as ``load`` does."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}") from None
+            return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
