@@ -85,9 +85,9 @@ def test_changed_descriptors() -> None:
 
 @pytest.mark.slow
 def test_changed_results(tmp_path: Path) -> None:
-    from tests.test_bad_input import _results
-
     import json
+
+    from tests.test_bad_input import _results
 
     rng = Random(6)
     text = json.dumps(_results())

@@ -43,8 +43,7 @@ def console(stderr: bool = False) -> Console:
 
 
 def bad_input(error: ValueError | str) -> NoReturn:
-    """Prints in one line on stderr what is wrong with the input, and ends the command with exit code
-    2."""
+    """Prints in one line on stderr what is wrong with the input. The exit code is 2."""
     typer.echo(f"dnnsep: {one_line(str(error))}", err=True)
     raise typer.Exit(2)
 

@@ -126,7 +126,8 @@ def backends(as_json: AsJson = False) -> None:
 
 def machine(
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, max=MOST_THREADS, help="[default: the physical cores]")
+        list[int] | None,
+        typer.Option(min=1, max=MOST_THREADS, help="[default: the physical cores]"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

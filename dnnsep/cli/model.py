@@ -199,7 +199,8 @@ def bench_model(
     ] = "eager,ipex-trace,inductor,openvino,onnxruntime",
     input_shape: Input = None,
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, max=MOST_THREADS, help="[default: the physical cores]")
+        list[int] | None,
+        typer.Option(min=1, max=MOST_THREADS, help="[default: the physical cores]"),
     ] = None,
     dtype: Annotated[
         list[Dtype] | None, typer.Option(help="What the whole model runs in. [default: f32]")

@@ -31,7 +31,9 @@ def sweep(
     backend: Annotated[
         list[str] | None, typer.Option(help="Instead of the file's; peers: all of them.")
     ] = None,
-    threads: Annotated[list[int] | None, typer.Option(min=1, max=MOST_THREADS, help="Instead of the file's.")] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, max=MOST_THREADS, help="Instead of the file's.")
+    ] = None,
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Instead of the file's.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the file's.")] = None,
     cache: Annotated[

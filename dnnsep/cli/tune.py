@@ -20,7 +20,9 @@ def tune(
     config: Annotated[
         list[str], typer.Argument(help="YAML sweep files, benchdnn shape files or descriptors.")
     ],
-    threads: Annotated[list[int] | None, typer.Option(min=1, max=MOST_THREADS, help="Instead of the file's.")] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, max=MOST_THREADS, help="Instead of the file's.")
+    ] = None,
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Instead of the file's.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the file's.")] = None,
     every: Annotated[

@@ -247,7 +247,9 @@ def _emit() -> ir.Module:
     # Only if all tensors are where they were is there something to read.
     code.when(
         b.icmp_signed("==", result, I64(0)),
-        lambda: b.store(over("samples", "sample_count", 2, sample, [fetch_object]), place_of_result),
+        lambda: b.store(
+            over("samples", "sample_count", 2, sample, [fetch_object]), place_of_result
+        ),
     )
     code.end()
     return module

@@ -100,8 +100,8 @@ def _check_depth(path: Path, text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _MOST_DEPTH:
-            where = f"{path}:{event.start_mark.line + 1}"
-            raise ValueError(f"{where}: is nested deeper than {_MOST_DEPTH} levels")
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise ValueError(f"{path}:{line}: is nested deeper than {_MOST_DEPTH} levels")
 
 
 def _check(path: Path, root: yaml.Node) -> None:

@@ -64,8 +64,10 @@ class ShapeFile:
 
 
 def read_shape_file(path: Path) -> ShapeFile:
-    """Returns a file's problems in its order. Raises ValueError, which names the file, if it cannot be
-    read."""
+    """Returns a file's problems in its order.
+
+    Raises ValueError, which names the file, if it cannot be read.
+    """
     problems: list[NamedProblem] = []
     left_out: list[LeftOut] = []
     before: NamedProblem | None = None  # the line before this one, whose output this one may read
