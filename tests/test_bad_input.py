@@ -82,7 +82,8 @@ def _merge_bomb(levels: int) -> str:
         (_nested(3000), "is nested deeper than 40 levels"),
         (_bomb(10), "has more than 100000 values"),
         (_merge_bomb(10), "has more than 100000 values"),
-        (f"title: T\nproblems: [{SMALL.replace('ic16', 'ic' + '1' * 4000)}]", "is too large"),
+        (f"title: T\nproblems: [{SMALL.replace('ic16', 'ic' + '1' * 900)}]", "is too large"),
+        (f"title: T\nproblems: [{SMALL.replace('ic16', 'ic' + '1' * 4000)}]", "at most 1000"),
         (f"title: T\nproblems: [{SMALL}]\nthreads: [{'1' * 5000}]", "of 5000 digits is too large"),
         (f"title: {'T' * 2000}\nproblems: [{SMALL}]", "title: "),
         ("title: T\nproblems:\n- axes: {ic: [], oc: 8, ih: 8, kh: 1}", "axes.ic"),
@@ -184,7 +185,7 @@ def test_more_threads_than_any_machine_has(command: str) -> None:
     assert "--threads" in result.stderr
 
 
-def _results() -> dict[str, Any]:
+def results() -> dict[str, Any]:
     from dnnsep.measure.stats import Stats
 
     rounds = rounds_of([[10.0, 11.0]] * 8)
@@ -204,7 +205,7 @@ def _results() -> dict[str, Any]:
 
 def _set(place: str, value: Any) -> dict[str, Any]:
     """Returns results with a field of their record, or of its time, set."""
-    content = _results()
+    content = results()
     record = content["records"][0]
     owner = record["time"] if place in record["time"] and place != "rounds" else record
     owner[place] = value

@@ -83,6 +83,7 @@ def ab(
     new processes on each visit, changes of 2 % are found where comparing two sweeps finds 5 %;
     more visits find less. Ctrl-C prints what there is so far.
     """
+    from dnnsep.host.inputs import exists, is_folder
     from dnnsep.host.machine import fingerprint
     from dnnsep.report.ab import FAIL_ON
     from dnnsep.sweep.ab import Plan, Run
@@ -93,9 +94,9 @@ def ab(
     for word in words:
         if word not in FAIL_ON:
             bad_input(f"--fail-on {word!r}: must be one of {', '.join(FAIL_ON)}")
-    if output and output.exists():
+    if output and exists(output):
         bad_input(f"{output}: exists; choose another name")
-    if output and not output.parent.is_dir():
+    if output and not is_folder(output.parent):
         bad_input(f"{output}: no such directory")
     versions = {}
     for side, text in (("base", base), ("new", new)):

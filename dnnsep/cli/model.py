@@ -65,8 +65,10 @@ def extract(
     """Write a model's separable layers as a sweep file."""
     import yaml
 
+    from dnnsep.host.inputs import exists
+
     network, x = _load(name, input_shape)
-    if output.exists():
+    if exists(output):
         bad_input(f"{output}: exists; choose another name")
     found: dict[str, list[str]] = {}
     for entry in _optimized(network, x).entries:

@@ -42,6 +42,11 @@ def exists(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Returns whether there is a folder of that name; False for what cannot be a name."""
+    return exists(path) and path.is_dir()
+
+
 def read_bytes(path: Path, most: int) -> bytes:
     """Returns the content of a regular file of so many bytes at most.
 
@@ -53,11 +58,12 @@ def read_bytes(path: Path, most: int) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ValueError(f"{path}: {reason}") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+        raise ValueError(f"{path}: is {kind}, not a file")
     with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
-            raise ValueError(f"{path}: is {kind}, not a file")
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"{path}: is larger than {most >> 20} MiB, the most that is read")

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dnnsep.host.inputs import is_folder
+
 Allocator = Literal["keep", "system"]
 
 # Prints where an interpreter has dnnsep, without importing it (which takes seconds).
@@ -47,7 +49,7 @@ class Interpreter:
         A checkout runs on this process's own Python, with the folder first among its modules.
         Raises ValueError in one line where there is no such thing, or no dnnsep in it.
         """
-        if Path(text).is_dir():
+        if is_folder(Path(text)):
             folder = os.path.realpath(text)
             inherited = os.environ.get("PYTHONPATH")
             search_path = os.pathsep.join(filter(None, (folder, inherited)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -323,7 +324,9 @@ def _parse_yaml(path: Path) -> tuple[_File, dict[Location, int]]:
         first = error.errors()[0]
         line, field = _locate(first["loc"], lines)
         given = first.get("input")
-        shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+        shown = (
+            f" (given: {reprlib.repr(given)})" if isinstance(given, (str, int, float, bool)) else ""
+        )
         rule = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{path}:{line}: {field}: {rule}{shown}") from None
 
