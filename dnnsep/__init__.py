@@ -13,6 +13,7 @@ from dnnsep.weights import BatchNorm, Weights, fold_batchnorm
 if TYPE_CHECKING:
     from dnnsep.graph.loaded import load
     from dnnsep.graph.optimize import optimize, what_ran
+    from dnnsep.graph.repack import repack
     from dnnsep.graph.saved import save
     from dnnsep.nn.functional import separable_conv2d
     from dnnsep.nn.module import SeparableConv2d
@@ -31,6 +32,7 @@ __all__ = [
     "get_backend",
     "load",
     "optimize",
+    "repack",
     "save",
     "separable_conv2d",
     "what_ran",
@@ -41,6 +43,7 @@ _TORCH_MODULES = {
     "SeparableConv2d": "dnnsep.nn.module",
     "load": "dnnsep.graph.loaded",
     "optimize": "dnnsep.graph.optimize",
+    "repack": "dnnsep.graph.repack",
     "save": "dnnsep.graph.saved",
     "separable_conv2d": "dnnsep.nn.functional",
     "what_ran": "dnnsep.graph.optimize",

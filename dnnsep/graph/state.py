@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dnnsep.graph.watch import Watch
+from dnnsep.nn.samples import Samples
 
 _VERSION = attrgetter("_version")
 
@@ -21,7 +22,8 @@ _VERSION = attrgetter("_version")
 @dataclass(frozen=True)
 class State:
     """The parameters, buffers and parts of a module at one time, and of the tensors where their
-    elements are, and how often they were written to; and how many parts and hooks there are.
+    elements are, how often they were written to, and one element; and how many parts and hooks
+    there are.
 
     ``everything`` watches all of that, ``modes`` which parts are in training mode; ``evaluating``
     says that none was, and ``attributes`` are those of each part.
@@ -55,10 +57,8 @@ class State:
         return cls(_watch(entries, sized, tensors), modes, evaluating, attributes)
 
     def holds(self) -> bool:
-        """Returns whether nothing has changed since.
-
-        Writing through ``.data`` or NumPy into the same memory is what torch does not count.
-        """
+        """Returns whether nothing has changed since. Writes that torch does not count, such as
+        those through ``.data``, are noticed by one element of each tensor alone."""
         return self.everything.holds()
 
     def any_training(self) -> bool:
@@ -79,12 +79,13 @@ class SlowWatch:
     ) -> None:
         self._entries, self._sized, self._tensors = entries, sized, tensors
         self._values = [owner[name] for owner, name in entries]
-        self._seen = self._look()
+        self._seen, self._samples = self._look(), Samples(tensors)
 
     def holds(self) -> bool:
         """Returns whether all is as it was when this was made."""
         now = [owner.get(name) for owner, name in self._entries]
-        return all(map(is_, now, self._values)) and self._look() == self._seen
+        same = all(map(is_, now, self._values)) and self._look() == self._seen
+        return same and self._samples.hold()
 
     def _look(self) -> tuple[int, int, list[int]]:
         sizes = sum(map(len, self._sized))

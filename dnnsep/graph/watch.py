@@ -23,6 +23,7 @@ from torch import Tensor
 from dnnsep.codegen.lang.emit import I16, I32, I64, POINTER, Code
 from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.task import load_field
+from dnnsep.nn.samples import Samples
 
 # Objects are fetched in steps, each so many rows ahead of the next: what a pointer in an object
 # refers to is fetched when the object is there.
@@ -43,8 +44,7 @@ _HANDLES = (16, 24)
 
 class Watch:
     """What is watched: entries of dictionaries, the sizes of dictionaries, and of tensors where
-    their elements are, how often they were written to, and one element's bits: some writes,
-    such as those through ``.data``, are not counted.
+    their elements are, how often they were written to, and one element (see Samples).
 
     Raises ValueError where a dictionary is of another kind than Python's own or a tensor than this
     torch's, and AttributeError where this torch lacks the functions that are asked.
@@ -63,7 +63,7 @@ class Watch:
         # An object must live for as long as its address is asked about.
         self._kept = (entries, [owner[name] for owner, name in entries], sized, tensors)
         counting = [tensor for tensor in tensors if not tensor.is_inference()]
-        samples = [place for tensor in tensors for place in _sample(tensor)]
+        samples = Samples(tensors).halves
         self._arrays = (
             _padded([(id(o), id(n), id(o[n])) for o, n in entries], 3),
             _padded([(id(owner),) for owner in sized], 1),
@@ -118,19 +118,6 @@ def _handle(tensor: Tensor) -> int:
         if ctypes.c_int64.from_address(id(tensor) + offset).value == tensor._cdata:
             return id(tensor) + offset
     raise ValueError("this torch's tensors are laid out in another way")
-
-
-def _sample(tensor: Tensor) -> list[tuple[int, int]]:
-    """Returns the address of each two bytes of a tensor's largest element, and what they are: zeros
-    stay zeros when a tensor is scaled. Empty where there is none to read."""
-    strided = tensor.device.type == "cpu" and tensor.layout is torch.strided
-    if not strided or not tensor.numel() or not tensor.is_floating_point():
-        return []
-    bytes_of_one = tensor.element_size()
-    where = np.unravel_index(int(tensor.detach().abs().argmax()), tensor.shape)
-    first = tensor.data_ptr() + bytes_of_one * int(np.dot(where, tensor.stride()))
-    places = range(first, first + bytes_of_one - 1, 2)
-    return [(place, ctypes.c_int16.from_address(place).value) for place in places]
 
 
 def _padded(rows: Sequence[tuple[int, ...]], width: int) -> np.ndarray[Any, np.dtype[np.int64]]:

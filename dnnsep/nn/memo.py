@@ -13,6 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from dnnsep.nn.samples import Samples
+
 Tensors = tuple[Tensor | None, ...]
 Made = TypeVar("Made")
 
@@ -24,7 +26,8 @@ def state_of(tensors: Tensors) -> tuple[Hashable, ...]:
     """Returns what differs when tensors were replaced or written to, as long as the earlier ones
     are kept.
 
-    Writing through ``.data`` into the same memory is what torch itself does not count.
+    Writes into the same memory that torch itself does not count, such as those through ``.data``,
+    make no difference.
     """
     # Mapped and not looped over: a model's call does this for a hundred tensors or more.
     there = [t for t in tensors if t is not None]
@@ -38,11 +41,17 @@ def state_of(tensors: Tensors) -> tuple[Hashable, ...]:
 @dataclass(frozen=True)
 class _Entry(Generic[Made]):
     """What was made, of tensors in which state; they are kept, so that their addresses cannot
-    become other tensors'."""
+    become other tensors'. One element of each shows most of the writes that torch does not count.
+    """
 
     state: tuple[Hashable, ...]
     held: Tensors
+    samples: Samples
     made: Made
+
+    def is_of(self, state: tuple[Hashable, ...]) -> bool:
+        """Returns whether it was made of tensors in a state, and their elements are the same."""
+        return self.state == state and self.samples.hold()
 
 
 class Memo(Generic[Made]):
@@ -67,13 +76,13 @@ class Memo(Generic[Made]):
         """Returns what ``make`` returned for the key and the tensors as they are now."""
         state = state_of(tensors)
         entry = self._entries.get(key)
-        if entry is not None and entry.state == state:
+        if entry is not None and entry.is_of(state):
             return entry.made
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None or entry.state != state:
+            if entry is None or not entry.is_of(state):
                 held = tuple(None if t is None else t.detach() for t in tensors)
-                entry = _Entry(state, held, make())
+                entry = _Entry(state, held, Samples(held), make())
                 self._keep(key, entry)
             return entry.made
 

@@ -48,6 +48,12 @@ def separable_conv2d(
     return y
 
 
+def forget() -> None:
+    """Forgets what was made of the weights that the operator was called with."""
+    _executors.clear()
+    _packings.clear()
+
+
 def _geometry(
     stride: Sequence[int],
     padding: Sequence[int],

@@ -78,10 +78,14 @@ class PackedLayer(nn.Module):
 
     def train(self: Self, mode: bool = True) -> Self:
         """As torch.nn.Module's; also forgets what was packed."""
-        self._ready.clear()
-        self._packings.clear()
+        self.forget()
         super().train(mode)
         return self
+
+    def forget(self) -> None:
+        """Forgets what was packed."""
+        self._ready.clear()
+        self._packings.clear()
 
     @property
     def runs_on(self) -> dict[tuple[int, ...], str]:

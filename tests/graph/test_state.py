@@ -90,6 +90,14 @@ def _part_replaced(model: Any) -> None:
     model.body[2] = nn.GELU()
 
 
+def _written_through_data(model: Any) -> None:
+    model.head.weight.data.mul_(2)
+
+
+def _written_through_numpy(model: Any) -> None:
+    model.body[0].weight.numpy()[:] *= 0.5
+
+
 def _in_double(model: Any) -> None:
     model.double()
 
@@ -109,6 +117,8 @@ CHANGES: list[Callable[[Any], None]] = [
     _hooked_before,
     _part_added,
     _part_replaced,
+    _written_through_data,
+    _written_through_numpy,
     _in_double,
 ]
 
@@ -157,6 +167,15 @@ def test_tensors_made_in_inference_mode_count_no_versions(model: Model) -> None:
     assert state.holds()
     _written(model)
     assert not state.holds()
+
+
+def test_writes_into_tensors_made_in_inference_mode_are_noticed(model: Model) -> None:
+    with torch.inference_mode():
+        model.head.weight = nn.Parameter(torch.randn(4, 8), requires_grad=False)
+        state = State.of(model)
+        assert state.holds()
+        model.head.weight.mul_(2)
+        assert not state.holds()
 
 
 def test_a_module_without_parameters() -> None:
