@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -42,7 +45,26 @@ def mutated(text: str, rng: Random) -> str:
     return text
 
 
-def check(arguments: list[str]) -> None:
+Check = Callable[[list[str]], None]
+
+
+@pytest.fixture
+def check() -> Iterator[Check]:
+    """What runs a command line and looks at how it ends. Prints how many did, the longest time
+    that one took, and the most memory that this process had so far."""
+    seconds: list[float] = []
+
+    def checked(arguments: list[str]) -> None:
+        start = time.perf_counter()
+        _check(arguments)
+        seconds.append(time.perf_counter() - start)
+
+    yield checked
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(f"{len(seconds)} tries, at most {max(seconds):.2f} s and {memory} MiB")
+
+
+def _check(arguments: list[str]) -> None:
     with within(20):
         result = CliRunner().invoke(app, arguments)
     ended = result.exception is None or isinstance(result.exception, SystemExit)
@@ -55,7 +77,7 @@ def check(arguments: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(4))
-def test_changed_sweep_files(tmp_path: Path, block: int) -> None:
+def test_changed_sweep_files(check: Check, tmp_path: Path, block: int) -> None:
     rng = Random(block)
     texts = [path.read_text() for path in VALID]
     path = tmp_path / "changed.yaml"
@@ -65,7 +87,7 @@ def test_changed_sweep_files(tmp_path: Path, block: int) -> None:
 
 
 @pytest.mark.slow
-def test_changed_shape_files(tmp_path: Path) -> None:
+def test_changed_shape_files(check: Check, tmp_path: Path) -> None:
     rng = Random(4)
     text = 'g32ic32ih112oc32oh112kh3ph1n"dw"\nic32oc64ih112oh112kh1n"pw"\n# a comment\n'
     path = tmp_path / "changed.bench"
@@ -75,7 +97,7 @@ def test_changed_shape_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_changed_descriptors() -> None:
+def test_changed_descriptors(check: Check) -> None:
     rng = Random(5)
     texts = [SMALL, "linear_mb196ic768oc3072_act:gelu", "g1mb1ic3oc32ih224kh3sh2ph1_act:relu_bf16"]
     for _ in range(TRIES):
@@ -85,7 +107,7 @@ def test_changed_descriptors() -> None:
 
 
 @pytest.mark.slow
-def test_changed_results(tmp_path: Path) -> None:
+def test_changed_results(check: Check, tmp_path: Path) -> None:
     rng = Random(6)
     text = json.dumps(results())
     path = tmp_path / "changed.json"
@@ -113,7 +135,9 @@ COMMAND_LINES = [
 
 
 @pytest.mark.slow
-def test_changed_command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_command_lines(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text(f"title: T\nproblems: [{SMALL}]\n")
     rng = Random(7)

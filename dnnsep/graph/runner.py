@@ -10,7 +10,7 @@ import threading
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,14 @@ class Runner:
         """The code that torch.export and torch.compile look for."""
         found: CodeType = self._plain.__code__
         return found
+
+    @property
+    def __globals__(self) -> NoReturn:
+        """Raises AttributeError: torch.jit.script looks for this."""
+        raise AttributeError(
+            "torch.jit.script cannot compile what dnnsep.optimize returns: script the model that "
+            "it was made of, or use torch.jit.trace or dnnsep.save"
+        )
 
     def prepare_for(
         self, arguments: tuple[Any, ...], named: Mapping[str, Any] | None = None

@@ -64,7 +64,10 @@ def separable_conv2d(
     parameters = Parameters(depthwise, None, pointwise_filter.permute(3, 2, 0, 1), None)
     geometry = Geometry(stride, sides, dilation, ("none", "none"))
     on_backend = x.dtype in TORCH_DTYPES.values() and x.device.type in ("cpu", "meta")
-    y = run(x, parameters, geometry, backend) if on_backend else plain(x, parameters, geometry)
+    if on_backend:
+        y = run(x, parameters, geometry, backend)
+    else:
+        y = plain(x, parameters, geometry, x.shape[1])
     return y if data_format == "NCHW" else y.permute(0, 2, 3, 1)
 
 

@@ -48,8 +48,9 @@ class Geometry(NamedTuple):
     activations: tuple[str, ...]
 
 
-def plain(x: Tensor, parameters: Parameters, geometry: Geometry) -> Tensor:
-    """Returns the layer's result by torch's own operators: any dtype and device, with gradients."""
+def plain(x: Tensor, parameters: Parameters, geometry: Geometry, channels: int) -> Tensor:
+    """Returns the layer's result on x, which has so many channels, by torch's own operators: any
+    dtype and device, with gradients."""
     top, bottom, left, right = geometry.padding
     padding = (top, left)
     if padding != (bottom, right):
@@ -59,7 +60,7 @@ def plain(x: Tensor, parameters: Parameters, geometry: Geometry) -> Tensor:
     )
     weight, bias = parameters.depthwise, parameters.depthwise_bias
     stride, dilation = geometry.stride, geometry.dilation
-    y = after_depthwise(F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1]))
+    y = after_depthwise(F.conv2d(x, weight, bias, stride, padding, dilation, channels))
     return after_pointwise(F.conv2d(y, parameters.pointwise, parameters.pointwise_bias))
 
 

@@ -6,13 +6,14 @@ Imports torch: import it from inside functions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from dnnsep.activations import ACTIVATIONS
 from dnnsep.backends import get_backend
@@ -34,6 +35,12 @@ from dnnsep.nn.packed import PackedLayer, Ready, adds, fused, ready
 from dnnsep.problem import Problem
 
 Size = int | tuple[int, int]
+
+
+@torch.fx.wrap  # which does not know yet whether there is a residual
+def added(y: Tensor, residual: Tensor | None) -> Tensor:
+    """Returns a result with the residual, if there is one."""
+    return y if residual is None else y + residual
 
 
 class SeparableConv2d(PackedLayer):
@@ -121,22 +128,22 @@ class SeparableConv2d(PackedLayer):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Returns the result on x: (N, C, H, W) or (C, H, W); ``residual`` is added to it."""
-        if x.dim() == 3:
+        if not isinstance(x, Proxy) and x.dim() == 3:
             whole = None if residual is None else residual.unsqueeze(0)
             return super().forward(x.unsqueeze(0), whole).squeeze(0)
         return super().forward(x, residual)
 
     def plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
         x, geometry = self.padded(x)
-        y = plain(x, self.tensors(), geometry)
-        return y if residual is None else y + residual
+        y = plain(x, self.tensors(), geometry, self.depthwise.in_channels)
+        return cast("Tensor", added(y, residual))
 
     def traced(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if self.training:
             return self.plain(x, residual)
         x, geometry = self.padded(x)
         y = separable_conv2d(x, self.tensors(), geometry, self.backend, self.tune)
-        return y if residual is None else y + residual
+        return cast("Tensor", added(y, residual))
 
     def tensors(self) -> Parameters:
         (depthwise, depthwise_bias), (pointwise, pointwise_bias) = (
@@ -180,8 +187,8 @@ class SeparableConv2d(PackedLayer):
         """Returns the input with the padding that the layer itself cannot do, and the layer's
         geometry with the padding that is left to it."""
         layer = self.depthwise
-        # Sizes are no numbers while torch.jit traces.
-        tracing = torch._C._get_tracing_state() is not None
+        # Sizes are no numbers while torch.jit or torch.fx traces.
+        tracing = torch._C._get_tracing_state() is not None or isinstance(x, Proxy)
         if not tracing and (x.dim() != 4 or x.shape[1] != layer.in_channels):
             raise ValueError(
                 f"x: shape {tuple(x.shape)}, must be (N, {layer.in_channels}, H, W) or "

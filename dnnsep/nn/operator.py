@@ -106,7 +106,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         ]
         x, *parameters = tensors
         assert x is not None
-        y = plain(x, Parameters(*parameters), ctx.geometry)  # type: ignore[arg-type]
+        y = plain(x, Parameters(*parameters), ctx.geometry, x.shape[1])  # type: ignore[arg-type]
         computed = iter(
             torch.autograd.grad(
                 y,

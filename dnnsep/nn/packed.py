@@ -6,7 +6,7 @@ Imports torch: import it from inside functions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -54,9 +54,12 @@ class PackedLayer(nn.Module):
             return self.traced(x, residual)
         if self.training or torch.is_grad_enabled() or not _is_data(x):
             return self.plain(x, residual)
+        tensors = self.tensors()
+        if any(tensor is not None and tensor.dtype != x.dtype for tensor in tensors):
+            return self.plain(x, residual)  # torch says what is wrong with that
         added = None if residual is None else (residual.shape, residual.dtype)
         key = (x.shape, x.dtype, added)
-        ready = self._ready.get(key, self.tensors(), lambda: self.pack(x, residual))
+        ready = self._ready.get(key, tensors, lambda: self.pack(x, residual))
         return ready.run(x, residual)
 
     def plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -86,6 +89,13 @@ class PackedLayer(nn.Module):
         """Forgets what was packed."""
         self._ready.clear()
         self._packings.clear()
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Raises RuntimeError: torch.jit.script asks this first."""
+        raise RuntimeError(
+            f"{type(self).__name__}: torch.jit.script cannot compile generated kernels; "
+            "torch.jit.trace and torch.export take the layer as plain operators"
+        )
 
     @property
     def runs_on(self) -> dict[tuple[int, ...], str]:
@@ -140,6 +150,7 @@ def _is_data(x: Tensor) -> bool:
         and x.dtype in DTYPES
         # torch.jit.trace would record the numbers and not the layer.
         and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
         and 0 not in x.shape
         and not torch.is_autocast_enabled("cpu")
     )

@@ -63,9 +63,9 @@ def test_nan_and_infinity(name: str, isa: Isa) -> None:
     assert np.isnan(y[:2]).all()
     with np.errstate(invalid="ignore"):
         right = ACTIVATIONS[name].naive(x.astype(np.float64))
-    assert y[2] == right[2]
-    # 0 times infinity: the naive form has no number, the code that, or the limit, 0.
-    assert y[3] == right[3] or (np.isnan(right[3]) and (np.isnan(y[3]) or abs(y[3]) <= 1e-6))
+    if name == "gelu":
+        right[2] = np.nan  # as torch has it, but for a tensor of a single number
+    np.testing.assert_array_equal(y[2:4], right[2:4])
     assert np.isfinite(y[4])
 
 

@@ -173,9 +173,9 @@ def test_the_operators_gradients_are_the_plain_layers() -> None:
     x, parameters, geometry = _operands()
     tensors = [t.clone().requires_grad_() for t in (x, *parameters) if t is not None]
     rebuilt = Parameters(tensors[1], tensors[2], tensors[3], None)
-    expected = torch.autograd.grad(plain(tensors[0], rebuilt, geometry).sum(), tensors)
+    expected = torch.autograd.grad(plain(tensors[0], rebuilt, geometry, 4).sum(), tensors)
     y = separable_conv2d(tensors[0], rebuilt, geometry)
-    torch.testing.assert_close(y, plain(tensors[0], rebuilt, geometry), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(y, plain(tensors[0], rebuilt, geometry, 4), rtol=1e-5, atol=1e-5)
     for a, b in zip(torch.autograd.grad(y.sum(), tensors), expected, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -191,7 +191,7 @@ def test_the_operator_sees_changed_weights() -> None:
     first = separable_conv2d(x, parameters, geometry)
     parameters.depthwise.mul_(2)
     second = separable_conv2d(x, parameters, geometry)
-    expected = plain(x, parameters, geometry)
+    expected = plain(x, parameters, geometry, x.shape[1])
     torch.testing.assert_close(second, expected, rtol=1e-5, atol=1e-5)
     assert not torch.equal(first, second)
 

@@ -94,9 +94,11 @@ def activate(code: Code, name: str, x: ir.Value) -> ir.Value:
         return b.fdiv(numerator, b.fadd(number(1.0), exp(code, b.fneg(x))))
     if name == "gelu":
         # Below, gelu is 0, which erf's last bit times a large x would not be.
-        x = _at_least(code, x, -_ERF_MOST)
-        half = b.fmul(x, number(0.5))
-        return code.fma(half, _erf_of_root_half(code, x), half)
+        near = _at_least(code, x, -_ERF_MOST)
+        half = b.fmul(near, number(0.5))
+        value = code.fma(half, _erf_of_root_half(code, near), half)
+        # Of either infinity torch's vectors give NaN, which x - x is then, and 0 else.
+        return b.fadd(value, b.fsub(x, x))
     raise ValueError(f"activation {name!r}")
 
 
