@@ -66,7 +66,11 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of log ratios (new over base): its standard error with its degrees of freedom."""
+    """A mean of logarithms: its standard error with its degrees of freedom.
+
+    The logarithms are of ratios (new over base) or, until ``over`` makes a ratio of two estimates,
+    of times.
+    """
 
     mean: float
     error: float
@@ -88,9 +92,24 @@ class Estimate:
     @property
     def p_value(self) -> float:
         """Two-sided, of there being no difference; of this case alone."""
+        return self.p_within(0.0)
+
+    def p_within(self, limit: float) -> float:
+        """Two-sided, of the true mean being at most ``limit`` from 0; of this case alone.
+
+        It is below 5 % just where the 95 % interval lies wholly beyond the limit (McCarthy and
+        Smyth 2009, "Testing significance relative to a fold-change threshold is a TREAT").
+        """
         from scipy.stats import t
 
-        return float(2 * t.sf(abs(self.mean) / self.error, self.freedom))
+        return min(1.0, float(2 * t.sf((abs(self.mean) - limit) / self.error, self.freedom)))
+
+    def over(self, base: Estimate) -> Estimate:
+        """The estimate of this mean less that of ``base``, the two being independent (Welch)."""
+        variances = self.error**2, base.error**2
+        shares = variances[0] ** 2 / self.freedom + variances[1] ** 2 / base.freedom
+        total = sum(variances)
+        return Estimate(self.mean - base.mean, math.sqrt(total), total**2 / shares)
 
 
 @dataclass(frozen=True)
@@ -168,9 +187,10 @@ def judge(results: PairResults, threshold: float) -> list[Finding]:
     samples = {t.key: sample_of(t, quietest) for t in results.trials if t.status == "ok"}
     counted = {key: s for key, s in samples.items() if s and len(s.values) >= _MIN_VISITS}
     estimates = dict(zip(counted, moderated(list(counted.values())), strict=True))
-    adjusted = dict(zip(estimates, _adjusted(list(estimates.values())), strict=True))
+    p_values = adjusted([estimate.p_value for estimate in estimates.values()])
+    by_key = dict(zip(estimates, p_values, strict=True))
     return [
-        _finding(trial, estimates.get(trial.key), adjusted.get(trial.key), threshold)
+        _finding(trial, estimates.get(trial.key), by_key.get(trial.key), threshold)
         for trial in results.trials
     ]
 
@@ -232,12 +252,11 @@ def _inverse_trigamma(value: float) -> float:
     return math.exp(float(found))
 
 
-def _adjusted(estimates: Sequence[Estimate]) -> list[float]:
+def adjusted(p_values: Sequence[float]) -> list[float]:
+    """Each p-value adjusted for how many there are (Benjamini and Hochberg 1995)."""
     from scipy.stats import false_discovery_control
 
-    if not estimates:
-        return []
-    return [float(p) for p in false_discovery_control([e.p_value for e in estimates])]
+    return [float(p) for p in false_discovery_control(p_values)] if p_values else []
 
 
 def _finding(

@@ -1,34 +1,48 @@
 """Judges case by case whether one set of results is faster or slower than another.
 
-On a shared machine a time says as much about the neighbours as about the code. So only rounds with
-the machine in the same state are compared, by their fastest calls relative to the control loop.
+The method, from the inside out:
+
+1. Only rounds with a quiet machine in the same state count, and a visit gives one value
+   (alike.py).
+2. A side's estimate of a case is the mean of its visits' logarithms, trimmed and with a variance
+   moderated by those of the side's other cases, as ``ab`` does; the difference between the sides
+   gets Welch's degrees of freedom (ab.py).
+3. What is tested is not that there is any difference, but that it is beyond the threshold
+   (McCarthy and Smyth 2009), and the p-values are adjusted for the number of cases (Benjamini and
+   Hochberg 1995).
+
+So a case is called faster or slower only where its whole interval lies beyond the threshold, and
+that only where the interval is no wider than a factor 1.5. It is the same where the interval lies
+within the threshold on both sides. Everything else is unsure, with a reason and what to do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import product
 from typing import Literal
 
-import numpy as np
-
-from dnnsep.measure.stats import Control, Round
+from dnnsep.report.ab import Estimate, adjusted, moderated
+from dnnsep.report.alike import MIN_VISITS, Pair, Side, quietest
 from dnnsep.sweep.results import Key, Record, Results
 
 Normalize = Literal["time", "roof"]
 
 _SIGNIFICANCE = 0.05
-_CONFIDENCE = 0.95
 
-# A rank test of four visits against four is significant only when they are all on one side.
-MIN_VISITS = 4
+# An interval whose ends are further apart than this factor says that something else went on.
+_WIDEST = 1.5
 
-# With fewer visits the state the machine happens to be in passes for an effect; on a shared
-# virtual machine, 30 %. Only a difference beyond any such state is called then.
-_UNREPEATED_THRESHOLD = 0.5
+_REPEAT = (
+    "measure both again with twice the visits (`--visits`, 8 or more), or compare the two versions "
+    "side by side with `dnnsep ab`"
+)
+_QUIETER = (
+    "stop the other work and measure both again with `--visits 8` or more, or compare the two "
+    "versions side by side with `dnnsep ab`"
+)
 
 
 class Verdict(str, Enum):
@@ -51,7 +65,8 @@ class Comparison:
 
     ``ratio`` is the new time over the base's, or the base's share of the roof over the new one:
     above 1 is slower. [``low``, ``high``] is its 95 % interval. ``impls`` holds the kernels of base
-    and new where they differ.
+    and new where they differ. ``p_value`` is that of the difference being within what is called,
+    adjusted for the number of cases. ``advice`` says what to do about an unsure case.
     """
 
     key: Key
@@ -62,6 +77,8 @@ class Comparison:
     low: float | None = None
     high: float | None = None
     impls: tuple[list[str], list[str]] | None = None
+    p_value: float | None = None
+    advice: str = ""
 
 
 def compare(
@@ -78,16 +95,25 @@ def compare(
     """
     before = {record.key: record for record in base.records}
     after = {record.key: record for record in new.records}
-    limit = thresholds or (lambda key: threshold)
     # One measure of quiet for both sides, so that it favours none; between machines each its own.
     sides = (base.records, new.records)
     if how == "time":
         sides = ([*base.records, *new.records],) * 2
-    quiet = (_quietest(sides[0]), _quietest(sides[1]))
-    return [
-        _compare(key, before.get(key), after.get(key), limit(key), how, quiet)
-        for key in dict.fromkeys([*after, *before])
-    ]
+    best = (quietest(sides[0]), quietest(sides[1]))
+    keys = list(dict.fromkeys([*after, *before]))
+    known = {key: _unmeasured(key, before.get(key), after.get(key), how) for key in keys}
+    pairs = {
+        key: Pair.of(
+            Side(before[key], best[0][before[key].threads]),
+            Side(after[key], best[1][after[key].threads]),
+            how == "roof",
+            thresholds(key) if thresholds else threshold,
+        )
+        for key in keys
+        if known[key] is None
+    }
+    measured = dict(zip(pairs, _judged(list(pairs.values())), strict=True))
+    return [known[key] or measured[key] for key in keys]
 
 
 def how_to_compare(base: Results, new: Results, wanted: Normalize | None = None) -> Normalize:
@@ -107,146 +133,113 @@ def same_machine(base: Results, new: Results) -> bool:
     return all(base.fingerprint.get(fact) == new.fingerprint.get(fact) for fact in facts)
 
 
-def _compare(
-    key: Key,
-    base: Record | None,
-    new: Record | None,
-    threshold: float,
-    how: Normalize,
-    quiet: tuple[dict[int, Control], dict[int, Control]],
-) -> Comparison:
+def _unmeasured(
+    key: Key, base: Record | None, new: Record | None, how: Normalize
+) -> Comparison | None:
+    """Returns what is said of a case that has no figures to compare; None where it has them."""
     record = new or base
     assert record is not None
-    name = record.name
 
-    def unmeasured(verdict: Verdict, reason: str) -> Comparison:
-        return Comparison(key, name, verdict, reason)
+    def said(verdict: Verdict, reason: str) -> Comparison:
+        return Comparison(key, record.name, verdict, reason)
 
     if new is None or base is None:
         side = "base" if new is None else "new"
-        return unmeasured(Verdict.MISSING if new is None else Verdict.NEW, f"in {side} only")
+        return said(Verdict.MISSING if new is None else Verdict.NEW, f"in {side} only")
     if new.status == "incorrect":
-        return unmeasured(Verdict.INCORRECT, new.reason or "incorrect")
+        return said(Verdict.INCORRECT, new.reason or "incorrect")
     if new.time is None:
         if base.time is None and base.status == new.status:
-            return unmeasured(Verdict.SAME, f"{new.status} in both: {new.reason}")
-        return unmeasured(Verdict.FAILED, f"{new.status}: {new.reason}")
+            return said(Verdict.SAME, f"{new.status} in both: {new.reason}")
+        return said(Verdict.FAILED, f"{new.status}: {new.reason}")
     if base.time is None:
-        return unmeasured(Verdict.FIXED, f"was {base.status}: {base.reason}")
+        return said(Verdict.FIXED, f"was {base.status}: {base.reason}")
     if how == "roof" and None in (base.roof_share, new.roof_share):
-        return unmeasured(Verdict.UNSURE, "a side has no roof, or one that it exceeds")
+        return said(Verdict.UNSURE, "a side has no roof, or one that it exceeds")
+    return None
+
+
+def _judged(pairs: Sequence[Pair]) -> list[Comparison]:
+    """Returns what is said of each pair, in order."""
+    estimates: dict[Key, Estimate] = {}
+    for repeated in (True, False):  # the spread of rounds says nothing about that of visits
+        group = [pair for pair in pairs if pair.enough and pair.repeated is repeated]
+        base, new = (moderated([pair.samples[side] for pair in group]) for side in (0, 1))
+        for pair, before, after in zip(group, base, new, strict=True):
+            estimates[pair.new.record.key] = after.over(before)
+    limits = {pair.new.record.key: math.log1p(pair.least_called) for pair in pairs}
+    p_values = adjusted([found.p_within(limits[key]) for key, found in estimates.items()])
+    by_key = dict(zip(estimates, p_values, strict=True))
+    return [_comparison(pair, estimates, by_key) for pair in pairs]
+
+
+def _comparison(
+    pair: Pair, estimates: Mapping[Key, Estimate], p_values: Mapping[Key, float]
+) -> Comparison:
+    """Returns what is said of a pair, ``p_values`` being the adjusted ones."""
+    base, new = pair.base.record, pair.new.record
+    estimate = estimates.get(new.key)
     impls = (base.impls, new.impls) if base.impls != new.impls else None
-    states = [quietest[record.threads] for quietest in quiet]
-    before, after = _like_rounds(base.rounds, new.rounds, *states)
-    repeated = min(_visits(before), _visits(after)) >= MIN_VISITS
-    if not repeated:
-        before, after = base.rounds, new.rounds
-    effect = _effect(
-        _values(base, before, how, states[0], repeated),
-        _values(new, after, how, states[1], repeated),
+    if estimate is None:
+        verdict, reason, advice = Verdict.UNSURE, *_too_few(pair)
+        return Comparison(
+            new.key, new.name, verdict, reason, pair.ratio, impls=impls, advice=advice
+        )
+    p_value = p_values[new.key]
+    verdict = _verdict(pair, estimate, p_value)
+    reason, advice = _reason(pair, estimate, p_value, verdict, len(p_values))
+    figures = (estimate.ratio, *estimate.interval)
+    return Comparison(new.key, new.name, verdict, reason, *figures, impls, p_value, advice)
+
+
+def _verdict(pair: Pair, estimate: Estimate, p_value: float) -> Verdict:
+    low, high = estimate.interval
+    # An adjusted p-value this low puts the whole interval beyond what is called.
+    if p_value < _SIGNIFICANCE and high / low <= _WIDEST:
+        return Verdict.SLOWER if estimate.mean > 0 else Verdict.FASTER
+    if 1 / (1 + pair.threshold) <= low and high <= 1 + pair.threshold:
+        return Verdict.SAME
+    return Verdict.UNSURE
+
+
+def _reason(
+    pair: Pair, estimate: Estimate, p_value: float, verdict: Verdict, cases: int
+) -> tuple[str, str]:
+    """Returns why the verdict is what it is and, where it is unsure, what to do."""
+    low, high = estimate.interval
+    least = 1 + pair.least_called
+    if verdict is Verdict.SAME:
+        return f"within {pair.threshold:.0%}", ""
+    if verdict is not Verdict.UNSURE:
+        return f"by more than {pair.least_called:.0%}, adjusted p = {p_value:.1g}", ""
+    if not pair.repeated:
+        return _too_few(pair)
+    if high / low > _WIDEST:
+        if pair.loaded:
+            return f"load ({pair.loaded}): the interval is wider than a factor {_WIDEST}", _QUIETER
+        return f"visits disagree: the interval is wider than a factor {_WIDEST}", _REPEAT
+    if pair.loaded:
+        return (
+            f"load ({pair.loaded}): the interval reaches beyond {pair.threshold:.0%}, and only "
+            f"one wholly beyond {pair.least_called:.0%} is called"
+        ), _QUIETER
+    if low > least or high < 1 / least:
+        return f"maybe by chance: not significant after correction for {cases} cases", _REPEAT
+    return f"the interval reaches across {pair.threshold:.0%}", _REPEAT
+
+
+def _too_few(pair: Pair) -> tuple[str, str]:
+    """Returns what is said where too few visits are comparable, and what to do."""
+    load = f"load ({pair.loaded}): " if pair.loaded else ""
+    called = (
+        f"only a difference beyond {pair.least_called:.0%} is called"
+        if pair.enough
+        else "nothing is called"
     )
-    verdict, reason = _judge(effect, threshold, repeated)
-    return Comparison(key, name, verdict, reason, effect.ratio, effect.low, effect.high, impls)
-
-
-@dataclass(frozen=True)
-class _Effect:
-    """A ratio with its 95 % interval, and the probability of such a one without a difference."""
-
-    ratio: float
-    low: float
-    high: float
-    p_value: float
-
-
-def _quietest(records: Sequence[Record]) -> dict[int, Control]:
-    """Returns for each number of threads the best that each time of a control was in any record."""
-    controls: dict[int, list[Control]] = {}
-    for record in records:
-        of_record = (control for turn in record.rounds for control in (turn.before, turn.after))
-        controls.setdefault(record.threads, []).extend(of_record)
-    return {threads: Control.best(group) for threads, group in controls.items() if group}
-
-
-def _like_rounds(
-    base: Sequence[Round], new: Sequence[Round], base_quiet: Control, new_quiet: Control
-) -> tuple[Sequence[Round], Sequence[Round]]:
-    """Returns both sides' quiet rounds, with the cores near each other or with them far apart.
-
-    Of these two states it is the one that was met on more visits, counted on the side that has
-    fewer of them.
-    """
-    states = [
-        tuple(
-            [
-                turn
-                for turn in rounds
-                if all(c.quiet(best) and c.near(best) is near for c in (turn.before, turn.after))
-            ]
-            for rounds, best in ((base, base_quiet), (new, new_quiet))
-        )
-        for near in (True, False)
-    ]
-    before, after = max(states, key=lambda pair: min(map(_visits, pair)))
-    return before, after
-
-
-def _visits(rounds: Sequence[Round]) -> int:
-    return len({r.visit for r in rounds})
-
-
-def _values(
-    record: Record, rounds: Sequence[Round], how: Normalize, quietest: Control, repeated: bool
-) -> list[float]:
-    """Returns the median of the rounds' values for each visit; each round's if not ``repeated``.
-
-    A round's value is its fastest call over the time of the multiply-adds around it: what others on
-    a shared machine add to a call is never negative, and a slower clock slows both alike. It is
-    scaled to microseconds on the quiet machine; for ``roof`` it is then divided by the time at the
-    roof.
-    """
-    scale = quietest.busy_us
-    if how == "roof" and record.roof is not None:
-        scale *= record.roof.gflops / record.flops
-    groups: dict[int, list[float]] = {}
-    for index, turn in enumerate(rounds):
-        group = groups.setdefault(turn.visit if repeated else index, [])
-        group.append(min(turn.calls_us) / turn.busy_us * scale)
-    return [float(np.median(group)) for group in groups.values()]
-
-
-def _effect(base: Sequence[float], new: Sequence[float]) -> _Effect:
-    """Estimates how many times as long the new side takes as the base.
-
-    The ratio is the Hodges-Lehmann estimate (the median of all pairs' ratios), its 95 % interval is
-    from the same pairs, and the p-value is that of the Mann-Whitney rank test.
-    """
-    from scipy.stats import mannwhitneyu, norm
-
-    ratios = sorted(after / before for before, after in product(base, new))
-    pairs, values = len(ratios), len(base) + len(new)
-    reach = norm.ppf(0.5 + _CONFIDENCE / 2) * math.sqrt(pairs * (values + 1) / 12)
-    outside = max(1, round(pairs / 2 - reach))
-    p_value = float(mannwhitneyu(base, new, alternative="two-sided").pvalue)
-    return _Effect(float(np.median(ratios)), ratios[outside - 1], ratios[-outside], p_value)
-
-
-def _judge(effect: _Effect, threshold: float, repeated: bool) -> tuple[Verdict, str]:
-    """Returns the verdict on an effect and its reason."""
-    called_from = threshold if repeated else max(threshold, _UNREPEATED_THRESHOLD)
-    if effect.p_value < _SIGNIFICANCE:
-        if effect.ratio > 1 + called_from:
-            return Verdict.SLOWER, f"by more than {threshold:.0%}, p = {effect.p_value:.2g}"
-        if effect.ratio < 1 / (1 + called_from):
-            return Verdict.FASTER, f"by more than {threshold:.0%}, p = {effect.p_value:.2g}"
-    if 1 / (1 + threshold) <= effect.low and effect.high <= 1 + threshold:
-        return Verdict.SAME, f"within {threshold:.0%}"
-    if not repeated and not 1 / (1 + threshold) <= effect.ratio <= 1 + threshold:
-        return Verdict.UNSURE, (
-            f"fewer than {MIN_VISITS} visits with a quiet machine in the same state on a side: "
-            f"only a difference of {_UNREPEATED_THRESHOLD:.0%} would be called"
-        )
-    return Verdict.UNSURE, f"the interval reaches beyond {threshold:.0%}"
+    return (
+        f"{load}fewer than {MIN_VISITS} visits with a quiet machine in the same state on a side: "
+        f"{called}"
+    ), _QUIETER
 
 
 FAIL_ON = ("slower", "faster", "unsure", "impl-changed", "incorrect", "failed", "missing")
