@@ -1,7 +1,8 @@
 """Which rounds of two records can be compared with each other, and what they come to.
 
 On a shared machine a time says as much about the neighbours as about the code. So only rounds with
-a quiet machine in the same state are compared, by their fastest calls relative to the control loop.
+a quiet machine in the same state are compared, by their fastest calls relative to the control loop,
+and a visit counts only where its rounds agree.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from dnnsep.sweep.results import Record
 # were there in the rest too, between the controls.
 _MOSTLY = 0.5
 
+# Processes that take turns on a core disturb calls but not a short control. On visits beside quiet
+# controls the median round was at most 1.08 times the low ones, or else 1.9 to 14 times them.
+_AGREEING = 1.2
+
 # From this share of disturbed rounds on a record counts as made under load.
 _LOADED = 0.25
 
@@ -35,7 +40,8 @@ MIN_VISITS = 4
 _UNREPEATED_THRESHOLD = 0.5
 
 # Beside other work all visits of one side may be off alike, which their spread does not show: on a
-# shared virtual machine, medians moved by 15 % between sweeps.
+# shared virtual machine, medians moved by 15 % between sweeps. It may also hide a difference, so
+# that only half the threshold counts as the same then.
 _LOADED_THRESHOLD = 0.15
 
 
@@ -64,19 +70,36 @@ class Side:
     def counted(self, near: bool) -> list[Round]:
         """Returns the quiet rounds with the cores near each other all along, or far all along.
 
-        Of visits that were mostly disturbed there are none.
+        Of visits that were mostly disturbed there are none, nor of those whose rounds disagree.
         """
         visits: dict[int, list[Round]] = {}
         for turn in self.record.rounds:
             visits.setdefault(turn.visit, []).append(turn)
-        quiet = [[turn for turn in rounds if self.quiet(turn)] for rounds in visits.values()]
-        return [
-            turn
-            for rounds, left in zip(visits.values(), quiet, strict=True)
-            if len(left) >= _MOSTLY * len(rounds)
-            for turn in left
-            if all(control.near(self.best) is near for control in (turn.before, turn.after))
-        ]
+        counted: list[Round] = []
+        for rounds in visits.values():
+            quiet = [turn for turn in rounds if self.quiet(turn)]
+            alike = [
+                turn
+                for turn in quiet
+                if all(control.near(self.best) is near for control in (turn.before, turn.after))
+            ]
+            if len(quiet) >= _MOSTLY * len(rounds) and _agree(alike):
+                counted += alike
+        return counted
+
+
+def _value(turn: Round) -> float:
+    """Returns the fastest call over the time of the multiply-adds beside the round.
+
+    Of these the faster ones count, since a slower clock slows both alike.
+    """
+    return min(turn.calls_us) / min(turn.before.busy_us, turn.after.busy_us)
+
+
+def _agree(rounds: Sequence[Round]) -> bool:
+    """Returns whether a visit's rounds come to about the same, so that its value can be trusted."""
+    values = [_value(turn) for turn in rounds]
+    return not values or float(np.median(values)) <= _AGREEING * float(np.quantile(values, _LOW))
 
 
 def quietest(records: Sequence[Record]) -> dict[int, Control]:
@@ -106,18 +129,15 @@ def _visits(rounds: Iterable[Round]) -> int:
 def _sample(side: Side, rounds: Sequence[Round], roof: bool, by_visit: bool) -> Sample:
     """Returns the logarithms of the visits' values, or of the rounds' if not ``by_visit``.
 
-    A round's value is its fastest call over the time of the multiply-adds beside it, of which the
-    faster ones count, since a slower clock slows both alike. It is scaled to microseconds on the
-    quiet machine; for ``roof`` it is then divided by the time at the roof.
+    Values are scaled to microseconds on the quiet machine, and for ``roof`` then divided by the
+    time at the roof.
     """
     scale = time_scale = side.best.busy_us
     if roof and side.record.roof is not None:
         scale *= side.record.roof.gflops / side.record.flops
     groups: dict[int, list[float]] = {}
     for index, turn in enumerate(rounds):
-        busy_us = min(turn.before.busy_us, turn.after.busy_us)
-        group = groups.setdefault(turn.visit if by_visit else index, [])
-        group.append(min(turn.calls_us) / busy_us)
+        groups.setdefault(turn.visit if by_visit else index, []).append(_value(turn))
     values = {index: float(np.quantile(group, _LOW)) for index, group in groups.items()}
     logs = {index: float(np.log(scale * value)) for index, value in values.items()}
     return Sample(logs, time_scale * float(np.median(list(values.values()))))
@@ -127,9 +147,9 @@ def _sample(side: Side, rounds: Sequence[Round], roof: bool, by_visit: bool) -> 
 class Pair:
     """A case that both sides have figures of.
 
-    ``visits`` is the fewer of the sides' visits with a quiet machine in the same state. ``samples``
-    are those of base and new: by visit where the case is ``repeated``, else by round, and of all
-    rounds where there is too little to estimate from (``enough`` is false).
+    ``visits`` is the fewer of the sides' comparable visits. ``samples`` are those of base and new:
+    by visit where the case is ``repeated``, else by round, and of all rounds where there is too
+    little to estimate from (``enough`` is false).
     """
 
     base: Side
@@ -170,6 +190,11 @@ class Pair:
         if not self.repeated:
             return max(self.threshold, _UNREPEATED_THRESHOLD)
         return max(self.threshold, _LOADED_THRESHOLD) if self.loaded else self.threshold
+
+    @property
+    def same_within(self) -> float:
+        """Returns the difference that the whole interval lies within where the case is the same."""
+        return self.threshold / 2 if self.loaded else self.threshold
 
     @property
     def ratio(self) -> float:

@@ -2,8 +2,8 @@
 
 The method, from the inside out:
 
-1. Only rounds with a quiet machine in the same state count, and a visit gives one value
-   (alike.py).
+1. Only rounds with a quiet machine in the same state count, and a visit whose rounds agree gives
+   one value (alike.py).
 2. A side's estimate of a case is the mean of its visits' logarithms, trimmed and with a variance
    moderated by those of the side's other cases, as ``ab`` does; the difference between the sides
    gets Welch's degrees of freedom (ab.py).
@@ -13,7 +13,8 @@ The method, from the inside out:
 
 So a case is called faster or slower only where its whole interval lies beyond the threshold, and
 that only where the interval is no wider than a factor 1.5. It is the same where the interval lies
-within the threshold on both sides. Everything else is unsure, with a reason and what to do.
+within the threshold on both sides. Of results made beside other work more is asked (alike.py).
+Everything else is unsure, with a reason and what to do.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def _verdict(pair: Pair, estimate: Estimate, p_value: float) -> Verdict:
     # An adjusted p-value this low puts the whole interval beyond what is called.
     if p_value < _SIGNIFICANCE and high / low <= _WIDEST:
         return Verdict.SLOWER if estimate.mean > 0 else Verdict.FASTER
-    if 1 / (1 + pair.threshold) <= low and high <= 1 + pair.threshold:
+    if 1 / (1 + pair.same_within) <= low and high <= 1 + pair.same_within:
         return Verdict.SAME
     return Verdict.UNSURE
 
@@ -207,38 +208,40 @@ def _reason(
 ) -> tuple[str, str]:
     """Returns why the verdict is what it is and, where it is unsure, what to do."""
     low, high = estimate.interval
-    least = 1 + pair.least_called
+    within, beyond = _percent(pair.same_within), _percent(pair.least_called)
     if verdict is Verdict.SAME:
-        return f"within {pair.threshold:.0%}", ""
+        return f"within {within}", ""
     if verdict is not Verdict.UNSURE:
-        return f"by more than {pair.least_called:.0%}, adjusted p = {p_value:.1g}", ""
+        return f"by more than {beyond}, adjusted p = {p_value:.1g}", ""
     if not pair.repeated:
         return _too_few(pair)
     if high / low > _WIDEST:
         if pair.loaded:
             return f"load ({pair.loaded}): the interval is wider than a factor {_WIDEST}", _QUIETER
-        return f"visits disagree: the interval is wider than a factor {_WIDEST}", _REPEAT
+        return f"the visits disagree: the interval is wider than a factor {_WIDEST}", _REPEAT
     if pair.loaded:
-        return (
-            f"load ({pair.loaded}): the interval reaches beyond {pair.threshold:.0%}, and only "
-            f"one wholly beyond {pair.least_called:.0%} is called"
-        ), _QUIETER
-    if low > least or high < 1 / least:
+        load = f"load ({pair.loaded})"
+        return f"{load}: the interval is neither within {within} nor beyond {beyond}", _QUIETER
+    if estimate.p_within(math.log1p(pair.least_called)) < _SIGNIFICANCE:
         return f"maybe by chance: not significant after correction for {cases} cases", _REPEAT
-    return f"the interval reaches across {pair.threshold:.0%}", _REPEAT
+    return f"the interval reaches across {beyond}", _REPEAT
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
 
 
 def _too_few(pair: Pair) -> tuple[str, str]:
     """Returns what is said where too few visits are comparable, and what to do."""
     load = f"load ({pair.loaded}): " if pair.loaded else ""
     called = (
-        f"only a difference beyond {pair.least_called:.0%} is called"
+        f"only a difference beyond {_percent(pair.least_called)} is called"
         if pair.enough
         else "nothing is called"
     )
     return (
-        f"{load}fewer than {MIN_VISITS} visits with a quiet machine in the same state on a side: "
-        f"{called}"
+        f"{load}fewer than {MIN_VISITS} visits on a side with a quiet machine in the same state "
+        f"and rounds that agree: {called}"
     ), _QUIETER
 
 
