@@ -179,10 +179,9 @@ class Pair:
         return self.visits >= MIN_VISITS
 
     @property
-    def loaded(self) -> str:
-        """Returns which sides were made beside other work: base, new, both, or an empty text."""
-        sides = [name for name in ("base", "new") if getattr(self, name).loaded]
-        return "both" if len(sides) == 2 else "".join(sides)
+    def loaded(self) -> bool:
+        """Returns whether a side was made beside other work."""
+        return self.base.loaded or self.new.loaded
 
     @property
     def least_called(self) -> float:

@@ -217,11 +217,10 @@ def _reason(
         return _too_few(pair)
     if high / low > _WIDEST:
         if pair.loaded:
-            return f"load ({pair.loaded}): the interval is wider than a factor {_WIDEST}", _QUIETER
+            return f"load: the interval is wider than a factor {_WIDEST}", _QUIETER
         return f"the visits disagree: the interval is wider than a factor {_WIDEST}", _REPEAT
     if pair.loaded:
-        load = f"load ({pair.loaded})"
-        return f"{load}: the interval is neither within {within} nor beyond {beyond}", _QUIETER
+        return f"load: the interval is neither within {within} nor beyond {beyond}", _QUIETER
     if estimate.p_within(math.log1p(pair.least_called)) < _SIGNIFICANCE:
         return f"maybe by chance: not significant after correction for {cases} cases", _REPEAT
     return f"the interval reaches across {beyond}", _REPEAT
@@ -233,7 +232,7 @@ def _percent(share: float) -> str:
 
 def _too_few(pair: Pair) -> tuple[str, str]:
     """Returns what is said where too few visits are comparable, and what to do."""
-    load = f"load ({pair.loaded}): " if pair.loaded else ""
+    load, advice = ("load: ", _QUIETER) if pair.loaded else ("", _REPEAT)
     called = (
         f"only a difference beyond {_percent(pair.least_called)} is called"
         if pair.enough
@@ -242,7 +241,7 @@ def _too_few(pair: Pair) -> tuple[str, str]:
     return (
         f"{load}fewer than {MIN_VISITS} visits on a side with a quiet machine in the same state "
         f"and rounds that agree: {called}"
-    ), _QUIETER
+    ), advice
 
 
 FAIL_ON = ("slower", "faster", "unsure", "impl-changed", "incorrect", "failed", "missing")

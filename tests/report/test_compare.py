@@ -204,11 +204,11 @@ def test_reasons_say_what_is_wrong() -> None:
     wide = _record(rng, 150, noise=0.4)
     assert reason(base, wide).startswith("the visits disagree: the interval is wider")
     loaded = reason(base, wide.model_copy(update=warned))
-    assert loaded.startswith("load (new): the interval is wider")
+    assert loaded.startswith("load: the interval is wider")
     slower = _record(rng, 110)
     assert _verdict(base, slower) is Verdict.SLOWER
     assert reason(base.model_copy(update=warned), slower.model_copy(update=warned)) == (
-        "load (both): the interval is neither within 2.5 % nor beyond 15 %"
+        "load: the interval is neither within 2.5 % nor beyond 15 %"
     )
     assert reason(base, _record(rng, 105)) == "the interval reaches across 5 %"
     scattered = [turn for v in range(5) for turn in rounds_of([[100], [130], [170], [220]], v)]
