@@ -37,8 +37,9 @@ def compare(
 ) -> None:
     """Say for each case whether NEW is the same as BASE, faster, slower or unsure.
 
-    A case is called faster or slower when a rank test of the visits finds a difference and it is
-    beyond the threshold: measure both with `dnnsep sweep … --visits 8`.
+    A case is called faster or slower only where its whole 95 % interval lies beyond the threshold,
+    after correction for the number of cases; the rest is unsure, with the reason and what to do.
+    Measure both with `dnnsep sweep … --visits 8`.
     """
     from dnnsep.report import compare_table
     from dnnsep.report.compare import compare as compare_results
