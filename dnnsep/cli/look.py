@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -107,21 +107,46 @@ def cost(
             console().print(as_table(problem))
 
 
-def backends(as_json: AsJson = False) -> None:
-    """Say for each backend whether it is available, or why not, and which versions run."""
+def backends(
+    run: Annotated[
+        bool,
+        typer.Option("--run", help="Run a small problem on each: takes about a minute."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say for each backend whether it is installed, or why not, and its version; with --run start
+    each and say which oneDNN ran."""
     from dnnsep.host.machine import default_threads, fingerprint
     from dnnsep.report.backends import as_table
-    from dnnsep.sweep.explain import survey
 
+    if run:
+        from dnnsep.sweep.explain import survey
+
+        found = survey()
+    else:
+        found = _installed()
     answers = {
-        "backends": survey(),
+        "backends": found,
+        "ran": run,
         "machine": fingerprint(),
         "default_threads": default_threads(),
     }
     if as_json:
         typer.echo(json.dumps(answers, indent=1))
     else:
-        console().print(as_table(answers))
+        console().print(as_table(answers), highlight=False)
+
+
+def _installed() -> dict[str, dict[str, Any]]:
+    """Returns what each backend finds installed, under ``reason`` or ``unavailable``; it looks at
+    versions and imports no framework."""
+    from dnnsep.backends import BACKENDS, get_backend
+
+    verdicts = {name: get_backend(name).available() for name in BACKENDS}
+    return {
+        name: {"reason" if verdict else "unavailable": verdict.reason}
+        for name, verdict in verdicts.items()
+    }
 
 
 def machine(

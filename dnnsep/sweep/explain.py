@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,18 @@ def _rates(problem: Problem) -> dict[str, dict[str, float]]:
 
 
 def survey() -> dict[str, dict[str, Any]]:
-    """Starts each backend in a process of its own; returns their answers by backend.
+    """Starts each backend in a process of its own, all at once; returns their answers by backend.
 
     An answer has ``unavailable`` with the reason where the backend cannot run here.
     """
-    answers: dict[str, dict[str, Any]] = {}
-    for name in BACKENDS:
-        with Client(name) as client:
-            try:
-                answers[name] = client.ask("start")
-            except WorkerError as error:
-                answers[name] = {"unavailable": str(error)}
-    return answers
+    with ThreadPoolExecutor(len(BACKENDS)) as pool:
+        return dict(zip(BACKENDS, pool.map(_started, BACKENDS), strict=True))
+
+
+def _started(name: str) -> dict[str, Any]:
+    """Returns a backend's answer to being started, or under ``unavailable`` why there is none."""
+    with Client(name) as client:
+        try:
+            return client.ask("start")
+        except WorkerError as error:
+            return {"unavailable": str(error)}
