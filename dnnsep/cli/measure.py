@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from dnnsep.measure.roofs import Roofs
+    from dnnsep.report.compact import Layout
     from dnnsep.sweep.case import AnyCase
     from dnnsep.sweep.node import Effort
     from dnnsep.sweep.results import Results
@@ -52,8 +55,12 @@ def measure(
     resume: bool,
     shown: Format,
     with_roofs: bool = True,
+    wide: bool = True,
 ) -> None:
-    """Measure the cases, save as it goes, print, and exit as the commands do."""
+    """Measure the cases, save as it goes, print, and exit as the commands do.
+
+    Unless it is ``wide``, the table is printed line by line as cases are measured.
+    """
     from dnnsep.sweep.session import Assignment, Session, SessionError
 
     assignment = Assignment(title, cases, settings, effort, allocator, with_roofs)
@@ -64,11 +71,18 @@ def measure(
         session = Session(assignment, path, resume)
     except SessionError as error:
         bad_input(error)
-    terminal = BarObserver(assignment.total)
+    rows = None
+    if shown == "table" and not wide:
+        rows = RowPrinter(_layout(title, cases, with_roofs), session.results)
+    each_visit = rows.show if rows is not None and effort.visits == 1 else lambda: None
+    terminal = BarObserver(assignment.total, each_visit)
     session.measure_roofs(terminal)
     with terminal:
         stopped = session.run(terminal)
-    _print(session.results, shown)
+    if rows is not None:
+        rows.finish()
+    else:
+        _print(session.results, shown)
     typer.echo(f"results: {path}" + (" (stopped; --resume goes on)" if stopped else ""), err=True)
     if stopped:
         raise typer.Exit(130)
@@ -79,8 +93,9 @@ def measure(
 class BarObserver:
     """Shows on stderr how far a session is; as a context manager, with a progress bar."""
 
-    def __init__(self, total: int) -> None:
-        """``total`` is how many times ``advance`` will be called."""
+    def __init__(self, total: int, on_advance: Callable[[], None] = lambda: None) -> None:
+        """``total`` is how many times ``advance`` will be called, which calls ``on_advance``."""
+        self._on_advance = on_advance
         self._bar = _progress_bar()
         self._task = self._bar.add_task("", total=total)
 
@@ -107,7 +122,57 @@ class BarObserver:
 
     def advance(self) -> None:
         """Move the bar by one."""
+        self._on_advance()
         self._bar.advance(self._task)
+
+
+class RowPrinter:
+    """Prints the lines of a session's table on stdout, those that are new each time it is asked."""
+
+    def __init__(self, layout: Layout, results: Results) -> None:
+        self._layout, self._results = layout, results
+        self._shown = 0
+
+    def show(self) -> None:
+        """Print the records that were not there the last time, before the first ones the head."""
+        if not self._shown:
+            for line in self._layout.head():
+                typer.echo(line)
+        for record, line in self._layout.lines(self._results.records, self._shown):
+            dim, colour = record.status == "refused", "red" if record.time is None else None
+            typer.secho(line, dim=dim or None, fg=None if dim else colour)
+        self._shown = len(self._results.records)
+        sys.stdout.flush()
+
+    def finish(self) -> None:
+        """Print what is left, and the lines below the table."""
+        from dnnsep.report import compact, table
+
+        self.show()
+        below = [
+            *compact.notes(self._results, self._layout.labels),
+            *table.summary(self._results),
+        ]
+        for line in ["", *compact.wrapped(below, _width())]:
+            typer.echo(line)
+
+
+def _layout(title: str, cases: Sequence[AnyCase], with_roofs: bool) -> Layout:
+    from dnnsep.report.compact import layout_of
+
+    return layout_of(
+        title,
+        {str(case.problem): case.name for case in cases},
+        [backend for case in cases for backend in case.backends],
+        (len({case.threads for case in cases}), len({case.cache for case in cases})),
+        with_roofs,
+        _width(),
+    )
+
+
+def _width() -> int:
+    """Returns the columns of the terminal, or COLUMNS, or else 80."""
+    return shutil.get_terminal_size((80, 24)).columns
 
 
 def _progress_bar() -> Progress:
@@ -125,7 +190,8 @@ def _progress_bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    return Progress(*columns, console=console(True))
+    # Lines on stdout go above the bar where both are the terminal, and not onto stderr otherwise.
+    return Progress(*columns, console=console(True), redirect_stdout=sys.stdout.isatty())
 
 
 def _print(results: Results, shown: str) -> None:

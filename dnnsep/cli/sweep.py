@@ -49,6 +49,9 @@ def sweep(
     stages: Annotated[
         bool, typer.Option("--stages", help="Time each stage apart as well.")
     ] = False,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Print the table with all columns, at the end.")
+    ] = False,
     list_only: Annotated[bool, typer.Option("--list", help="List the cases and stop.")] = False,
     resume: Resume = False,
 ) -> None:
@@ -64,7 +67,7 @@ def sweep(
 
     effort = Effort(seconds, precision / 100, visits, stages)
     settings = {"config": config, "backends": plan.backends}
-    measure(plan.cases, plan.title, settings, effort, allocator, output, resume, shown)
+    measure(plan.cases, plan.title, settings, effort, allocator, output, resume, shown, wide=wide)
 
 
 def load(

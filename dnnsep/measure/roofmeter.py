@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 
 import numpy as np
 
@@ -15,9 +16,10 @@ from dnnsep.measure.roofs import MemoryLevel, Roofs
 
 # A roof is what the machine can do, so the best of many short slices counts: others on the machine
 # can only take from it. Slices are spread over some seconds, all loops in turn, because a shared
-# machine can be slower for a second at a time.
-_PASSES = 12
-_SLICES = 6
+# machine can be slower for a second at a time. Passes begin until the seconds are over.
+_SECONDS = 3.0
+_FEWEST_PASSES = 2
+_SLICES = 3
 # A slice takes so long, or up to twice as long.
 _SLICE_NS = 2.5e6
 
@@ -25,21 +27,28 @@ _SLICE_NS = 2.5e6
 # for whatever else is there.
 _FILL = 0.5
 
+# How many times the last cache the buffers in DRAM have: four times where that is little, since a
+# large last cache makes touching its memory take longer than all the rest.
+_BEYOND, _LEAST_BEYOND, _LITTLE = 4, 1.5, 256 << 20
+
 
 def measured_roofs(threads: PinnedThreads) -> Roofs:
-    """Measures all roofs of these threads, in about four seconds.
+    """Measures all roofs of these threads, in three to five seconds.
 
     Raises RuntimeError where the CPU has neither AVX-512 nor AVX2 with FMA.
     """
+    end = monotonic() + _SECONDS
     clock = _Clock(threads)
     fma = {dtype: _multiply_adds(threads, dtype) for dtype in loops.multiply_add_dtypes()}
     tile = {dtype: _tile_products(threads, dtype) for dtype in loops.tile_dtypes()}
     memory = list(_memory_levels(threads))
     meters: list[_Clock | _Meter] = [clock, *fma.values(), *tile.values()]
     meters += [meter for _, _, read, copy in memory for meter in (read, copy)]
-    for _ in range(_PASSES):
+    passes = 0
+    while passes < _FEWEST_PASSES or monotonic() < end:
         for meter in meters:
             meter.measure()
+        passes += 1
     return Roofs(
         threads=len(threads),
         clock_ghz=round(clock.best, 3),
@@ -170,29 +179,33 @@ def _memory_levels(
         size = int(max(_FILL * capacity, min(1.5 * inner, 0.75 * capacity)))
         levels.append((f"L{level}", capacity, *_read_and_copy(threads, size, streaming=False)))
         inner = capacity
-    beyond = 4 * inner or 1 << 28
+    beyond = min(_BEYOND * inner, max(int(_LEAST_BEYOND * inner), _LITTLE)) or _LITTLE
     return [*levels, ("DRAM", None, *_read_and_copy(threads, beyond, streaming=True))]
 
 
 def _read_and_copy(threads: PinnedThreads, size: int, streaming: bool) -> tuple[_Meter, _Meter]:
     """Returns meters of reading and of copying, in GB/s.
 
-    Each goes over buffers of ``size`` bytes in all, split over the threads.
+    Each goes over ``size`` bytes in all, split over the threads: reading over all of them, copying
+    from one half to the other.
     """
-    share = size // len(threads)
-    read = _bandwidth(threads, loops.read_loop(), share, 1)
-    return read, _bandwidth(threads, loops.copy_loop(streaming), share // 2, 2)
-
-
-def _bandwidth(
-    threads: PinnedThreads, loop: Callable[..., object], size: int, streams: int
-) -> _Meter:
-    """Returns the meter, in GB/s, of a loop over ``streams`` buffers of ``size`` bytes a thread."""
     step_bytes = loops.bytes_per_step()
-    whole = size // step_bytes
-    buffers = [[aligned_bytes(whole * step_bytes) for _ in range(2)] for _ in threads.cpus]
+    half = size // len(threads) // 2 // step_bytes
+    halves = half * step_bytes
+    buffers: list[np.ndarray] = [np.empty(0, np.uint8)] * len(threads)
 
-    def run(i: int, steps: int) -> None:
-        loop(steps, whole, *(buffer.ctypes.data for buffer in buffers[i]))
+    def touch(i: int) -> None:
+        # By the thread that uses it, so that it is in the memory near its core.
+        buffers[i] = aligned_bytes(2 * halves + step_bytes)
 
-    return _Meter(threads, run, step_bytes * streams)
+    threads.together(touch)
+    starts = [buffer.ctypes.data for buffer in buffers]
+    read_loop, copy_loop = loops.read_loop(), loops.copy_loop(streaming)
+
+    def read(i: int, steps: int) -> None:
+        read_loop(steps, 2 * half, starts[i], buffers[i][2 * halves :].ctypes.data)
+
+    def copy(i: int, steps: int) -> None:
+        copy_loop(steps, half, starts[i], starts[i] + halves)
+
+    return _Meter(threads, read, step_bytes), _Meter(threads, copy, 2 * step_bytes)

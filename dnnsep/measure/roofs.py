@@ -10,13 +10,24 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dnnsep.cost import Cost, cost
+from dnnsep.cost import cost
+from dnnsep.measure.least import Least, least_of
 from dnnsep.problem import Problem
 
 VECTOR_UNIT, TILE_UNIT = "vector unit", "tile unit"
+_UNITS = (VECTOR_UNIT, TILE_UNIT, "FMA")
 
-# A rate up to so many times the roof is noise of either; beyond it the roof cannot be right.
+# A rate up to so many times the roof is at the roof, as closely as either is measured.
 _TOLERANCE = 1.05
+
+
+class NoShare(NamedTuple):
+    """Why a rate is no share of a roof: in two words, as a column has room for, and in a sentence;
+    ``is_doubt`` says whether it makes the roof doubtful."""
+
+    word: str
+    reason: str
+    is_doubt: bool
 
 
 class Roof(BaseModel):
@@ -24,7 +35,8 @@ class Roof(BaseModel):
 
     ``gflops`` is the rate that can be attained in GFLOP/s, and ``binds`` what limits it:
     ``vector unit`` (``FMA`` in older results), ``tile unit``, or the memory level whose bandwidth
-    does (``L2``, ``L3``, ``DRAM``). ``intensity`` is in FLOPs per byte.
+    does (``L2``, ``L3``, ``DRAM``). ``intensity`` is in FLOPs per byte. ``no_share`` says why a
+    record's rate is no share of it; it is None where it is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,15 +44,42 @@ class Roof(BaseModel):
     gflops: float
     binds: str
     intensity: float
+    no_share: str | None = None
 
     def share(self, gflops: float) -> float | None:
-        """Returns what share of the roof a rate is, 0 to 1.
-
-        Returns None where it is over 5 % beyond the roof, as when the roof was measured in a busy
-        moment.
-        """
+        """Returns what share of the roof a rate is, 0 to 1; None where it is beyond the roof."""
         share = gflops / self.gflops
-        return share if share <= _TOLERANCE else None
+        return share if share <= 1 else None
+
+    def why_no_share(self, gflops: float) -> NoShare | None:
+        """Returns why a rate that is beyond the roof is no share of it; None where it is one."""
+        times = gflops / self.gflops
+        if times <= 1:
+            return None
+        if times <= _TOLERANCE:
+            reason = (
+                f"{times:.3f} times the roof: at the {self.binds}'s limit, as closely as the two "
+                "are measured"
+            )
+            return NoShare("at roof", reason, is_doubt=False)
+        if self.binds in _UNITS:
+            reason = (
+                f"{times:.2f} times what the {self.binds} was measured to allow, so no share is "
+                "shown: the roofs were probably measured in a busy moment; sweep again when the "
+                "machine is quiet"
+            )
+            return NoShare("roof low", reason, is_doubt=True)
+        reason = (
+            f"{times:.2f} times what the bandwidth of {self.binds} allows, so no share is shown: "
+            "data came from a cache that the model does not count on, or the roofs were measured "
+            "in a busy moment"
+        )
+        return NoShare("in cache", reason, is_doubt=True)
+
+    def judging(self, gflops: float) -> Roof:
+        """Returns this roof with the reason why a rate is no share of it, if it is none."""
+        why = self.why_no_share(gflops)
+        return self.model_copy(update={"no_share": why.reason if why else None})
 
 
 class UnitRate(NamedTuple):
@@ -112,22 +151,24 @@ class Roofs(BaseModel):
         """Returns a problem's roof with its tensors in the caches (``hot``) or not (``cold``).
 
         It is the rate of a pass that computes both stages and keeps what binds busy all the time:
-        FLOPs / max(time of each unit, bytes / bandwidth), since units and memory work at the same
-        time. With P and D the FLOPs of the product over channels and of the depthwise stage:
+        FLOPs / max(time of each unit, time of each level), since units and memory work at the same
+        time. The FLOPs are those of the formula (cost.flops), the times those of the least that any
+        engine must do (measure/least.py): it may leave out taps on the padding, and pixels that a
+        stride passes over. With P and D the FLOPs of the product over channels and of the depthwise
+        stage:
 
         - with a tile unit for the dtype: tile unit P / tile_gflops[dtype], vector unit D / f32;
         - without one the two share the vector unit: P / max(f32, dtype) + D / f32.
 
         f32 and dtype are those of ``fma_gflops``: a depthwise stage in bf16 is computed as f32, and
-        a product may be as well, where that is faster or there is no instruction. Bytes are counted
-        once for input, weights and output (cost.bytes_fused): the least any engine moves. With hot
-        caches they come from the smallest level that holds them all. An engine that runs the stages
-        one after the other is measured by the same roof.
+        a product may be as well, where that is faster or there is no instruction. Input, weights
+        and output are moved once. With hot caches a level moves what the caches inside of it do not
+        hold, with cold ones DRAM moves it all. An engine that runs the stages one after the other
+        is measured by the same roof.
         """
-        counted = cost(problem)
-        level = self._level(counted.bytes_fused) if cache == "hot" else self.memory[-1]
-        times_ns = self._unit_times_ns(counted, problem.dtype)
-        times_ns[level.name] = counted.bytes_fused / level.gbs
+        counted, least = cost(problem), least_of(problem)
+        times_ns = self._unit_times_ns(least, problem.dtype)
+        times_ns |= self._memory_times_ns(least.moved_bytes, cache)
         binds = max(times_ns, key=lambda name: times_ns[name])
         return Roof(
             gflops=round(counted.flops / times_ns[binds], 3),
@@ -135,19 +176,25 @@ class Roofs(BaseModel):
             intensity=round(counted.intensity_fused, 3),
         )
 
-    def _unit_times_ns(self, counted: Cost, dtype: str) -> dict[str, float]:
+    def _unit_times_ns(self, least: Least, dtype: str) -> dict[str, float]:
         """Returns how long each unit takes at least, in nanoseconds."""
         f32 = self.fma_gflops["f32"]
-        product, depthwise = 2 * counted.pointwise_macs, 2 * counted.depthwise_macs
+        product, depthwise = least.product_flops, least.depthwise_flops
         if dtype in self.tile_gflops:
             return {TILE_UNIT: product / self.tile_gflops[dtype], VECTOR_UNIT: depthwise / f32}
         fastest = max(f32, self.fma_gflops.get(dtype, 0))
         return {VECTOR_UNIT: product / fastest + depthwise / f32}
 
-    def _level(self, size: int) -> MemoryLevel:
-        """Returns the innermost level that holds so many bytes."""
-        return next(
-            level
-            for level in self.memory
-            if level.capacity_bytes is None or size <= level.capacity_bytes
-        )
+    def _memory_times_ns(self, moved: float, cache: str) -> dict[str, float]:
+        """Returns how long each level takes at least to move these bytes, in nanoseconds.
+
+        A call finds in a cache what fits into it of what the last call moved, and caches may hold
+        different bytes, so that their capacities add up.
+        """
+        if cache == "cold":
+            return {self.memory[-1].name: moved / self.memory[-1].gbs}
+        times_ns, held = {}, 0
+        for level in self.memory:
+            times_ns[level.name] = max(0.0, moved - held) / level.gbs
+            held += level.capacity_bytes or 0
+        return times_ns

@@ -1,51 +1,100 @@
-"""Shows a sweep's results as a table that fits a terminal of 80 columns: a line a record, and what
-ran in lines below it.
+"""Shows a sweep's results in lines that fit a terminal of 80 columns: a line a record, which can be
+shown as soon as it is measured, and what ran in lines below.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from rich.table import Table
-from rich.text import Text
-
+from dnnsep.problem import Problem
 from dnnsep.report import table
-from dnnsep.sweep.results import Record, Results
+from dnnsep.sweep.results import Record, Results, dtype_and_batch
 
-_LONGEST_LABEL = 32
-
-
-def as_rich(results: Results) -> Table:
-    """Returns the table: problem, backend, median, share of the roof, speed-up."""
-    records = results.records
-    several_threads = len({record.threads for record in records}) > 1
-    several_caches = len({record.cache for record in records}) > 1
-    shown = Table(title=results.title, title_justify="left", header_style="bold")
-    shown.add_column("problem", no_wrap=True, max_width=_LONGEST_LABEL)
-    if several_threads:
-        shown.add_column("thr", justify="right", no_wrap=True)
-    if several_caches:
-        shown.add_column("cache", no_wrap=True)
-    shown.add_column("backend", no_wrap=True, max_width=14)
-    for heading in ("median µs", "of roof", "speed-up"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    previous = None
-    for record, row in zip(records, table.rows(results), strict=True):
-        here = table.place(record)
-        if previous is not None and here != previous:
-            shown.add_section()
-        cells = [Text("" if here == previous else label(record, records))]
-        cells += [Text(row.threads)] if several_threads else []
-        cells += [Text(row.cache)] if several_caches else []
-        cells += [Text(row.backend), Text(row.median_us or record.status)]
-        cells += [Text(row.roof.partition(" ")[0]), Text(row.speedup)]
-        shown.add_row(*cells, style={"ok": "", "refused": "dim"}.get(record.status, "red"))
-        previous = here
-    return shown
+_GAP = "  "
+_MEDIAN, _SHARE, _SPEED = 10, 13, 8
+_LONGEST_BACKEND = 14
+_SHORTEST_LABEL = 12
 
 
-def notes(results: Results) -> list[str]:
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a table: ``labels`` by problem, and how wide the columns of text are.
+
+    Threads, caches and shares of the roof have a column only where they say something.
+    """
+
+    title: str
+    labels: Mapping[str, str]
+    label_width: int
+    backend_width: int
+    with_threads: bool
+    with_caches: bool
+    with_roofs: bool
+
+    def head(self) -> list[str]:
+        """Returns the title, the headings and a rule."""
+        cells = ["problem", *self._places("thr", "cache"), "backend", "median µs "]
+        cells += ["of roof"] if self.with_roofs else []
+        line = self._line([*cells, "speed-up"])
+        return [self.title, line, "─" * len(line)]
+
+    def lines(self, records: Sequence[Record], start: int = 0) -> Iterator[tuple[Record, str]]:
+        """Yields the records from ``start`` on, each with its line, which has a ``!`` beside the
+        median where a warning is the record's own and not that of most records so far."""
+        _, base = table.base_times(records)
+        shared = table.shared_kinds(records)
+        previous = table.place(records[start - 1]) if start else None
+        for record in records[start:]:
+            here = table.place(record)
+            label = "" if here == previous else self.labels[record.problem]
+            previous = here
+            marked = "!" if table.own_doubts(record, shared) else " "
+            median = f"{record.time.median_us:.1f}" if record.time else record.status
+            cells = [label, *self._places(str(record.threads), record.cache)]
+            cells += [shortened(record.backend, self.backend_width), f"{median}{marked}"]
+            cells += [table.share_text(record)] if self.with_roofs else []
+            yield record, self._line([*cells, table.speed_up(record, base.get(here))])
+
+    def _places(self, threads: str, cache: str) -> list[str]:
+        return [threads] * self.with_threads + [cache] * self.with_caches
+
+    def _line(self, cells: list[str]) -> str:
+        left = [self.label_width, *self._places_widths(), self.backend_width]
+        right = [_MEDIAN, *[_SHARE] * self.with_roofs, _SPEED]
+        texts = [cell.ljust(width) for cell, width in zip(cells, left, strict=False)]
+        texts += [cell.rjust(n) for cell, n in zip(cells[len(left) :], right, strict=True)]
+        return _GAP.join(texts).rstrip()
+
+    def _places_widths(self) -> list[int]:
+        return [4] * self.with_threads + [5] * self.with_caches
+
+
+def layout_of(
+    title: str,
+    problems: Mapping[str, str | None],
+    backends: Sequence[str],
+    places: tuple[int, int],
+    with_roofs: bool,
+    width: int,
+) -> Layout:
+    """Returns the layout for a terminal of so many columns.
+
+    ``problems`` has the names of the problems by their text; ``places`` how many numbers of threads
+    and how many cache states there are.
+    """
+    threads, caches = (count > 1 for count in places)
+    backend = min(max(map(len, (*backends, "backend"))), _LONGEST_BACKEND)
+    columns = [backend, _MEDIAN, *[_SHARE] * with_roofs, _SPEED, *[4] * threads, *[5] * caches]
+    room = width - sum(columns) - len(_GAP) * len(columns)
+    labels = labels_of(problems, max(room, _SHORTEST_LABEL))
+    longest = max(map(len, (*labels.values(), "problem")))
+    return Layout(title, labels, longest, backend, threads, caches, with_roofs)
+
+
+def notes(results: Results, labels: Mapping[str, str]) -> list[str]:
     """Returns lines that say what ran on each backend, and why records have no time."""
     ran: dict[str, Counter[str]] = {}
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -54,26 +103,69 @@ def notes(results: Results) -> list[str]:
             ran.setdefault(record.backend, Counter())[table.impl_text(record.impls)] += 1
         else:
             why = f"{record.status}: {record.reason}"
-            reasons.setdefault((record.backend, why), []).append(label(record, results.records))
+            reasons.setdefault((record.backend, why), []).append(labels[record.problem])
     lines = [
-        f"{backend} ran: " + "; ".join(f"{impl} ({count})" for impl, count in impls.most_common())
+        f"{backend} ran "
+        + "; ".join(f"{impl or 'no oneDNN primitive'} ({n})" for impl, n in impls.most_common())
         for backend, impls in ran.items()
     ]
     return lines + [
-        f"{backend} {why} ({labels[0]}{f' and {len(labels) - 1} more' if labels[1:] else ''})"
-        for (backend, why), labels in reasons.items()
+        f"{backend} {why} ({names[0]}{f' and {len(names) - 1} more' if names[1:] else ''})"
+        for (backend, why), names in reasons.items()
     ]
 
 
-def label(record: Record, among: Sequence[Record]) -> str:
-    """Returns a problem's name with what tells it apart from others of that name; its descriptor
-    where it has none."""
-    if not record.name:
-        return record.problem
-    others = [other for other in among if other.name == record.name]
-    text = record.name
-    if len({other.dtype for other in others}) > 1:
-        text += f" {record.dtype}"
-    if len({other.batch for other in others}) > 1:
-        text += f" batch {record.batch}"
-    return text
+def wrapped(lines: Sequence[str], width: int) -> list[str]:
+    """Returns the lines cut between words, with what follows of a line set in."""
+    return [
+        piece
+        for line in lines
+        for piece in textwrap.wrap(
+            line, width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+        )
+    ]
+
+
+def labels_of(problems: Mapping[str, str | None], width: int) -> dict[str, str]:
+    """Returns a label of at most ``width`` characters for each problem, no two the same.
+
+    It is the problem's name, with the dtype and the batch where others of that name differ in them,
+    or the descriptor without activations. Where two would be the same they are numbered.
+    """
+    labels: dict[str, str] = {}
+    for text, name in problems.items():
+        if name:
+            same = [dtype_and_batch(other) for other, its in problems.items() if its == name]
+            whole = _told_apart(name, dtype_and_batch(text), same)
+        else:
+            whole = _sizes(text)
+        label, count = shortened(whole, width), 1
+        while label in labels.values():
+            count += 1
+            number = f" ({count})"
+            label = shortened(whole, width - len(number)) + number
+        labels[text] = label
+    return labels
+
+
+def shortened(text: str, width: int) -> str:
+    """Returns at most ``width`` characters of a text, without its middle where it is longer, since
+    the names of layers differ at their ends."""
+    if len(text) <= width:
+        return text
+    tail = width // 3
+    return f"{text[: width - tail - 1]}…{text[len(text) - tail :]}"
+
+
+def _told_apart(name: str, mine: tuple[str, int], same: Sequence[tuple[str, int]]) -> str:
+    """Returns a name with the dtype and the batch, where those of the same name have several."""
+    dtypes, batches = ({part[i] for part in same} for i in (0, 1))
+    dtype = f" {mine[0]}" if len(dtypes) > 1 else ""
+    return name + dtype + (f" batch {mine[1]}" if len(batches) > 1 else "")
+
+
+def _sizes(text: str) -> str:
+    """Returns a descriptor without its activations; a model and its input as they are."""
+    if " " in text:
+        return text
+    return str(replace(Problem.parse(text), activations=()))

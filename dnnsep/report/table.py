@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,8 @@ HEADINGS = {
 def rows(results: Results) -> list[Row]:
     """Returns a row for each record; speed-ups are against the first backend that ran."""
     _, base = base_times(results.records)
-    return [_row(record, base.get(place(record))) for record in results.records]
+    shared = shared_kinds(results.records)
+    return [_row(record, base.get(place(record)), shared) for record in results.records]
 
 
 def summary(results: Results) -> list[str]:
@@ -90,12 +92,32 @@ def place(record: Record) -> Place:
     return (record.problem, record.threads, record.cache)
 
 
+def kind_of(warning: str) -> str:
+    """Returns the word that a warning begins with, such as ``load``."""
+    return warning.partition(":")[0]
+
+
+def shared_kinds(records: Sequence[Record]) -> frozenset[str]:
+    """Returns the kinds of warning that most of the records with a time have.
+
+    They say something of the sweep, so that they stand below the table and mark no record.
+    """
+    timed = [record for record in records if record.time is not None]
+    counts = Counter(kind for r in timed for kind in {kind_of(text) for text in r.doubts})
+    return frozenset(k for k, count in counts.items() if count > 1 and count > len(timed) / 2)
+
+
+def own_doubts(record: Record, shared: frozenset[str]) -> list[str]:
+    """Returns the warnings of a record that are not of the shared kinds."""
+    return [text for text in record.doubts if kind_of(text) not in shared]
+
+
 def _warning_counts(results: Results) -> list[str]:
     """Returns a line for each kind of warning: how many records have it, and the first of them."""
     kinds: dict[str, dict[Key, tuple[Record, str]]] = {}
     for record in results.records:
         for warning in record.doubts:
-            of_kind = kinds.setdefault(warning.partition(":")[0], {})
+            of_kind = kinds.setdefault(kind_of(warning), {})
             of_kind.setdefault(record.key, (record, warning))
     lines = []
     for warned in kinds.values():
@@ -170,7 +192,12 @@ def base_times(records: Sequence[Record]) -> tuple[str, dict[Place, float]]:
     return base, {place(r): r.time.median_us for r in ran if r.time is not None}
 
 
-def _row(record: Record, base_us: float | None) -> Row:
+def speed_up(record: Record, base_us: float | None) -> str:
+    """Returns how many times as fast as the base a record is; empty without one of them."""
+    return f"{base_us / record.time.median_us:.2f}" if record.time and base_us else ""
+
+
+def _row(record: Record, base_us: float | None, shared: frozenset[str]) -> Row:
     name = f"{record.name}\n" if record.name else ""
     ran_on = f" ({record.ran_on})" if record.ran_on not in (None, record.backend) else ""
     what_ran = impl_text(record.impls) if record.time else f"{record.status}: {record.reason}"
@@ -182,29 +209,37 @@ def _row(record: Record, base_us: float | None) -> Row:
         backend=record.backend + ran_on,
         impl=what_ran or "no oneDNN primitive",
         median_us=f"{time.median_us:.1f}" if time else "",
-        interval=_interval_text(record),
+        interval=_interval_text(record, shared),
         mflop=f"{record.flops / 1e6:.1f}",
         gflops=f"{record.gflops:.1f}" if record.gflops is not None else "",
         roof=_roof_text(record),
-        speedup=f"{base_us / time.median_us:.2f}" if time and base_us else "",
+        speedup=speed_up(record, base_us),
         stages=_stages_text(record),
     )
 
 
 def _roof_text(record: Record) -> str:
-    """Returns the share of the roof and what binds, with a ? for a share that cannot be right."""
-    if record.gflops is None or record.roof is None:
+    """Returns the share of the roof and what binds, or in two words why there is none."""
+    if record.roof is None:
         return ""
-    share = record.roof_share
-    return f"{'?' if share is None else f'{share:.0%}'} {record.roof.binds}"
+    share = share_text(record)
+    return share if record.roof_share is None else f"{share} {record.roof.binds}"
 
 
-def _interval_text(record: Record) -> str:
-    """Returns half the median's 95 % interval in %, with a ! where there is a warning."""
+def share_text(record: Record) -> str:
+    """Returns the share of the roof, or in two words why there is none; empty without a roof."""
+    why, share = record.why_no_share, record.roof_share
+    if why is not None:
+        return f"n/a: {why.word}"
+    return "" if share is None else f"{share:.0%}"
+
+
+def _interval_text(record: Record, shared: frozenset[str]) -> str:
+    """Returns half the median's 95 % interval in %, with a ! where a warning is its own."""
     if record.time is None:
         return ""
     precision = record.time.precision
-    mark = " !" if record.doubts else ""
+    mark = " !" if own_doubts(record, shared) else ""
     return ("-" if precision is None else f"{100 * precision:.1f}%") + mark
 
 

@@ -254,8 +254,9 @@ class LocalNode:
     def _finish(self, case: AnyCase, entry: _Entry, before: Record | None, load: Load) -> Record:
         rounds = [*(before.rounds if before else []), *entry.rounds.pop("all")]
         time = Stats.of(rounds)
-        gflops = case.flops / time.median_us / 1000
+        gflops = round(case.flops / time.median_us / 1000, 3)
         roofs = self._roofs.get(case.threads)
+        roof = case.roof(roofs) if roofs else None
         warnings = warnings_of(
             time, rounds, load, entry.answer["denormals"], entry.cold_over_hot, case.cache
         )
@@ -269,8 +270,8 @@ class LocalNode:
             check=entry.answer["check"],
             impls=entry.answer["impls"],
             time=time,
-            gflops=round(gflops, 3),
-            roof=case.roof(roofs) if roofs else None,
+            gflops=gflops,
+            roof=roof.judging(gflops) if roof else None,
             stages={name: Stats.of(stage) for name, stage in entry.rounds.items()},
             output=entry.answer["output"],
             peak_memory_bytes=entry.peak_memory,

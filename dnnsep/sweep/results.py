@@ -17,7 +17,7 @@ from pydantic import (
 
 from dnnsep.host.files import replace_whole
 from dnnsep.host.inputs import RESULT_BYTES, read_bytes
-from dnnsep.measure.roofs import Roof, Roofs
+from dnnsep.measure.roofs import NoShare, Roof, Roofs
 from dnnsep.measure.stats import Round, Stats
 from dnnsep.problem import Problem
 
@@ -102,24 +102,24 @@ class Record(BaseModel):
     def roof_share(self) -> float | None:
         """Returns the achieved over the attainable GFLOP/s, 0 to 1.
 
-        Returns None without one of them, and where the rate is so far beyond the roof that the roof
-        cannot be right.
+        Returns None without one of them, and where the rate is beyond the roof.
         """
         if self.gflops is None or self.roof is None:
             return None
         return self.roof.share(self.gflops)
 
     @property
+    def why_no_share(self) -> NoShare | None:
+        """Returns why the rate is no share of the roof; None where it is, or one is missing."""
+        if self.gflops is None or self.roof is None:
+            return None
+        return self.roof.why_no_share(self.gflops)
+
+    @property
     def doubts(self) -> list[str]:
         """Returns the warnings, with one more where the roof cannot be right."""
-        if self.gflops is None or self.roof is None or self.roof_share is not None:
-            return self.warnings
-        return [
-            *self.warnings,
-            f"roof: {self.gflops / self.roof.gflops:.2f} times the rate that the {self.roof.binds} "
-            "was measured to allow, so no share is shown: the roofs were probably measured in a "
-            "busy moment; sweep again when the machine is quiet",
-        ]
+        why = self.why_no_share
+        return [*self.warnings, *([f"roof: {why.reason}"] if why and why.is_doubt else [])]
 
     @property
     def stage_overhead(self) -> float | None:
