@@ -48,7 +48,7 @@ class Calibrator:
         self.close()
 
     def roofs(self) -> Roofs:
-        """Measures all roofs, in about four seconds.
+        """Measures all roofs, in two to five seconds.
 
         Raises RuntimeError where the CPU has neither AVX-512 nor AVX2 with FMA.
         """

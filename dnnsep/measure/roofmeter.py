@@ -15,9 +15,9 @@ from dnnsep.measure.pinned import PinnedThreads, aligned_bytes
 from dnnsep.measure.roofs import MemoryLevel, Roofs
 
 # A roof is what the machine can do, so the best of many short slices counts: others on the machine
-# can only take from it. Slices are spread over some seconds, all loops in turn, because a shared
-# machine can be slower for a second at a time. Passes begin until the seconds are over.
-_SECONDS = 3.0
+# can only take from it. Slices are spread over two seconds, all loops in turn, because a shared
+# machine can be slower for part of a second. Passes begin until the seconds are over.
+_SECONDS = 2.0
 _FEWEST_PASSES = 2
 _SLICES = 3
 # A slice takes so long, or up to twice as long.
@@ -33,7 +33,7 @@ _BEYOND, _LEAST_BEYOND, _LITTLE = 4, 1.5, 256 << 20
 
 
 def measured_roofs(threads: PinnedThreads) -> Roofs:
-    """Measures all roofs of these threads, in three to five seconds.
+    """Measures all roofs of these threads, in two to five seconds.
 
     Raises RuntimeError where the CPU has neither AVX-512 nor AVX2 with FMA.
     """

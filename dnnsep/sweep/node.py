@@ -6,8 +6,10 @@ nothing else of the machine.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -91,6 +93,7 @@ class LocalNode:
         self._allocator: Allocator = allocator
         self._roofs = roofs
         self._probe_cache = probe_cache
+        self._loaded: dict[str, Client] = {}  # processes that have not been started as workers
         self._clients: dict[str, Client] = {}
         self._calibrators: dict[int, Calibrator] = {}
         self._unavailable: dict[str, str] = {}
@@ -100,7 +103,7 @@ class LocalNode:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for client in self._clients.values():
+        for client in (*self._clients.values(), *self._loaded.values()):
             client.close()
         for calibrator in self._calibrators.values():
             calibrator.close()
@@ -121,6 +124,7 @@ class LocalNode:
         if not todo:
             return
         problem = str(case.problem)
+        self._load(todo, case.worker, on_step)
         on_step(f"{problem} reference")
         with tempfile.TemporaryDirectory(prefix="dnnsep-") as folder:
             data = Path(folder) / "data.npz"
@@ -167,13 +171,31 @@ class LocalNode:
         entry.rounds = {target: [] for target in targets}
         return entry
 
+    def _load(self, backends: list[str], worker: str, on_step: Callable[[str], None]) -> None:
+        """Starts the processes that the first cases need and has all import their frameworks at
+        once; each is asked to run something only later, alone."""
+        new = [b for b in backends if b not in {*self._clients, *self._loaded, *self._unavailable}]
+        if not new:
+            return
+        on_step(f"load {', '.join(new)}")
+        self._loaded |= {b: Client(b, self._allocator, worker=worker) for b in new}
+
+        def load(backend: str) -> None:
+            with contextlib.suppress(WorkerError):  # it is said when the worker is to start
+                self._loaded[backend].ask("load")
+
+        with ThreadPoolExecutor(len(new)) as pool:
+            list(pool.map(load, new))
+
     def _client(self, backend: str, worker: str) -> Client | None:
         """Returns the backend's worker, started if need be; None if the backend is not there."""
         if backend in self._unavailable:
             return None
         client = self._clients.get(backend)
         if client is None or not client.alive:
-            client = self._clients[backend] = Client(backend, self._allocator, worker=worker)
+            client = self._loaded.pop(backend, None)
+            client = client or Client(backend, self._allocator, worker=worker)
+            self._clients[backend] = client
             started = client.ask("start")
             if "unavailable" in started:
                 self._unavailable[backend] = started["unavailable"]

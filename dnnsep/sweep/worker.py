@@ -7,6 +7,7 @@ makes to its process, away from the others and from the sweep.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -40,6 +41,9 @@ _WARM_RATIO = 1.1
 _LATEST_CALLS = 9
 _MAX_BURST = 100
 
+# What a worker starts with: torch does not give smaller ones to oneDNN.
+_PROBE = Problem.parse("mb1ic64oc64ih56kh3ph1")
+
 # The smallest normal number of f32 and of bf16.
 _SMALLEST_NORMAL = 2.0**-126
 
@@ -55,6 +59,12 @@ class Timer:
         self.calls: dict[str, Callable[[], Any]] = {}
         self.evict: Evictor | None = None
         self._best: dict[str, float] = {}  # seconds, by target
+
+    def load(self) -> dict[str, Any]:
+        """Imports what ``start`` and ``prepare`` need, which several workers can do at once."""
+        with contextlib.suppress(ImportError):  # start says what is missing
+            import torch  # noqa: F401
+        return {}
 
     def reset(self, cpus: list[int]) -> None:
         """Forgets the calls, and lets the next ones use a thread on each of these CPUs."""
@@ -111,6 +121,12 @@ class Worker(Timer):
         super().__init__()
         self._backend = get_backend(backend)
 
+    def load(self) -> dict[str, Any]:
+        """Imports torch and the backend's framework, where they are there."""
+        if self._backend.available():
+            self._backend.supports(_PROBE)
+        return super().load()
+
     def start(self) -> dict[str, Any]:
         """Imports the framework and runs a small problem.
 
@@ -119,11 +135,10 @@ class Worker(Timer):
         available = self._backend.available()
         if not available:
             return {"unavailable": available.reason}
-        probe = Problem.parse("mb1ic64oc64ih56kh3ph1")  # torch does not give smaller ones to oneDNN
-        self._backend.supports(probe)
-        data = CheckData.exact(probe)
+        self._backend.supports(_PROBE)
+        data = CheckData.exact(_PROBE)
         with onednn_log() as log:
-            self._backend.prepare(probe, data.weights).bind(_input(probe, data))()
+            self._backend.prepare(_PROBE, data.weights).bind(_input(_PROBE, data))()
         return {"reason": available.reason, "onednn": log.versions, "isa": log.isa}
 
     def prepare(self, problem: str, cpus: list[int], data: str) -> dict[str, Any]:

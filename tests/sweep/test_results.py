@@ -98,12 +98,11 @@ def test_a_roof_that_cannot_be_right_is_said_once() -> None:
         _record("fused", 250.0, roof=low),
     ]
     onednn, eager, fused = rows(results)
-    assert (onednn.roof, eager.roof, fused.roof) == ("? L2", "? L2", "100% L2")
-    assert onednn.interval.endswith("!")
-    assert not fused.interval.endswith("!")
+    assert onednn.roof == eager.roof == "n/a: in cache"
+    assert fused.roof == "100% L2"
+    assert not any(row.interval.endswith("!") for row in (onednn, eager, fused))  # most have them
     (line,) = [line for line in summary(results) if "roof" in line]
-    assert line.startswith("warning, 2 of 3 records: roof: 2.50 times the rate that the L2 was")
-    assert "sweep again when the machine is quiet" in line
+    assert line.startswith("warning, 2 of 3 records: roof: 2.50 times what the bandwidth of L2")
     assert results.records[0].warnings == ["spread: wide"]
 
 
