@@ -13,8 +13,10 @@ import pytest
 
 from dnnsep.backends import BACKENDS, get_backend
 from dnnsep.cli import look, measure
+from dnnsep.report.compact import Layout, layout_of
 from dnnsep.sweep import explain
-from dnnsep.sweep.results import Results
+from dnnsep.sweep.client import WorkerError
+from dnnsep.sweep.results import Record, Results
 from tests.report.samples import two_files
 
 SMALL = "mb1ic16oc16ih16kh3ph1"
@@ -71,7 +73,7 @@ def test_backends_are_started_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         def ask(self, method: str) -> dict[str, str]:
             time.sleep(0.2)
             if self.name == "ncnn":
-                raise explain.WorkerError("worker exited with 1")
+                raise WorkerError("worker exited with 1")
             return {"reason": f"{method} {self.name}"}
 
     monkeypatch.setattr(explain, "Client", Slow)
@@ -101,9 +103,7 @@ def test_rows_are_printed_as_cases_come_in(
     assert max(map(len, below.splitlines())) <= 80
 
 
-def _layout_of(results: Results, records: list) -> object:  # type: ignore[type-arg]
-    from dnnsep.report.compact import layout_of
-
+def _layout_of(results: Results, records: list[Record]) -> Layout:
     problems = {record.problem: record.name for record in records}
     backends = [record.backend for record in records]
     return layout_of(results.title, problems, backends, (1, 1), True, 80)
