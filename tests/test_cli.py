@@ -153,7 +153,7 @@ def test_a_tuned_plan_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_backends() -> None:
-    found = _json("backends", "--json")
+    found = _json("backends", "--run", "--json")
     answers = found["backends"]
     assert set(answers) == set(BACKENDS)
     assert ("unavailable" not in answers["ipex"]) == HAS_IPEX
