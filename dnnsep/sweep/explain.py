@@ -13,6 +13,9 @@ from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.client import Client, WorkerError
 
+# The backends that measure the rates of ways of multiplying when they first prepare a problem.
+_MEASURING = ("fused", "auto")
+
 
 def explain(problem: Problem, backend: str, threads: int) -> dict[str, Any]:
     """Runs a problem in a process of its own; returns its check, stages, primitives and plans.
@@ -53,12 +56,17 @@ def _rates(problem: Problem) -> dict[str, dict[str, float]]:
 
 
 def survey() -> dict[str, dict[str, Any]]:
-    """Starts each backend in a process of its own, all at once; returns their answers by backend.
+    """Starts each backend in a process of its own, at once; returns their answers by backend.
 
-    An answer has ``unavailable`` with the reason where the backend cannot run here.
+    An answer has ``unavailable`` with the reason where the backend cannot run here. Those that
+    measure the machine for their kernels, and keep what they find, have it to themselves at the
+    end.
     """
-    with ThreadPoolExecutor(len(BACKENDS)) as pool:
-        return dict(zip(BACKENDS, pool.map(_started, BACKENDS), strict=True))
+    at_once = [name for name in BACKENDS if name not in _MEASURING]
+    with ThreadPoolExecutor(len(at_once)) as pool:
+        answers = dict(zip(at_once, pool.map(_started, at_once), strict=True))
+    answers |= {name: _started(name) for name in _MEASURING}
+    return {name: answers[name] for name in BACKENDS}
 
 
 def _started(name: str) -> dict[str, Any]:

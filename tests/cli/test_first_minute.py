@@ -59,7 +59,12 @@ def test_only_what_was_run_shows_its_onednn(
     assert (found["ran"], found["backends"] == answers) == (ran, ran)
 
 
-def test_backends_are_started_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backends_are_started_at_once_but_not_beside_one_that_measures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    busy: set[str] = set()
+    beside: dict[str, set[str]] = {}
+
     class Slow:
         def __init__(self, name: str) -> None:
             self.name = name
@@ -71,7 +76,10 @@ def test_backends_are_started_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
         def ask(self, method: str) -> dict[str, str]:
+            busy.add(self.name)
+            beside[self.name] = set(busy)
             time.sleep(0.2)
+            busy.remove(self.name)
             if self.name == "ncnn":
                 raise WorkerError("worker exited with 1")
             return {"reason": f"{method} {self.name}"}
@@ -80,6 +88,8 @@ def test_backends_are_started_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.monotonic()
     answers = explain.survey()
     assert time.monotonic() - start < 0.2 * len(BACKENDS) / 2
+    assert beside["fused"] == {"fused"}
+    assert beside["auto"] == {"auto"}
     assert list(answers) == list(BACKENDS)
     assert answers["eager"] == {"reason": "start eager"}
     assert answers["ncnn"] == {"unavailable": "worker exited with 1"}
