@@ -2,6 +2,10 @@
 
 The folder is DNNSEP_CACHE_DIR, or the system's place for a user's caches. It may be deleted at any
 time. A folder that cannot be written means only that nothing is kept.
+
+Some files hold machine code, so whoever can write one of them can run anything as this user. Hence
+nothing is kept in, or taken from, a folder that somebody else can change or exchange; a warning
+says so once.
 """
 
 from __future__ import annotations
@@ -10,12 +14,15 @@ import contextlib
 import os
 import stat
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from hashlib import sha256
 from pathlib import Path
 
 from platformdirs import user_cache_path
+
+from dnnsep.host.ownfolder import NotOwnFolderError, is_private, require_own
 
 VARIABLE = "DNNSEP_CACHE_DIR"
 
@@ -28,6 +35,12 @@ _HEAD_BYTES = 32
 
 # Content by its kind and by the digest of its key.
 Kept = dict[tuple[str, str], bytes]
+
+# What has been warned of.
+_warned: set[str] = set()
+
+# What a file is read with: a link is not followed, and a pipe without a writer would be waited for.
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 _given: ContextVar[Mapping[tuple[str, str], bytes] | None] = ContextVar("given", default=None)
 _noted: ContextVar[Kept | None] = ContextVar("noted", default=None)
@@ -68,8 +81,8 @@ def folder() -> Path:
 def load(kind: str, key: str) -> bytes | None:
     """Returns the content saved under a key, or None where there is none that can be trusted.
 
-    A file is trusted only if it belongs to this user, if nobody else may write it or its folder,
-    and if its content is whole and was saved under this very key.
+    A file is trusted only if it belongs to this user, if nobody else may write it or change its
+    folder or those above it, and if its content is whole and was saved under this very key.
     """
     found = (_given.get() or {}).get((kind, digest(key)))
     content = _from_folder(kind, key) if found is None else found
@@ -81,14 +94,13 @@ def load(kind: str, key: str) -> bytes | None:
 
 def _from_folder(kind: str, key: str) -> bytes | None:
     path = _path(kind, key)
+    if not _usable(path.parent):
+        return None
     try:
-        if not _private(path.parent.stat()):
-            return None
-        # What is checked is what is read, even if another file is put in its place meanwhile. A
-        # pipe without a writer would keep waiting for one.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        # What is checked is what is read, even if another file is put in its place meanwhile.
+        with os.fdopen(os.open(path, _READ), "rb") as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or not _private(status):
+            if not stat.S_ISREG(status.st_mode) or not is_private(status):
                 return None
             saved = file.read()
     except OSError:
@@ -98,7 +110,7 @@ def _from_folder(kind: str, key: str) -> bytes | None:
 
 
 def save(kind: str, key: str, content: bytes) -> None:
-    """Saves content under a key, where the folder can be written.
+    """Saves content under a key, where the folder can be written by this user and nobody else.
 
     The file is replaced at once, so that no process ever reads half of it.
     """
@@ -106,18 +118,38 @@ def save(kind: str, key: str, content: bytes) -> None:
     if noted is not None:
         noted[kind, digest(key)] = content
     path = _path(kind, key)
+    if not _usable(path.parent, make=True):
+        return
     with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             unfinished = Path(file.name)
             try:
                 file.write(_head(key, content) + content)
                 file.flush()
                 unfinished.replace(path)
-            except OSError:
+            except BaseException:
                 unfinished.unlink(missing_ok=True)
                 raise
         _drop_oldest(path.parent)
+
+
+def _usable(of_kind: Path, make: bool = False) -> bool:
+    """Returns whether the folder is there, or has been made, and is safe; warns where it is not."""
+    try:
+        require_own(of_kind, make)
+    except NotOwnFolderError as reason:
+        if str(reason) not in _warned:
+            _warned.add(str(reason))
+            warnings.warn(
+                f"nothing is kept in the cache folder {folder()}: {reason}; "
+                f"{VARIABLE} names another folder",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return False
+    except OSError:
+        return False
+    return True
 
 
 def _drop_oldest(of_kind: Path) -> None:
@@ -136,9 +168,3 @@ def _head(key: str, content: bytes) -> bytes:
 
 def _path(kind: str, key: str) -> Path:
     return folder() / kind / digest(key)
-
-
-def _private(status: os.stat_result) -> bool:
-    """Returns whether only this user may write what has such a status."""
-    mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
-    return mine and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from dnnsep.host import cachefiles
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cachefiles, "_warned", set())
     monkeypatch.setenv(cachefiles.VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache" / "things"
 
@@ -83,7 +88,8 @@ def test_what_others_may_write_counts_as_none(folder: Path) -> None:
     path.chmod(0o600)
     assert cachefiles.load("things", "key") == b"content"
     folder.chmod(0o777)
-    assert cachefiles.load("things", "key") is None
+    with pytest.warns(RuntimeWarning, match="may be written by others"):
+        assert cachefiles.load("things", "key") is None
 
 
 def test_a_folder_that_cannot_be_made_keeps_nothing(
@@ -115,3 +121,177 @@ def test_what_is_loaded_and_saved_is_noted(folder: Path) -> None:
     cachefiles.save("things", "after", b"after")
     digest = cachefiles.digest
     assert noted == {("things", digest("before")): b"before", ("others", digest("new")): b"new"}
+
+
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.usefixtures("no_umask")
+def test_folders_are_made_for_this_user_alone_from_the_top(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cachefiles.VARIABLE, str(tmp_path / "a" / "b" / "cache"))
+    cachefiles.save("things", "key", b"content")
+    assert cachefiles.load("things", "key") == b"content"
+    made = [tmp_path / "a", tmp_path / "a/b", tmp_path / "a/b/cache", tmp_path / "a/b/cache/things"]
+    assert [_mode(path) for path in made] == [0o700] * 4
+    assert _mode(_file(made[-1])) == 0o600
+
+
+def _give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a path another user's; only root can do so, otherwise this process says it is one."""
+    if os.getuid() == 0:
+        os.chown(path, 12345, -1, follow_symlinks=False)
+    else:
+        other = os.getuid() + 1
+        monkeypatch.setattr(os, "getuid", lambda: other)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+@pytest.mark.parametrize("level", ["", "above", "above/cache"])
+def test_a_folder_that_others_may_write_is_refused_at_any_height(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, mode: int
+) -> None:
+    monkeypatch.setenv(cachefiles.VARIABLE, str(tmp_path / "above" / "cache"))
+    cachefiles.save("things", "key", b"content")
+    (tmp_path / level).chmod(mode)
+    said = f"{tmp_path / level} may be written by others"
+    with pytest.warns(RuntimeWarning, match=said):
+        assert cachefiles.load("things", "key") is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it has been said
+        cachefiles.save("things", "other", b"content")
+        assert cachefiles.load("things", "other") is None
+    (tmp_path / level).chmod(0o700)
+    assert cachefiles.load("things", "key") == b"content"
+    assert cachefiles.load("things", "other") is None
+
+
+@pytest.mark.parametrize("level", ["above", "above/cache", "above/cache/things"])
+def test_another_users_folder_is_refused_at_any_height(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    monkeypatch.setenv(cachefiles.VARIABLE, str(tmp_path / "above" / "cache"))
+    cachefiles.save("things", "key", b"content")
+    _give_away(tmp_path / level, monkeypatch)
+    with pytest.warns(RuntimeWarning, match="belongs to another user"):
+        assert cachefiles.load("things", "key") is None
+
+
+def test_nothing_is_made_below_what_others_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.warns(RuntimeWarning, match="may be written by others"):
+        cachefiles.save("things", "key", b"content")
+    assert list(tmp_path.iterdir()) == []
+    tmp_path.chmod(0o700)
+
+
+def test_below_a_sticky_folder_only_ones_own_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    monkeypatch.setenv(cachefiles.VARIABLE, str(shared / "cache"))
+    cachefiles.save("things", "key", b"content")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cachefiles.load("things", "key") == b"content"
+    monkeypatch.setenv(cachefiles.VARIABLE, str(shared))
+    cachefiles.save("things", "key", b"content")
+    assert cachefiles.load("things", "key") == b"content"
+    (shared / "things").chmod(0o1777)  # others cannot replace files here, but add some
+    with pytest.warns(RuntimeWarning, match="may be written by others"):
+        assert cachefiles.load("things", "key") is None
+    (shared / "things").chmod(0o700)
+    _give_away(shared / "things", monkeypatch)
+    with pytest.warns(RuntimeWarning, match="belongs to another user"):
+        assert cachefiles.load("things", "key") is None
+
+
+def test_a_link_to_a_folder_counts_as_what_it_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, open_to_all = tmp_path / "real", tmp_path / "open"
+    (open_to_all / "cache").mkdir(parents=True)
+    open_to_all.chmod(0o777)
+    (tmp_path / "link").symlink_to("./real/../real")
+    (tmp_path / "bad").symlink_to(open_to_all / "cache")
+    (tmp_path / "round").symlink_to("round")
+    real.mkdir(mode=0o700)
+    monkeypatch.setenv(cachefiles.VARIABLE, str(tmp_path / "link"))
+    cachefiles.save("things", "key", b"content")
+    assert _file(real / "things").is_file()
+    assert cachefiles.load("things", "key") == b"content"
+    for name in ("round", "bad"):
+        monkeypatch.setenv(cachefiles.VARIABLE, str(tmp_path / name))
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            cachefiles.save("things", "key", b"content")
+            assert cachefiles.load("things", "key") is None
+        assert len(warned) == (name == "bad")
+    assert list((open_to_all / "cache").iterdir()) == []
+    monkeypatch.setenv(cachefiles.VARIABLE, str(tmp_path / "link"))
+    _give_away(tmp_path / "link", monkeypatch)
+    with pytest.warns(RuntimeWarning, match="belongs to another user"):
+        assert cachefiles.load("things", "key") is None
+
+
+def test_a_link_in_the_place_of_a_file_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    cachefiles.save("things", "key", b"content")
+    path = _file(folder)
+    path.replace(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert cachefiles.load("things", "key") is None
+    cachefiles.save("things", "key", b"newer")
+    assert cachefiles.load("things", "key") == b"newer"
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize("with_writer", [False, True])
+def test_a_pipe_in_the_place_of_a_file_neither_hangs_nor_is_read(
+    folder: Path, with_writer: bool
+) -> None:
+    cachefiles.save("things", "key", b"content")
+    path = _file(folder)
+    good = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    found: list[bytes | None] = []
+    reader = threading.Thread(
+        target=lambda: found.append(cachefiles.load("things", "key")), daemon=True
+    )
+    pipe = os.open(path, os.O_RDWR) if with_writer else None
+    if pipe is not None:
+        os.write(pipe, good)
+    reader.start()
+    reader.join(timeout=10)
+    assert found == [None]
+    if pipe is not None:
+        assert os.read(pipe, len(good) + 1) == good
+        os.close(pipe)
+    cachefiles.save("things", "key", b"newer")
+    assert cachefiles.load("things", "key") == b"newer"
+
+
+def test_a_device_or_a_folder_in_the_place_of_a_file_counts_as_none(folder: Path) -> None:
+    cachefiles.save("things", "key", b"content")
+    path = _file(folder)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert cachefiles.load("things", "key") is None
+    path.unlink()
+    path.mkdir()
+    assert cachefiles.load("things", "key") is None
+    cachefiles.save("things", "key", b"content")
+    assert [path.name for path in folder.iterdir()] == [path.name]
