@@ -14,6 +14,7 @@ import contextlib
 import os
 import stat
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -29,6 +30,14 @@ VARIABLE = "DNNSEP_CACHE_DIR"
 # The most files of one kind; a kernel has about 50 KB. The oldest go first: they are of versions
 # and problems that nobody asks for any more.
 _MOST_FILES = 1000
+
+# The most bytes of one file; more are neither written nor read.
+_MOST_BYTES = 1 << 26
+
+# What a file is called while it is written, and after how many seconds nobody writes it any more:
+# whoever did so was killed.
+_UNFINISHED = "unfinished-"
+_UNFINISHED_SECONDS = 60
 
 # Each file begins with the SHA-256 of its key and content.
 _HEAD_BYTES = 32
@@ -102,8 +111,10 @@ def _from_folder(kind: str, key: str) -> bytes | None:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or not is_private(status):
                 return None
-            saved = file.read()
+            saved = file.read(_MOST_BYTES + 1)
     except OSError:
+        return None
+    if len(saved) > _MOST_BYTES:
         return None
     head, content = saved[:_HEAD_BYTES], saved[_HEAD_BYTES:]
     return content if head == _head(key, content) else None
@@ -118,10 +129,10 @@ def save(kind: str, key: str, content: bytes) -> None:
     if noted is not None:
         noted[kind, digest(key)] = content
     path = _path(kind, key)
-    if not _usable(path.parent, make=True):
+    if len(content) > _MOST_BYTES - _HEAD_BYTES or not _usable(path.parent, make=True):
         return
     with contextlib.suppress(OSError):
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_UNFINISHED, delete=False) as file:
             unfinished = Path(file.name)
             try:
                 file.write(_head(key, content) + content)
@@ -130,7 +141,7 @@ def save(kind: str, key: str, content: bytes) -> None:
             except BaseException:
                 unfinished.unlink(missing_ok=True)
                 raise
-        _drop_oldest(path.parent)
+        _drop(path.parent)
 
 
 def _usable(of_kind: Path, make: bool = False) -> bool:
@@ -152,13 +163,15 @@ def _usable(of_kind: Path, make: bool = False) -> bool:
     return True
 
 
-def _drop_oldest(of_kind: Path) -> None:
-    """Deletes the oldest files of a folder beyond the most it may hold."""
-    files = list(of_kind.iterdir())
-    if len(files) > _MOST_FILES:
-        files.sort(key=lambda path: path.stat().st_mtime)
-        for path in files[:-_MOST_FILES]:
-            path.unlink(missing_ok=True)
+def _drop(of_kind: Path) -> None:
+    """Deletes a folder's files that a killed process left unfinished, and the oldest ones beyond
+    the most it may hold."""
+    files = sorted((path.stat().st_mtime, path) for path in of_kind.iterdir())
+    finished = [path for _, path in files if not path.name.startswith(_UNFINISHED)]
+    long_ago = time.time() - _UNFINISHED_SECONDS
+    left = [path for at, path in files if path.name.startswith(_UNFINISHED) and at < long_ago]
+    for path in [*left, *finished[: max(0, len(finished) - _MOST_FILES)]]:
+        path.unlink(missing_ok=True)
 
 
 def _head(key: str, content: bytes) -> bytes:

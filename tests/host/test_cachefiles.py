@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -295,3 +298,41 @@ def test_a_device_or_a_folder_in_the_place_of_a_file_counts_as_none(folder: Path
     assert cachefiles.load("things", "key") is None
     cachefiles.save("things", "key", b"content")
     assert [path.name for path in folder.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("size", [100, 101])
+def test_a_file_larger_than_any_can_be_is_neither_written_nor_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    cachefiles.save("things", "key", b"x" * (size - 32))
+    monkeypatch.setattr(cachefiles, "_MOST_BYTES", 100)
+    assert _file(folder).stat().st_size == size
+    assert (cachefiles.load("things", "key") is not None) == (size == 100)
+    cachefiles.save("things", "other", b"x" * (size - 32))
+    assert (cachefiles.load("things", "other") is not None) == (size == 100)
+    assert len(list(folder.iterdir())) == 1 + (size == 100)
+
+
+def test_an_endless_file_takes_no_memory(folder: Path) -> None:
+    cachefiles.save("things", "key", b"content")
+    os.truncate(_file(folder), 1 << 40)  # a terabyte of zeros, which takes no disk
+    assert cachefiles.load("things", "key") is None
+    cachefiles.save("things", "key", b"newer")
+    assert cachefiles.load("things", "key") == b"newer"
+
+
+def test_what_a_killed_process_left_unfinished_goes_with_the_next_save(folder: Path) -> None:
+    """A process is killed as it puts the whole file in its place; what others write now stays."""
+    code = (
+        "import os, signal; from pathlib import Path; from dnnsep.host import cachefiles\n"
+        "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cachefiles.save('things', 'key', b'content')"
+    )
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert cachefiles.load("things", "key") is None
+    old, new = folder.iterdir()
+    os.utime(old, (0, 0))
+    cachefiles.save("things", "key", b"content")
+    assert set(folder.iterdir()) == {new, cachefiles._path("things", "key")}
+    assert cachefiles.load("things", "key") == b"content"
