@@ -86,7 +86,10 @@ def measure(
     typer.echo(f"results: {path}" + (" (stopped; --resume goes on)" if stopped else ""), err=True)
     if stopped:
         raise typer.Exit(130)
-    if any(record.status in ("incorrect", "failed") for record in session.results.records):
+    statuses = [record.status for record in session.results.records]
+    if killed := statuses.count("killed"):
+        typer.echo(f"killed from outside: {killed}; --resume measures them again", err=True)
+    if {"incorrect", "failed", "killed"} & set(statuses):
         raise typer.Exit(1)
 
 

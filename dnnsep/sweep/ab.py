@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import random
 import re
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from dnnsep.host.machine import cpus_for
+from dnnsep.host.unnamed import unnamed_file
 from dnnsep.measure.calibrate import Calibrator
 from dnnsep.sweep.case import AnyCase
 from dnnsep.sweep.client import Client, Interpreter, WorkerError
@@ -151,8 +151,7 @@ class Run:
         interrupts = Interrupts()
         try:
             with interrupts, ExitStack() as stack:
-                folder = tempfile.TemporaryDirectory(prefix="dnnsep-")
-                self._folder = Path(stack.enter_context(folder))
+                self._files = stack
                 stack.callback(self._close)
                 for visit in range(self._plan.visits):
                     for backend in self._plan.backends:
@@ -211,7 +210,7 @@ class Run:
         """The problem's data with the reference's answer, made once: it takes long."""
         problem = str(case.problem)
         if problem not in self._data:
-            path = self._folder / f"{len(self._data)}.npz"
+            path = self._files.enter_context(unnamed_file())
             case.save_data(path)
             self._data[problem] = path
         return self._data[problem]

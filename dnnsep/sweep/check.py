@@ -58,7 +58,8 @@ class CheckData:
     def save(self, path: Path) -> None:
         """Writes the data to a .npz file. Raises OSError where it cannot be written."""
         arrays = {**vars(self.weights), "x": self.x, "expected": self.expected, "bound": self.bound}
-        np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+        with open(path, "wb") as file:
+            np.savez(file, **{k: v for k, v in arrays.items() if v is not None})
 
     @classmethod
     def load(cls, path: Path) -> CheckData:

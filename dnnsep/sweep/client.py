@@ -24,8 +24,19 @@ _FIND = "import importlib.util as u; s = u.find_spec('dnnsep'); print(s.origin i
 _FIND_SECONDS = 60
 
 
+# Signals that a crash does not raise: somebody, the system short of memory, or a closing terminal
+# sent them.
+_FROM_OUTSIDE = {
+    getattr(signal, name, None) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT")
+}
+
+
 class WorkerError(RuntimeError):
     """The worker crashed, hung or could not do what it was asked; the message says which."""
+
+
+class WorkerKilledError(WorkerError):
+    """The worker was killed from outside, which says nothing of what it was asked to do."""
 
 
 @dataclass(frozen=True)
@@ -132,15 +143,15 @@ class Client:
             self._process.stdin.write(json.dumps({"do": method, **arguments}).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise WorkerError(self._epitaph()) from None
+            raise self._epitaph() from None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(self._timeout):
                 self.close()
                 raise WorkerError(f"hung: no answer within {self._timeout:g} s, killed")
         line = self._process.stdout.readline()
-        if not line:
-            raise WorkerError(self._epitaph())
+        if not line.endswith(b"\n"):  # it ended before, or amid, its answer
+            raise self._epitaph()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise WorkerError(answer["error"])
@@ -168,10 +179,11 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _epitaph(self) -> str:
-        """Returns how the process ended, and the last thing it said."""
+    def _epitaph(self) -> WorkerError:
+        """Returns the error that says how the process ended, and the last thing it said."""
         code = self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         self._stderr.seek(0)
         said = self._stderr.read().decode(errors="replace").strip().splitlines()
-        return f"worker {how}" + (f": {said[-1].strip()}" if said else "")
+        text = f"worker {how}" + (f": {said[-1].strip()}" if said else "")
+        return WorkerKilledError(text) if -code in _FROM_OUTSIDE else WorkerError(text)

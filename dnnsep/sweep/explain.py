@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from dnnsep.backends import BACKENDS
 from dnnsep.host.machine import cpus_for
+from dnnsep.host.unnamed import unnamed_file
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.client import Client, WorkerError
@@ -24,11 +23,10 @@ def explain(problem: Problem, backend: str, threads: int) -> dict[str, Any]:
     counts the hot call's reorders; ``dots`` has the rates that the fused kernel chose by. Raises
     WorkerError if the backend crashes, cannot run the problem or is not available.
     """
-    with Client(backend) as client, tempfile.TemporaryDirectory(prefix="dnnsep-") as folder:
+    with Client(backend) as client, unnamed_file() as data:
         started = client.ask("start")
         if "unavailable" in started:
             raise WorkerError(f"not available: {started['unavailable']}")
-        data = Path(folder) / "data.npz"
         CheckData.exact(problem).save(data)
         answer = client.ask("prepare", problem=str(problem), cpus=cpus_for(threads), data=str(data))
     if "refused" in answer:

@@ -7,7 +7,6 @@ nothing else of the machine.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,12 +15,13 @@ from time import monotonic
 from typing import Any
 
 from dnnsep.host.machine import cpus_for
+from dnnsep.host.unnamed import unnamed_file
 from dnnsep.measure.calibrate import Calibrator
 from dnnsep.measure.roofs import Roofs
 from dnnsep.measure.stats import Round, Stats
 from dnnsep.measure.warnings import Load, ratio_to_other_cache, warnings_of
 from dnnsep.sweep.case import AnyCase
-from dnnsep.sweep.client import Allocator, Client, WorkerError
+from dnnsep.sweep.client import Allocator, Client, WorkerError, WorkerKilledError
 from dnnsep.sweep.results import Key, Record
 
 # Turns each backend gets before a visit may end: A B C A B C …, so that drift of the machine hits
@@ -120,14 +120,14 @@ class LocalNode:
         Leaves out backends whose record in ``earlier`` has this visit's figures, or none at all.
         """
         earlier = earlier or {}
-        todo = [b for b in case.backends if _is_due(earlier.get(case.key(b)), visit)]
+        found = {b: earlier.get(case.key(b)) for b in case.backends}
+        todo = [b for b, record in found.items() if record is None or record.is_due(visit)]
         if not todo:
             return
         problem = str(case.problem)
         self._load(todo, case.worker, on_step)
         on_step(f"{problem} reference")
-        with tempfile.TemporaryDirectory(prefix="dnnsep-") as folder:
-            data = Path(folder) / "data.npz"
+        with unnamed_file() as data:
             try:
                 case.save_data(data)
             except (MemoryError, OSError) as error:
@@ -142,9 +142,13 @@ class LocalNode:
         on_step(f"{problem} measure")
         load = self._measure(case, entries, visit)
         for entry in entries:
-            yield entry.record or self._finish(
-                case, entry, earlier.get(case.key(entry.backend)), load
-            )
+            before = found[entry.backend]
+            if entry.record is None:
+                yield self._finish(case, entry, before, load)
+            elif entry.record.status == "killed" and before is not None:
+                yield before  # its figures stay, and this visit stays due
+            else:
+                yield entry.record
 
     def _prepare(self, case: AnyCase, backend: str, data: Path) -> _Entry:
         entry = _Entry(backend)
@@ -160,7 +164,7 @@ class LocalNode:
                 "prepare", problem=str(case.problem), cpus=cpus, data=str(data)
             )
         except WorkerError as error:
-            entry.record = _record(case, backend, status="failed", reason=str(error))
+            entry.record = _ended(case, backend, error)
             return entry
         if "refused" in entry.answer:
             entry.record = _record(case, backend, status="refused", reason=entry.answer["refused"])
@@ -258,7 +262,7 @@ class LocalNode:
                 entry.peak_memory = answer["peak_memory_bytes"]
                 calls[target] = answer["calls_us"]
         except WorkerError as error:
-            entry.record = _record(case, entry.backend, status="failed", reason=str(error))
+            entry.record = _ended(case, entry.backend, error)
             return {}
         return calls
 
@@ -268,7 +272,7 @@ class LocalNode:
         try:
             answer = entry.client.ask("time", target="all", seconds=_PROBE_SECONDS, cache=other)
         except WorkerError as error:
-            entry.record = _record(case, entry.backend, status="failed", reason=str(error))
+            entry.record = _ended(case, entry.backend, error)
             return
         measured = Stats.of(entry.rounds["all"]).median_us
         entry.cold_over_hot = ratio_to_other_cache(measured, answer["calls_us"], case.cache)
@@ -303,8 +307,10 @@ class LocalNode:
         )
 
 
-def _is_due(record: Record | None, visit: int) -> bool:
-    return record is None or (record.status == "ok" and record.visits <= visit)
+def _ended(case: AnyCase, backend: str, error: WorkerError) -> Record:
+    """Returns the record of a backend whose worker has ended."""
+    killed = isinstance(error, WorkerKilledError)
+    return _record(case, backend, status="killed" if killed else "failed", reason=str(error))
 
 
 def _record(case: AnyCase, backend: str, **fields: Any) -> Record:

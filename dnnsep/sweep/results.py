@@ -31,11 +31,12 @@ class Record(BaseModel):
     """The figures of one problem on one backend, or the reason why there are none.
 
     ``status`` is ``ok``, ``refused`` (the backend cannot run the problem, or is not there),
-    ``incorrect`` (it does not agree with the reference, and was not timed) or ``failed`` (it
-    crashed or hung). ``time`` is in microseconds a call; ``flops`` are a call's, of a separable
-    problem 2·bs·oh·ow·ic·m·(kh·kw+oc). ``output`` says where the calls' results went, ``cpus``
-    which CPUs the threads were kept on (None where the system does not allow it). ``stages`` are
-    the times of the last visit.
+    ``incorrect`` (it does not agree with the reference, and was not timed), ``failed`` (it crashed
+    or hung) or ``killed`` (its worker was killed from outside, which says nothing of the backend:
+    resuming measures it again). ``time`` is in microseconds a call; ``flops`` are a call's, of a
+    separable problem 2·bs·oh·ow·ic·m·(kh·kw+oc). ``output`` says where the calls' results went,
+    ``cpus`` which CPUs the threads were kept on (None where the system does not allow it).
+    ``stages`` are the times of the last visit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,7 +46,7 @@ class Record(BaseModel):
     backend: str
     threads: int
     cache: Cache = "hot"
-    status: Literal["ok", "refused", "incorrect", "failed"]
+    status: Literal["ok", "refused", "incorrect", "failed", "killed"]
     reason: str | None = None
     flops: int
     ran_on: str | None = None
@@ -92,6 +93,13 @@ class Record(BaseModel):
     def key(self) -> Key:
         """Returns what tells the record apart from the others of its sweep."""
         return (self.problem, self.backend, self.threads, self.cache)
+
+    def is_due(self, visit: int) -> bool:
+        """Returns whether a visit, from 0, is still to be made: nothing was found, and it has no
+        figures of that visit."""
+        if self.status == "ok":
+            return all(r.visit != visit for r in self.rounds)
+        return self.status == "killed"
 
     @property
     def visits(self) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from dnnsep.host.inputs import exists, is_folder
 from dnnsep.host.machine import cpus_for, fingerprint
 from dnnsep.measure.calibrate import Calibrator
 from dnnsep.measure.roofs import Roofs
@@ -97,11 +98,11 @@ class Session:
         self.results = assignment.fresh_results()
         if resume:
             self.results = _resumed(path, self.results)
-        elif path.exists():
+        elif exists(path):
             raise SessionError(
                 f"{path}: exists; add --resume to go on with it, or choose another name"
             )
-        elif not path.parent.is_dir():
+        elif not is_folder(path.parent):
             raise SessionError(f"{path}: no such directory")
 
     def measure_roofs(self, observer: Observer) -> None:
@@ -119,7 +120,8 @@ class Session:
                 observer.roofs(self.results.roofs[count])
 
     def run(self, observer: Observer) -> bool:
-        """Measures all cases into ``results``; returns whether Ctrl-C ended it early."""
+        """Measures all cases into ``results``; returns whether Ctrl-C, or being told to end by a
+        signal, ended it early."""
         assignment, results = self._assignment, self.results
         records = {record.key: record for record in results.records}
         probe_cache = assignment.with_roofs and len(assignment.caches) == 1
@@ -145,18 +147,21 @@ class Session:
 class Interrupts:
     """Notes within a block whether Ctrl-C came: Python drops the exception in a destructor.
 
-    Ctrl-C raises KeyboardInterrupt as ever, and sets ``seen`` for where that got lost.
+    Ctrl-C raises KeyboardInterrupt as ever, and sets ``seen`` for where that got lost. So do the
+    signals that ask a process to end.
     """
 
     def __init__(self) -> None:
         self.seen = False
 
     def __enter__(self) -> Interrupts:
-        self._before = signal.signal(signal.SIGINT, self._note)
+        asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._note) for number in asking}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, *_: object) -> None:
         self.seen = True
@@ -165,7 +170,7 @@ class Interrupts:
 
 def _resumed(path: Path, fresh: Results) -> Results:
     """Returns the results to go on with: those in the file, if they were made the same way here."""
-    if not path.exists():
+    if not exists(path):
         return fresh
     try:
         old = Results.load(path)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dnnsep.backends import get_backend
 from dnnsep.host.affinity import keep_on, pin_workers
 from dnnsep.host.allocator import keep_pages
+from dnnsep.host.parent import end_with_parent
 from dnnsep.measure.cachestate import Evictor
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
@@ -237,12 +238,13 @@ def _peak_memory() -> int | None:
 
 
 def serve(make: Callable[[str], Any]) -> None:
-    """Answers the requests on stdin until it closes.
+    """Answers the requests on stdin until it closes, or the sweep is killed.
 
     The process's arguments are a name, of which ``make`` makes a worker, and ``keep`` or
     ``system``. A request names a method of the worker under ``do``; an exception becomes an answer
     with ``error``. Answers go to what was stdout; what others print to stdout goes to stderr.
     """
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _, name, allocator = sys.argv
