@@ -67,12 +67,13 @@ class Sweep:
 
     def look(self, printed: str) -> tuple[int, int]:
         """Compares the file with what was finished before, and with the rows of figures that the
-        sweep has ``printed`` since; returns how many records are lost, and how many doubled."""
+        sweep has ``printed``, those of earlier runs again; returns how many records are lost, and
+        how many doubled."""
         records = Results.load(self.path).records if self.path.exists() else []
         now = {record.key: record for record in records}
         changed = sum(now.get(key) != record for key, record in self.finished.items())
         ok = {key: record for key, record in now.items() if record.status == "ok"}
-        unsaved = len(_ROW.findall(printed)) - len(ok.keys() - self.finished.keys())
+        unsaved = len(_ROW.findall(printed)) - len(ok)
         self.finished |= ok
         return changed + max(0, unsaved), len(records) - len(now)
 
