@@ -26,7 +26,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MARK = "DNNSEP_TEST_MARK"
 
 # A row of the table that is printed as cases are measured: a backend and its median.
-_ROW = re.compile(rf"\b(?:{'|'.join(BACKENDS)}) +\d+\.\d")
+_ROW = re.compile(rf"\b(?:{'|'.join(BACKENDS)}) {{2,}}\d+\.\d")
 
 
 @dataclass
