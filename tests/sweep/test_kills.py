@@ -25,8 +25,9 @@ BACKENDS = ("eager", "onednn")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MARK = "DNNSEP_TEST_MARK"
 
-# A row of the table that is printed as cases are measured: a backend and its median.
-_ROW = re.compile(rf"\b(?:{'|'.join(BACKENDS)}) {{2,}}\d+\.\d")
+# A line of the table that is printed as cases are measured: a backend and its median, after the
+# problem or below one. The lines below the table name backends too.
+_ROW = re.compile(rf"^(?:mb\S+)? +(?:{'|'.join(BACKENDS)}) +\d+\.\d", re.MULTILINE)
 
 
 @dataclass
@@ -67,13 +68,12 @@ class Sweep:
 
     def look(self, printed: str) -> tuple[int, int]:
         """Compares the file with what was finished before, and with the rows of figures that the
-        sweep has ``printed``, those of earlier runs again; returns how many records are lost, and
-        how many doubled."""
+        sweep has ``printed`` since; returns how many records are lost, and how many doubled."""
         records = Results.load(self.path).records if self.path.exists() else []
         now = {record.key: record for record in records}
         changed = sum(now.get(key) != record for key, record in self.finished.items())
         ok = {key: record for key, record in now.items() if record.status == "ok"}
-        unsaved = len(_ROW.findall(printed)) - len(ok)
+        unsaved = len(_ROW.findall(printed)) - len(ok)  # a resumed sweep prints all of them
         self.finished |= ok
         return changed + max(0, unsaved), len(records) - len(now)
 
