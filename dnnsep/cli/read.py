@@ -81,17 +81,20 @@ def report(
         typer.Option("--format", help="A page that works offline, or text for a pull request."),
     ] = "html",
 ) -> None:
-    """Show results as one page: roofline, bars, heat map, speed-ups, warnings, commands."""
+    """Show results as one page, which begins with which backend is fastest and by how much.
+
+    Charts, tables, warnings and the commands that measure again follow, and then the machine.
+    """
     from dnnsep.report.html import as_html
     from dnnsep.report.load import load
-    from dnnsep.report.table import as_markdown
+    from dnnsep.report.markdown import as_report
 
     try:
         files = [(path.name, load(path)) for path in results]
         if output_format == "html":
             text, output = as_html(files), output or Path("report.html")
         else:
-            text = "\n\n".join(f"### {name}\n\n{as_markdown(shown)}" for name, shown in files)
+            text = as_report(files)
     except ValueError as error:
         bad_input(error)
     if output is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dnnsep.problem import Problem
+from dnnsep.report.load import shareable
 from dnnsep.sweep.results import Record, Results, parse_model
 
 # The columns with their types, in order.
@@ -39,13 +40,15 @@ def export(
     Columns and types are RECORD_COLUMNS or SAMPLE_COLUMNS; times are microseconds a call,
     ``roof_share`` is 0 to 1, and missing where the roof cannot be right, ``intensity`` FLOPs per
     byte. A missing value is empty in CSV and null in parquet. Lists are joined: impls by `` + ``,
-    warnings by ``; ``. An existing file is replaced.
+    warnings by ``; ``. Of the paths of this machine their last part is left. An existing file is
+    replaced.
 
     Raises ValueError where pyarrow is needed and missing, or a problem is not a descriptor;
     OSError where the file cannot be written.
     """
     columns = SAMPLE_COLUMNS if samples else RECORD_COLUMNS
-    rows = list(_sample_rows(results) if samples else _record_rows(results))
+    shown = shareable(results)
+    rows = list(_sample_rows(shown) if samples else _record_rows(shown))
     if to == "parquet":
         _write_parquet(path, columns, rows)
         return

@@ -1,4 +1,4 @@
-"""Writes results as one HTML page that needs no network: charts, tables, warnings, commands."""
+"""Writes results as one HTML page that needs no network: the answer, charts, tables, machine."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 from dnnsep.measure.roofs import Roofs
 from dnnsep.measure.stats import geomean
+from dnnsep.report.answer import answer_of, sentences
 from dnnsep.report.charts import Figure, bars, heat_map, roofline
 from dnnsep.report.commands import commands
 from dnnsep.report.labels import SYMBOLS, Style, hover_text, labels_of, shortened, styles_of
+from dnnsep.report.load import shareable, shareable_text
 from dnnsep.report.table import base_times, group_of, place
 from dnnsep.sweep.results import Record, Results
 
@@ -28,6 +30,8 @@ h2 { font-size: 1.3em; margin: 40px 0 8px; border-bottom: 2px solid #222; }
 h3 { font-size: 1.1em; margin: 28px 0 8px; }
 h4 { font-size: 1em; margin: 20px 0 4px; }
 p { margin: 4px 0; }
+.answer { margin: 12px 0; padding: 8px 16px; background: #f4f4f4; }
+.answer .item { padding-left: 1.5em; }
 .note { color: #555; font-size: 13px; }
 dl { display: grid; grid-template-columns: minmax(90px, max-content) 1fr; gap: 2px 16px; }
 dt { color: #555; }
@@ -53,48 +57,62 @@ summary { cursor: pointer; margin: 8px 0; }
 def as_html(files: Sequence[tuple[str, Results]]) -> str:
     """Returns one page of the results of one or more files, each under its label.
 
-    Times are microseconds a call, rates GFLOP/s. Speed-ups are against the first backend that ran
-    in the same file. Raises ValueError where a record's problem is neither a model nor a
-    descriptor.
+    It begins with the answer of every file. Times are microseconds a call, rates GFLOP/s. Speed-ups
+    are against the first backend that ran in the same file. Raises ValueError where a record's
+    problem is neither a model nor a descriptor.
     """
     from plotly.offline import get_plotlyjs
 
+    files = [(shareable_text(label), shareable(results)) for label, results in files]
     styles = styles_of(record.backend for _, results in files for record in results.records)
     titles = " + ".join(dict.fromkeys(results.title for _, results in files))
     title = escape(f"dnnsep: {titles}" if titles else "dnnsep")
-    links = [f'<a href="#file{i}">{escape(label)}</a>' for i, (label, _) in enumerate(files)]
     lines = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         f"<title>{title}</title><style>{_STYLE}</style>",
         f"<script>{get_plotlyjs()}</script></head><body><main><h1>{title}</h1>",
-        f"<p>{', '.join(links)}</p>" if len(links) > 1 else "",
+        *(_answer(i, label, results) for i, (label, results) in enumerate(files)),
         *(_file(i, label, results, styles) for i, (label, results) in enumerate(files)),
         "</main></body></html>\n",
     ]
     return "\n".join(lines)
 
 
+def _answer(index: int, label: str, results: Results) -> str:
+    """Returns what a file's results come to, under a link to its section."""
+    lines = sentences(answer_of(results))
+    shown = "".join(
+        f'<p class="item">{escape(line[2:])}</p>' if line[:2] == "- " else f"<p>{escape(line)}</p>"
+        for line in lines
+    )
+    link = f'<p class="note">of <a href="#file{index}">{escape(label)}</a></p>'
+    return f'<section class="answer">{link}{shown}</section>'
+
+
 def _file(index: int, label: str, results: Results, styles: dict[str, Style]) -> str:
     """Returns the section of one file."""
-    records = results.records
+    records, roofs = results.records, results.roofs.values()
     ok = sum(record.status == "ok" for record in records)
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(group_of(record), []).append(record)
+    # A group without a time has nothing to draw.
+    timed = {t: g for t, g in groups.items() if any(record.time is not None for record in g)}
     return "\n".join(
         [
             f'<section id="file{index}"><h2>{escape(label)}</h2>',
             f"<p>{escape(results.title)}, {escape(results.created)}: "
             f"{len(records)} records, {ok} with figures</p>",
-            "<h3>Machine</h3>" + _facts(results.fingerprint),
-            "<h3>Settings</h3>" + _facts(results.settings),
-            *(_roofs(roofs) for roofs in results.roofs.values()),
-            *(_roofline(roofs, records, styles) for roofs in results.roofs.values()),
-            *(_group(title, group, records, styles) for title, group in groups.items()),
+            *(_roofline(measured, records, styles) for measured in roofs),
+            *(_charts(title, group, styles) for title, group in timed.items()),
+            _speeds(timed, *base_times(records)),
             _doubts(records),
             _commands(results),
+            *(_roofs(measured) for measured in roofs),
+            "<h3>Machine</h3>" + _facts(results.fingerprint),
+            "<h3>Settings</h3>" + _facts(results.settings),
             "</section>",
         ]
     )
@@ -158,23 +176,32 @@ def _roofline(roofs: Roofs, records: Sequence[Record], styles: dict[str, Style])
     )
 
 
-def _group(
-    title: str, group: Sequence[Record], records: Sequence[Record], styles: dict[str, Style]
-) -> str:
-    """Returns the charts and the table of records that are compared; empty without a time."""
-    if all(record.time is None for record in group):
-        return ""
+def _charts(title: str, group: Sequence[Record], styles: dict[str, Style]) -> str:
+    """Returns the charts of records that are compared."""
     return (
         f"<h3>{escape(title)}</h3>"
         + _chart("<h4>Times</h4>", bars(group, styles))
         + _chart("<h4>Share of the roof, %</h4>", heat_map(group))
-        + _speedups(group, *base_times(records))
     )
 
 
-def _speedups(
-    group: Sequence[Record], base: str, base_us: dict[tuple[str, int, str], float]
+def _speeds(
+    groups: dict[str, list[Record]], base: str, base_us: dict[tuple[str, int, str], float]
 ) -> str:
+    """Returns the tables of the speeds against the base, one a group; empty without a group."""
+    tables = (
+        f"<h4>{escape(title)}</h4>{_speedups(group, base_us)}" for title, group in groups.items()
+    )
+    return (
+        f"<h3>Speed against {escape(base)}</h3>"
+        '<p class="note">the fastest of each row is bold; ! has a warning, below</p>'
+        + "".join(tables)
+        if groups
+        else ""
+    )
+
+
+def _speedups(group: Sequence[Record], base_us: dict[tuple[str, int, str], float]) -> str:
     """Returns a table of layers by backends: the speed against the base, and the median in µs.
 
     The fastest of each row is marked; ``base_us`` are the base's medians.
@@ -207,8 +234,6 @@ def _speedups(
     names = (escape(backend).replace(":", ":<wbr>").replace("=", "=<wbr>") for backend in backends)
     heads = "".join(f"<th>{name}</th>" for name in names)
     return (
-        f"<h4>Speed against {escape(base)}</h4>"
-        '<p class="note">the fastest of each row is bold; ! has a warning, below</p>'
         f'<div class="scroll speeds"><table><thead><tr><th>layer</th>{heads}</tr></thead>'
         f'<tbody>{"".join(rows)}<tr class="mean"><th>geomean</th>{means}</tr></tbody></table></div>'
     )

@@ -1,9 +1,14 @@
-"""Reads results from files: those of a sweep, or those that pytest-benchmark wrote in perf/."""
+"""Reads results from files: those of a sweep, or those that pytest-benchmark wrote in perf/.
+
+What is to be shown to others is freed of the folders of the user's machine.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,18 @@ from dnnsep.host.inputs import RESULT_BYTES, read_bytes
 from dnnsep.measure.roofs import Roofs
 from dnnsep.measure.stats import Round, Stats
 from dnnsep.problem import Problem
-from dnnsep.sweep.results import Record, Results
+from dnnsep.sweep.results import Record, Results, parse_model
+
+# The folders of an absolute path. A fraction such as FLOP/byte, an address on the web and a closing
+# tag are none. In quotes, and after the / of a path that is all there is, there may be spaces.
+_PART = r"""[^\s\\/'"`:,;|<>]"""
+_START = r"(?<![\w.~/)\]%}<])(?<!https:)(?<!http:)|(?<=-[ILW])"
+_HOME = re.compile(rf"(?:{_START})(?:/+root|/+(?:home|Users)/+{_PART}+)/*(?!/*{_PART})")
+_QUOTED = re.compile(r"""(?<=["'])(?:/|[A-Za-z]:[\\/])[^"'\n]*[\\/](?=[^"'\n\\/]+["'])""")
+_POSIX = re.compile(rf"(?:{_START})(?:file:)?/+(?:{_PART}+/+)+(?={_PART})")
+_WINDOWS = re.compile(rf"(?<![A-Za-z])[A-Za-z]:[\\/]+(?:{_PART}+[\\/]+)*(?={_PART})")
+# These turn the direction of a line.
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def load(path: Path) -> Results:
@@ -31,6 +47,96 @@ def load(path: Path) -> Results:
         return of_benchmarks(content["benchmarks"], machine)
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not written by perf/: {error!r:.100}") from None
+
+
+def shareable(results: Results) -> Results:
+    """Returns results as others may see them: see ``shareable_text``, which all their texts pass.
+
+    Models from files stay apart where only their folders differ: they are numbered.
+    """
+    problems = _shareable_problems(record.problem for record in results.records)
+    return results.model_copy(
+        update={
+            "title": shareable_text(results.title),
+            "created": shareable_text(results.created),
+            "fingerprint": _shareable_value(results.fingerprint),
+            "settings": _shareable_setting(results.settings),
+            "records": [_shareable_record(r, problems[r.problem]) for r in results.records],
+        }
+    )
+
+
+def shareable_text(text: str) -> str:
+    """Returns a text with the last part of every absolute path in it only, ``~`` for a home, and a
+    replacement character for each one that controls a terminal. Ends of lines are newlines."""
+    text = _HOME.sub("~", _QUOTED.sub("", text))
+    text = _WINDOWS.sub("", _POSIX.sub("", text))
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character in "\n\t":
+        return character
+    controls = unicodedata.category(character) in ("Cc", "Cs") or character in _TURNS
+    return "\ufffd" if controls else character
+
+
+def _shareable_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return shareable_text(value)
+    if isinstance(value, dict):
+        return {shareable_text(str(k)): _shareable_value(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_shareable_value(item) for item in value]
+    return value
+
+
+def _shareable_setting(value: Any) -> Any:
+    """Returns a setting, where a text that begins as a path does is one path, spaces and all."""
+    if isinstance(value, str):
+        return shareable_text(_last(value))
+    if isinstance(value, dict):
+        return {shareable_text(str(k)): _shareable_setting(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_shareable_setting(item) for item in value]
+    return value
+
+
+def _last(path: str) -> str:
+    """Returns the last part of an absolute path; any other text as it is."""
+    return path.rstrip("/").rpartition("/")[2] if path.startswith("/") else path
+
+
+def _shareable_problems(problems: Iterable[str]) -> dict[str, str]:
+    """Returns how each problem is shown; descriptors are as they are."""
+    names: dict[str, str] = {}
+    shown = {}
+    for problem in problems:
+        shown[problem] = problem
+        if " " not in problem:
+            continue
+        model = parse_model(problem)[0]
+        if model not in names:
+            names[model] = _unlike(shareable_text(_last(model)), names.values())
+        shown[problem] = names[model] + problem.removeprefix(model)
+    return shown
+
+
+def _unlike(name: str, others: Collection[str]) -> str:
+    """Returns a name, numbered where it is one of the others."""
+    numbered, count = name, 1
+    while numbered in others:
+        count += 1
+        numbered = f"{name} ({count})"
+    return numbered
+
+
+def _shareable_record(record: Record, problem: str) -> Record:
+    fields = ("name", "backend", "reason", "ran_on", "check", "impls", "output", "warnings")
+    shown = {field: _shareable_value(getattr(record, field)) for field in fields}
+    stages = {shareable_text(name): stats for name, stats in record.stages.items()}
+    return record.model_copy(update={**shown, "problem": problem, "stages": stages})
 
 
 def of_benchmarks(benchmarks: Sequence[dict[str, Any]], machine: dict[str, Any]) -> Results:

@@ -152,16 +152,10 @@ def as_rich(results: Results) -> Table:
 
 
 def as_markdown(results: Results) -> str:
-    """Returns a markdown table, a row a record, with the summary below it."""
-    shown = _columns(results)
-    lines = [
-        "| " + " | ".join(HEADINGS[name] for name in shown) + " |",
-        "|" + " --- |" * len(shown),
-    ]
-    for row in rows(results):
-        cells = (getattr(row, name).replace("|", "\\|").replace("\n", " ") for name in shown)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *summary(results)])
+    """Returns what ``dnnsep.report.markdown`` makes of results."""
+    from dnnsep.report import markdown  # which needs this file
+
+    return markdown.as_markdown(results)
 
 
 def as_csv(results: Results) -> str:

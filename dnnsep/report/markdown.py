@@ -1,0 +1,68 @@
+"""Shows results as markdown, for a pull request: their answer, and a table.
+
+Texts of the results are escaped, so that they show as they are and add no markup.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from dnnsep.report.answer import answer_of, sentences
+from dnnsep.report.load import shareable, shareable_text
+from dnnsep.report.table import HEADINGS, Row, rows, summary
+from dnnsep.sweep.results import Results
+
+# A backslash is no escape before < and & in every dialect.
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+# Within a word an underscore is no markup; $ begins a formula in some dialects.
+_MARKUP = re.compile(r"[\\`*\[\]|~#$<>&]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def as_report(files: Sequence[tuple[str, Results]]) -> str:
+    """Returns the results of one or more files, each under its label: answer, then table."""
+    parts = []
+    for label, results in files:
+        shown = shareable(results)
+        parts.append(f"### {escaped(shareable_text(label))}\n\n{_answer(shown)}\n\n{_table(shown)}")
+    return "\n\n".join(parts)
+
+
+def as_markdown(results: Results) -> str:
+    """Returns a markdown table, a row a record, with the summary below it."""
+    return _table(shareable(results))
+
+
+def escaped(text: str) -> str:
+    """Returns text on one line that markdown shows as it is."""
+    line = " ".join(text.split())
+    return _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), line)
+
+
+def _answer(results: Results) -> str:
+    """Returns the answer as a list, what it lists itself set in below."""
+    return "\n".join(
+        f"  - {escaped(line[2:])}" if line.startswith("- ") else f"- {escaped(line)}"
+        for line in sentences(answer_of(results))
+    )
+
+
+def _table(results: Results) -> str:
+    lines_of_table = rows(results)
+    shown = [name for name in HEADINGS if _says_something(name, lines_of_table)]
+    lines = [
+        "| " + " | ".join(HEADINGS[name] for name in shown) + " |",
+        "|" + " --- |" * len(shown),
+        *(
+            "| " + " | ".join(escaped(getattr(row, name)) for name in shown) + " |"
+            for row in lines_of_table
+        ),
+    ]
+    return "\n".join([*lines, "", *(f"- {escaped(line)}" for line in summary(results))])
+
+
+def _says_something(name: str, shown: Sequence[Row]) -> bool:
+    """Returns whether a column is needed: stages and caches are where they are not the usual."""
+    if name == "stages":
+        return any(row.stages for row in shown)
+    return name != "cache" or any(row.cache != "hot" for row in shown)
