@@ -86,11 +86,11 @@ def report(
     Charts, tables, warnings and the commands that measure again follow, and then the machine.
     """
     from dnnsep.report.html import as_html
-    from dnnsep.report.load import load
+    from dnnsep.report.load import labels_of_files, load
     from dnnsep.report.markdown import as_report
 
     try:
-        files = [(path.name, load(path)) for path in results]
+        files = list(zip(labels_of_files(results), map(load, results), strict=True))
         if output_format == "html":
             text, output = as_html(files), output or Path("report.html")
         else:

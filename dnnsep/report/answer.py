@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dnnsep.measure.stats import CONFIDENCE
 from dnnsep.report.labels import labels_of
@@ -58,13 +58,13 @@ class Behind:
     """A problem on which another backend takes less time.
 
     ``times`` is how many times as long the subject takes; ``clear`` whether the 95 % intervals of
-    the two medians lie apart.
+    the two medians lie apart, None where one has no interval.
     """
 
     label: str
     best: str
     times: float
-    clear: bool
+    clear: bool | None
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,13 @@ class Answer:
     warned: int
 
 
+class Line(NamedTuple):
+    """A line of an answer's text; ``is_item`` says that it is listed under the one before."""
+
+    text: str
+    is_item: bool = False
+
+
 def answer_of(results: Results) -> Answer:
     """Returns the answer of one file's results.
 
@@ -135,22 +142,18 @@ def machine_line(results: Results) -> str:
     return f"{line}; threads {', '.join(map(str, threads))}" if threads else line
 
 
-def sentences(answer: Answer) -> list[str]:
-    """Returns what the answer says, a line each; those that begin with ``- `` are items of a list.
-
-    The machine is the last line.
-    """
+def sentences(answer: Answer) -> list[Line]:
+    """Returns what the answer says. The machine is the last line."""
     lines = [line for group in answer.groups for line in _group_lines(group)]
     if not answer.groups:
-        lines.append("Nothing was measured: there are no records.")
+        lines.append(Line("Nothing was measured: there are no records."))
     if answer.warned:
-        lines.append(
-            f"{answer.warned} of {_count(answer.timed, 'time')} have a warning, see below."
-        )
+        of_times = f"{answer.warned} of {_count(answer.timed, 'time')}"
+        lines.append(Line(f"With a warning, see below: {of_times}."))
     if answer.statuses:
         counts = ", ".join(f"{count} {status}" for status, count in answer.statuses.items())
-        lines.append(f"Records without a time: {counts}.")
-    return [*lines, f"Machine: {answer.machine}."]
+        lines.append(Line(f"Records without a time: {counts}."))
+    return [*lines, Line(f"Machine: {answer.machine}.")]
 
 
 def _group(title: str, records: Sequence[Record]) -> GroupAnswer:
@@ -226,26 +229,31 @@ def _us(record: Record) -> float:
     return record.time.median_us
 
 
-def _is_clearly_slower(record: Record, rival: Record) -> bool:
+def _is_clearly_slower(record: Record, rival: Record) -> bool | None:
     own, other = record.time, rival.time
     if own is None or other is None or own.low_us is None or other.high_us is None:
-        return False
+        return None
     return own.low_us > other.high_us
 
 
-def _group_lines(group: GroupAnswer) -> Iterator[str]:
+def _group_lines(group: GroupAnswer) -> Iterator[Line]:
     problems = _count(group.problems, "problem")
     if not group.timed:
-        yield f"{group.title}: {problems}, and no backend has a time on any of them."
+        yield Line(f"{group.title}: {problems}, and no backend has a time on any.")
         return
     if not group.compared:
-        yield f"{group.title}: {problems}, and none has the times of two backends to compare."
-        yield f"{group.subject} has a time on {group.timed - group.missing} of {group.problems}."
+        yield Line(f"{group.title}: {problems}, and none has the times of two backends to compare.")
+        ran = group.timed - group.missing
+        yield Line(f"{group.subject} has a time on {ran} of {group.problems}.")
         return
-    yield f"{group.title}: {problems}. {_fastest_text(group)}"
-    yield from _lead_lines(group)
+    yield Line(f"{group.title}: {problems}. {_fastest_text(group)}")
+    if group.missing:
+        yield Line(f"{group.subject} has no time on {group.missing} that another has a time on.")
+    if group.lead is not None:
+        yield Line(_lead_text(group, group.lead))
+        yield from _behind_lines(group, group.lead.count)
     if left := group.problems - group.compared:
-        yield f"Not compared: {_count(left, 'problem')} with the time of one backend or of none."
+        yield Line(f"Not compared: {_count(left, 'problem')} with the time of one backend or none.")
 
 
 def _fastest_text(group: GroupAnswer) -> str:
@@ -253,38 +261,34 @@ def _fastest_text(group: GroupAnswer) -> str:
     counts = iter(group.fastest.items())
     name, count = next(counts)
     more = "".join(f", {other} on {number}" for other, number in counts)
-    ties = sum(group.fastest.values()) - group.compared
-    tied = f" ({_count(ties, 'tie')} counted for each)" if ties else ""
+    tied = " (ties count for each)" if sum(group.fastest.values()) > group.compared else ""
     return f"Fastest: {name} on {count} of {group.compared}{more}{tied}."
 
 
-def _lead_lines(group: GroupAnswer) -> Iterator[str]:
-    """Yields by how much the subject is ahead, and where it is behind."""
-    if group.missing:
-        yield f"{group.subject} has no time on {group.missing} of {group.timed}, where another has."
-    if group.lead is None:
-        return
-    lead = group.lead
-    over = (
-        f"geomean of {lead.count} problems, 95 % interval {lead.low:.2f} to {lead.high:.2f}"
-        if (lead.low is not None and lead.high is not None)
-        else "one problem, so without an interval"
-    )
-    yield f"{group.subject} is {lead.ratio:.2f} times as fast as {_others_text(group)} ({over})."
+def _lead_text(group: GroupAnswer, lead: Lead) -> str:
+    who = group.subject if group.subject in OURS else f"{group.subject}, fastest most often,"
+    over = "one problem, so without an interval"
+    if lead.low is not None and lead.high is not None:
+        over = f"geomean of {lead.count} problems, 95 % interval {lead.low:.2f} to {lead.high:.2f}"
+    return f"{who} is {lead.ratio:.2f} times as fast as {_others_text(group)} ({over})."
+
+
+def _behind_lines(group: GroupAnswer, count: int) -> Iterator[Line]:
     if not group.behind:
-        yield f"It is behind on none of {lead.count}."
+        yield Line(f"It is behind on none of {count}.")
         return
-    clear = sum(behind.clear for behind in group.behind)
-    yield (
-        f"It is behind on {len(group.behind)} of {lead.count}, "
-        f"on {clear} of them by more than the intervals of the two medians:"
+    clear = sum(behind.clear is True for behind in group.behind) or "none"
+    yield Line(
+        f"It is behind on {len(group.behind)} of {count}, "
+        f"{clear} of them by more than the 95 % intervals of the two medians:"
     )
     for behind in group.behind[:_LISTED]:
-        doubt = "" if behind.clear else " (within the intervals)"
-        yield f"- {behind.label}: {behind.times:.2f} times as long as {behind.best}{doubt}"
-    rest = len(group.behind) - _LISTED
-    if rest > 0:
-        yield f"- and {rest} more, none by more than {group.behind[_LISTED].times:.2f} times"
+        doubt = {True: "", False: " (the intervals overlap)", None: " (no interval)"}[behind.clear]
+        text = f"{behind.label}: {behind.times:.2f} times as long as {behind.best}{doubt}"
+        yield Line(text, is_item=True)
+    if rest := group.behind[_LISTED:]:
+        text = f"and {len(rest)} more, none by more than {rest[0].times:.2f} times"
+        yield Line(text, is_item=True)
 
 
 def _others_text(group: GroupAnswer) -> str:

@@ -84,8 +84,7 @@ def _answer(index: int, label: str, results: Results) -> str:
     """Returns what a file's results come to, under a link to its section."""
     lines = sentences(answer_of(results))
     shown = "".join(
-        f'<p class="item">{escape(line[2:])}</p>' if line[:2] == "- " else f"<p>{escape(line)}</p>"
-        for line in lines
+        f"<p{' class=item' if line.is_item else ''}>{escape(line.text)}</p>" for line in lines
     )
     link = f'<p class="note">of <a href="#file{index}">{escape(label)}</a></p>'
     return f'<section class="answer">{link}{shown}</section>'

@@ -49,6 +49,14 @@ def load(path: Path) -> Results:
         raise ValueError(f"{path}: not written by perf/: {error!r:.100}") from None
 
 
+def labels_of_files(paths: Sequence[Path]) -> list[str]:
+    """Returns the name of each file without its folders; those of the same name are numbered."""
+    labels: list[str] = []
+    for path in paths:
+        labels.append(_unlike(shareable_text(path.name), labels))
+    return labels
+
+
 def shareable(results: Results) -> Results:
     """Returns results as others may see them: see ``shareable_text``, which all their texts pass.
 
@@ -61,6 +69,7 @@ def shareable(results: Results) -> Results:
             "created": shareable_text(results.created),
             "fingerprint": _shareable_value(results.fingerprint),
             "settings": _shareable_setting(results.settings),
+            "roofs": {n: _shareable_roofs(roofs) for n, roofs in results.roofs.items()},
             "records": [_shareable_record(r, problems[r.problem]) for r in results.records],
         }
     )
@@ -136,7 +145,15 @@ def _shareable_record(record: Record, problem: str) -> Record:
     fields = ("name", "backend", "reason", "ran_on", "check", "impls", "output", "warnings")
     shown = {field: _shareable_value(getattr(record, field)) for field in fields}
     stages = {shareable_text(name): stats for name, stats in record.stages.items()}
-    return record.model_copy(update={**shown, "problem": problem, "stages": stages})
+    roof = record.roof
+    if roof is not None:
+        roof = roof.model_copy(update={"binds": shareable_text(roof.binds)})
+    update = {**shown, "problem": problem, "stages": stages, "roof": roof}
+    return record.model_copy(update=update)
+
+
+def _shareable_roofs(roofs: Roofs) -> Roofs:
+    return Roofs.model_validate(_shareable_value(roofs.model_dump()))
 
 
 def of_benchmarks(benchmarks: Sequence[dict[str, Any]], machine: dict[str, Any]) -> Results:

@@ -17,6 +17,8 @@ from dnnsep.sweep.results import Results
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 # Within a word an underscore is no markup; $ begins a formula in some dialects.
 _MARKUP = re.compile(r"[\\`*\[\]|~#$<>&]|(?<![^\W_])_|_(?![^\W_])")
+# What makes a line of its own of a text that begins with it.
+_MARKER = re.compile(r"^(\d*)([-+.)])(?=\s|$)")
 
 
 def as_report(files: Sequence[tuple[str, Results]]) -> str:
@@ -42,9 +44,14 @@ def escaped(text: str) -> str:
 def _answer(results: Results) -> str:
     """Returns the answer as a list, what it lists itself set in below."""
     return "\n".join(
-        f"  - {escaped(line[2:])}" if line.startswith("- ") else f"- {escaped(line)}"
+        f"  {_item(line.text)}" if line.is_item else _item(line.text)
         for line in sentences(answer_of(results))
     )
+
+
+def _item(text: str) -> str:
+    """Returns text as an item of a list."""
+    return "- " + _MARKER.sub(r"\1\\\2", escaped(text))
 
 
 def _table(results: Results) -> str:
@@ -58,7 +65,7 @@ def _table(results: Results) -> str:
             for row in lines_of_table
         ),
     ]
-    return "\n".join([*lines, "", *(f"- {escaped(line)}" for line in summary(results))])
+    return "\n".join([*lines, "", *map(_item, summary(results))])
 
 
 def _says_something(name: str, shown: Sequence[Row]) -> bool:
