@@ -22,7 +22,10 @@ from dnnsep.sweep.results import Record, Results, parse_model
 # tag are none. In quotes, and after the / of a path that is all there is, there may be spaces.
 _PART = r"""[^\s\\/'"`:,;|<>]"""
 _START = r"(?<![\w.~/)\]%}<])(?<!https:)(?<!http:)|(?<=-[ILW])"
-_HOME = re.compile(rf"(?:{_START})(?:/+root|/+(?:home|Users)/+{_PART}+)/*(?!/*{_PART})")
+_USER = r"[\w.@+-]"
+_HOME = re.compile(
+    rf"(?:{_START})/+(?:root(?![\w-])|(?:home|Users)/+{_USER}+(?!{_USER}))(?:/+(?![/\w.@-])|(?!/))"
+)
 _QUOTED = re.compile(r"""(?<=["'])(?:/|[A-Za-z]:[\\/])[^"'\n]*[\\/](?=[^"'\n\\/]+["'])""")
 _POSIX = re.compile(rf"(?:{_START})(?:file:)?/+(?:{_PART}+/+)+(?={_PART})")
 _WINDOWS = re.compile(rf"(?<![A-Za-z])[A-Za-z]:[\\/]+(?:{_PART}+[\\/]+)*(?={_PART})")
