@@ -19,7 +19,7 @@ from dnnsep.problem import Problem
 from dnnsep.sweep.results import Record, Results, parse_model
 
 # The folders of an absolute path. A fraction such as FLOP/byte, an address on the web and a closing
-# tag are none. In quotes, and after the / of a path that is all there is, there may be spaces.
+# tag are none. Only in quotes can folders with spaces be told. A home folder's name is its user's.
 _PART = r"""[^\s\\/'"`:,;|<>]"""
 _START = r"(?<![\w.~/)\]%}<])(?<!https:)(?<!http:)|(?<=-[ILW])"
 _USER = r"[\w.@+-]"

@@ -109,6 +109,18 @@ def test_no_console_errors_and_no_network(either: Any) -> None:
     assert asked == []
 
 
+def test_the_answer_is_seen_first(opened: Any) -> None:
+    first, chart = opened.execute_script(
+        "return ['.answer p:nth-child(3)', '.js-plotly-plot'].map("
+        "s => document.querySelector(s).getBoundingClientRect().bottom)"
+    )
+    assert 0 < first < chart
+    assert first < 450  # by how much it is faster is in the upper half of the screen
+    text = opened.find_element("css selector", ".answer").text
+    assert "Fastest: " in text
+    assert "Machine: AMD EPYC" in text
+
+
 def test_every_chart_is_drawn(opened: Any) -> None:
     def count(selector: str) -> int:
         return len(opened.find_elements("css selector", selector))

@@ -84,6 +84,41 @@ def test_content(html: str) -> None:
     assert html.count("Plotly.newPlot(") - html.split("<main>")[0].count("Plotly.newPlot(") == 8
 
 
+def test_the_machine_is_at_the_end(html: str) -> None:
+    titles = [
+        "Roofline",
+        "f32 batch",
+        "Speed against",
+        "Warnings",
+        "Measure again",
+        "Measured roofs",
+    ]
+    titles += ["Machine", "Settings"]
+    for section in re.findall(r'<section id="file.*?</section>', html, re.DOTALL):
+        heads = [section.index(f"<h3>{title}") for title in titles]
+        assert heads == sorted(heads)
+        last_chart = section.rindex("Plotly.newPlot(")
+        assert heads[1] < last_chart < heads[2]
+        assert heads[0] < section.index("Plotly.newPlot(")
+
+
+def test_every_file_has_an_answer_with_a_link_to_it(html: str) -> None:
+    answers = re.findall(r'<section class="answer">.*?href="#(\w+)">(.*?)</a>', html)
+    assert answers == [("file0", "epyc.json"), ("file1", "xeon.json")]
+    assert all(html.count(f'<section id="{target}">') == 1 for target, _ in answers)
+
+
+def test_plotly_is_in_the_page_once(html: str) -> None:
+    from plotly.offline import get_plotlyjs
+
+    script = get_plotlyjs()
+    banner = re.search(r"plotly\.js v[\d.]+", script)
+    assert banner is not None
+    assert html.count(script) == html.count(banner[0]) == 1
+    # 8 charts of 97 figures, and the tables.
+    assert len(html) - len(script) < 400_000
+
+
 def test_geomeans_are_the_tables(html: str) -> None:
     (_, results), _ = two_files()
     means = re.findall(r'<tr class="mean">(.*?)</tr>', html)[0]
