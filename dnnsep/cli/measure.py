@@ -205,7 +205,9 @@ def _print(results: Results, shown: str) -> None:
     elif shown == "csv":
         typer.echo(table.as_csv(results), nl=False)
     elif shown == "markdown":
-        typer.echo(table.as_markdown(results))
+        from dnnsep.report.markdown import as_markdown
+
+        typer.echo(as_markdown(results))
     else:
         console().print(table.as_rich(results))
         for line in table.summary(results):

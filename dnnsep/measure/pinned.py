@@ -26,6 +26,8 @@ class PinnedThreads:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # A thread that waits for one that Ctrl-C kept from starting would be waited for in vain.
+        self._barrier.abort()
         self._pool.shutdown()
 
     def together(self, run: Callable[[int], None]) -> list[float]:

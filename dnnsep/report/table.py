@@ -151,13 +151,6 @@ def as_rich(results: Results) -> Table:
     return table
 
 
-def as_markdown(results: Results) -> str:
-    """Returns what ``dnnsep.report.markdown`` makes of results."""
-    from dnnsep.report import markdown  # which needs this file
-
-    return markdown.as_markdown(results)
-
-
 def as_csv(results: Results) -> str:
     """Returns CSV text with all columns of HEADINGS, a row a record."""
     text = io.StringIO()

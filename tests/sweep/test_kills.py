@@ -155,6 +155,7 @@ main()
         pytest.param("dnnsep.sweep.client Client.ask 1", 0, id="loading"),
         pytest.param("dnnsep.sweep.case Case.save_data 2", 1, id="preparing"),
         pytest.param("dnnsep.sweep.node LocalNode._finish 2", 1, id="measuring"),
+        pytest.param("concurrent.futures ThreadPoolExecutor.submit 2", 0, id="starting threads"),
         pytest.param("os fsync 2", 2, id="writing"),
         pytest.param("dnnsep.cli.measure RowPrinter.show 2", 2, id="printing"),
     ],

@@ -6,7 +6,8 @@ import pytest
 
 from dnnsep.measure.roofs import Roof
 from dnnsep.measure.stats import Stats
-from dnnsep.report.table import as_csv, as_markdown, rows, summary
+from dnnsep.report.markdown import as_markdown
+from dnnsep.report.table import as_csv, rows, summary
 from dnnsep.sweep.results import Record, Results
 from tests.sweep.samples import rounds_of, small_roofs
 
