@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -155,14 +154,11 @@ def test_what_is_no_file(tmp_path: Path, suffix: str, kind: str) -> None:
 
 
 def test_a_file_without_end_takes_no_memory() -> None:
-    limited = f"ulimit -v {8 << 20}; exec {sys.executable} -m dnnsep.cli report /dev/zero"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    limited = f"ulimit -v {4 << 20}; exec {sys.executable} -m dnnsep.cli report /dev/zero"
     done = subprocess.run(
         ["bash", "-c", limited], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 2, done.stderr
-    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    assert after <= max(before, 1 << 20)  # KiB
 
 
 def test_a_model_file_that_ends_the_process(tmp_path: Path) -> None:
