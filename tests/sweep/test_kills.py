@@ -147,17 +147,21 @@ main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize(
-    ("place", "finished"),
+    ("place", "finished", "name"),
     [
-        pytest.param("dnnsep.measure.roofmeter measured_roofs 1", 0, id="before the first case"),
-        pytest.param("dnnsep.sweep.client Client.ask 1", 0, id="loading"),
-        pytest.param("dnnsep.sweep.case Case.save_data 2", 1, id="preparing"),
-        pytest.param("dnnsep.sweep.node LocalNode._finish 2", 1, id="measuring"),
-        pytest.param("concurrent.futures ThreadPoolExecutor.submit 2", 0, id="starting threads"),
-        pytest.param("os fsync 2", 2, id="writing"),
-        pytest.param("dnnsep.cli.measure RowPrinter.show 2", 2, id="printing"),
+        pytest.param(
+            "dnnsep.measure.roofmeter measured_roofs 1", 0, "SIGINT", id="before the first case"
+        ),
+        pytest.param("dnnsep.sweep.client Client.ask 1", 0, "SIGINT", id="loading"),
+        pytest.param("dnnsep.sweep.case Case.save_data 2", 1, "SIGINT", id="preparing"),
+        pytest.param("dnnsep.sweep.node LocalNode._finish 2", 1, "SIGINT", id="measuring"),
+        pytest.param(
+            "concurrent.futures ThreadPoolExecutor.submit 2", 0, "SIGINT", id="starting threads"
+        ),
+        pytest.param("dnnsep.sweep.node LocalNode._finish 2", 1, "SIGTERM", id="told to end"),
+        pytest.param("os fsync 2", 2, "SIGINT", id="writing"),
+        pytest.param("dnnsep.cli.measure RowPrinter.show 2", 2, "SIGINT", id="printing"),
     ],
 )
 def test_ctrl_c_in_each_phase(tmp_path: Path, place: str, finished: int, name: str) -> None:
