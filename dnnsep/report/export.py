@@ -13,7 +13,7 @@ from dnnsep.sweep.results import Record, Results, parse_model
 
 # The columns with their types, in order.
 RECORD_COLUMNS: dict[str, type] = {
-    **{"title": str, "created": str, "cpu": str, "problem": str, "name": str},
+    **{"title": str, "created": str, "cpu": str, "problem": str, "name": str, "kind": str},
     **{"batch": int, "in_channels": int, "out_channels": int, "height": int, "width": int},
     **{"kernel_h": int, "kernel_w": int, "stride_h": int, "stride_w": int},
     **{"padding_top": int, "padding_bottom": int, "padding_left": int, "padding_right": int},
@@ -25,6 +25,15 @@ RECORD_COLUMNS: dict[str, type] = {
     **{"min_us": float, "count": int, "rounds": int, "gflops": float},
     **{"roof_gflops": float, "roof_binds": str, "roof_share": float, "intensity": float},
     **{"output": str, "peak_memory_bytes": int, "warnings": str},
+}
+# The columns of each kind's activations: an ordinary convolution mixes channels, as a pointwise one
+# does.
+_ACTIVATIONS = {
+    "separable": ("activation_depthwise", "activation_pointwise"),
+    "depthwise": ("activation_depthwise",),
+    "convolution": ("activation_pointwise",),
+    "linear": ("activation_pointwise",),
+    "mean": (),
 }
 SAMPLE_COLUMNS: dict[str, type] = {
     **{"problem": str, "name": str, "backend": str, "threads": int, "cache": str},
@@ -86,21 +95,21 @@ def _record_rows(results: Results) -> Iterator[dict[str, Any]]:
 
 def _model_columns(problem: str) -> dict[str, Any]:
     _, shape, dtype = parse_model(problem)
-    return {"batch": shape[0], "dtype": dtype}
+    return {"batch": shape[0], "dtype": dtype, "kind": "model"}
 
 
 def _problem_columns(descriptor: str) -> dict[str, Any]:
     problem = Problem.parse(descriptor)
     names = ("batch", "in_channels", "out_channels", "height", "width", "channel_multiplier")
-    columns = {name: getattr(problem, name) for name in (*names, "bias", "dtype")}
+    columns = {name: getattr(problem, name) for name in (*names, "bias", "dtype", "kind")}
     for field, columns_of_field in (
         ("kernel", ("kernel_h", "kernel_w")),
         ("stride", ("stride_h", "stride_w")),
         ("padding", ("padding_top", "padding_bottom", "padding_left", "padding_right")),
         ("dilation", ("dilation_h", "dilation_w")),
-        ("activations", ("activation_depthwise", "activation_pointwise")),
     ):
         columns |= zip(columns_of_field, getattr(problem, field), strict=True)
+    columns |= zip(_ACTIVATIONS[problem.kind], problem.activations, strict=True)
     return columns
 
 

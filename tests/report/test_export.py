@@ -73,6 +73,26 @@ def test_records(results: Results, tmp_path: Path) -> None:
     assert [refused[name] for name in ("median_us", "count", "gflops", "roof_share")] == [None] * 4
 
 
+@pytest.mark.parametrize(
+    ("problem", "kind", "activations"),
+    [
+        ("mb1ic16oc16ih16kh3ph1_act:relu,silu", "separable", ("relu", "silu")),
+        ("g1mb1ic3oc32ih8kh3ph1_act:relu", "convolution", (None, "relu")),
+        ("g32mb1ic32oc32ih12kh3ph1_act:relu", "depthwise", ("relu", None)),
+        ("linear_mb196ic768oc3072_act:gelu", "linear", (None, "gelu")),
+        ("mean_mb1ic1280ih7", "mean", (None, None)),
+    ],
+)
+def test_each_kind_of_layer(
+    results: Results, tmp_path: Path, problem: str, kind: str, activations: tuple[str | None, ...]
+) -> None:
+    record = results.records[0].model_copy(update={"problem": problem})
+    export(results.model_copy(update={"records": [record]}), tmp_path / "r.csv", "csv")
+    (row,) = _read(tmp_path / "r.csv", RECORD_COLUMNS)
+    found = (row["kind"], row["activation_depthwise"], row["activation_pointwise"])
+    assert found == (kind, *activations)
+
+
 def test_models_have_a_batch_and_a_dtype(tmp_path: Path) -> None:
     export(models_file(), tmp_path / "r.csv", "csv")
     rows = _read(tmp_path / "r.csv", RECORD_COLUMNS)
