@@ -183,7 +183,8 @@ class Client:
     def _epitaph(self) -> WorkerError:
         """Returns the error that says how the process ended, and the last thing it said."""
         if hasattr(os, "waitid"):  # not waited for yet, so that its id is not given to others
-            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            with contextlib.suppress(ChildProcessError):  # it has been, by a look at ``alive``
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
             self._end_group()
         code = self._process.wait()
         how = f"killed by {_signal_name(-code)}" if code < 0 else f"exited with {code}"
