@@ -1,4 +1,4 @@
-"""The activations on a vector of f32, with NaN and infinity as IEEE arithmetic has them."""
+"""The activations on a vector of f32, with NaN and infinity as torch's vectors have them."""
 
 from __future__ import annotations
 
