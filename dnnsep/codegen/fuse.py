@@ -1,4 +1,4 @@
-"""The stages of a layer in one pass: what each thread runs."""
+"""The stages of a layer in one pass: what a thread runs of it at a time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from llvmlite import ir
 from dnnsep.codegen.convolution import ConvolutionPart
 from dnnsep.codegen.extent import Extent
 from dnnsep.codegen.extras import PLAIN, Extras
-from dnnsep.codegen.lang.emit import BYTE, I32, I64, POINTER, Code
+from dnnsep.codegen.lang.emit import I64, Code
 from dnnsep.codegen.layer import Layer
 from dnnsep.codegen.part import PART, Part, share
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.stages.base import Image
-from dnnsep.codegen.task import Task, load_field
+from dnnsep.codegen.task import KERNEL_TYPES, Task, load_field
 from dnnsep.codegen.tiled import TiledPart
 
 
 def emit_kernel(layer: Layer, extent: Extent, plan: Plan, extras: Extras = PLAIN) -> ir.Module:
-    """Returns a module with ``run(task)``, which a team of threads calls at once; any team does all
-    parts.
+    """Returns a module with ``run(task, part, scratch)``, which does one of the plan's parts.
 
     ``task`` points to a Task. Raises ValueError where the layer cannot take the extras.
     """
@@ -38,24 +37,18 @@ def emit_kernel(layer: Layer, extent: Extent, plan: Plan, extras: Extras = PLAIN
     else:
         kind = ConvolutionPart if layer.skips_taps else Part
         part = kind(module, layer, extent, plan, extras).emit()
-    code = Code(module, "run", [POINTER])
-    (task,), b = code.arguments, code.builder
-    x, y, packed, scratch, number, count, residual, scale = (
+    code = Code(module, "run", KERNEL_TYPES)
+    (task, number, scratch), b = code.arguments, code.builder
+    x, y, packed, residual, scale = (
         load_field(code, Task, task, name)
         for name, kind in Task._fields_
         if kind is ctypes.c_void_p
     )
-    pieces, part_bytes, tile_bytes = (
-        load_field(code, Task, task, name, I64) for name in ("tile", "part_bytes", "tile_bytes")
+    pieces, tile_bytes = (
+        load_field(code, Task, task, name, I64) for name in ("tile", "tile_bytes")
     )
-    mine, team = (b.sext(code.call_address(f, [], I32), I64) for f in (number, count))
     unit = [tiled.unit.enter(code, tiled.shapes), tile_bytes] if tiled is not None else []
-
-    def one(at: ir.Value) -> None:
-        room = code.at(scratch, b.mul(at, part_bytes), BYTE)
-        b.call(part, [at, x, y, packed, room, residual, scale, pieces, *unit])
-
-    code.for_each(mine, I64(plan.parts), one, step=team)
+    b.call(part, [number, x, y, packed, scratch, residual, scale, pieces, *unit])
     if tiled is not None:
         tiled.unit.leave(code, unit[0])
     if plan.streaming:  # such stores may come after whatever tells others of the result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -14,6 +13,7 @@ from dnnsep.codegen.fuse import emit_kernel
 from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.layer import Layer, layer_of
 from dnnsep.codegen.plan import Plan, tile_bytes
+from dnnsep.codegen.task import KERNEL
 from dnnsep.codegen.tiled import SHADOW_ROOM
 from dnnsep.codegen.version import generator
 from dnnsep.host import cachefiles
@@ -79,4 +79,4 @@ def compiled(special: Specialization) -> Function:
     if code is None:
         code = machine_code(special.module(), special.plan.isa.target)
         cachefiles.save("kernels", key, code)
-    return Function(code, "run", [ctypes.c_void_p])
+    return Function(code, "run", KERNEL)

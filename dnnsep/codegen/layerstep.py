@@ -9,7 +9,7 @@ from functools import cache, cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dnnsep.codegen import team, tuner
+from dnnsep.codegen import tuner
 from dnnsep.codegen.extras import PLAIN, Extras
 from dnnsep.codegen.kernel import Room, Specialization, compiled
 from dnnsep.codegen.lang.isa import this_isa
@@ -47,7 +47,7 @@ class LayerStep:
 
     @cached_property
     def room(self) -> Room:
-        """What each part needs of scratch memory."""
+        """What a part needs of scratch memory."""
         return Room.of(self.problem, self.plan, self.extras)
 
     @cached_property
@@ -67,20 +67,13 @@ class LayerStep:
 
     @property
     def scratch_bytes(self) -> int:
-        return self.plan.parts * self.room.part
+        return self.room.part
 
-    def task(self, scratch: int) -> Task:
-        number, count = (
-            team.address_of(f"omp_get_{name}") for name in ("thread_num", "num_threads")
-        )
+    def task(self) -> Task:
         return Task(
             packed=self.packed.ctypes.data,
-            scratch=scratch,
-            thread_number=number,
-            thread_count=count,
             tile=self.plan.tile,
             tile_bytes=self.room.tile,
-            part_bytes=self.room.part,
         )
 
     def kernel_for(self, field: str, address: int) -> Function:

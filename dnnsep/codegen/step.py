@@ -9,27 +9,26 @@ from dnnsep.codegen.lang.jit import Function
 
 
 class Step(Protocol):
-    """Work that a team of threads does in one call of a generated kernel.
+    """Work in equal parts, each of which is one call of a generated kernel.
 
-    Each thread of the team calls ``kernel(task)`` at once with the same task, and the kernel finds
-    out by OpenMP's functions, whose addresses are in the task, which share is its own; a team of
-    any size does all of the work.
+    ``kernel(task, part, scratch)`` does the part of a number, on any thread and beside any other.
+    The results are the same whoever does which.
     """
 
     @property
     def kernel(self) -> Function:
-        """The compiled kernel: ``f(task)``."""
+        """The compiled kernel: ``f(task, part, scratch)``, see KERNEL."""
 
     @property
     def parts(self) -> int:
-        """How many threads can share the work."""
+        """How many parts there are: as many threads can share the work."""
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes of scratch memory that all threads of a call need together."""
+        """Bytes of scratch memory that a part needs, at an address that is a multiple of 64."""
 
-    def task(self, scratch: int) -> ctypes.Structure:
-        """Returns a new task, with scratch memory at an address that is a multiple of 64.
+    def task(self) -> ctypes.Structure:
+        """Returns a new task.
 
         Its operands, which are fields with the addresses of what is read and written, are still 0:
         who runs the step sets them. The step must outlive the task.

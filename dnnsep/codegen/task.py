@@ -6,31 +6,30 @@ import ctypes
 
 from llvmlite import ir
 
-from dnnsep.codegen.lang.emit import BYTE, POINTER, Code
+from dnnsep.codegen.lang.emit import BYTE, I64, POINTER, Code
+
+# What a generated kernel takes: the addresses of its task, the number of a part, and the address of
+# memory that nobody else uses meanwhile.
+KERNEL = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+KERNEL_TYPES = (POINTER, I64, POINTER)
 
 
 class Task(ctypes.Structure):
     """Addresses of what a kernel works on.
 
     ``x`` and ``y`` are the input and the output, channels-last; ``packed`` the weights as a Packing
-    lays them out; ``scratch`` memory for the parts' tiles. ``thread_number`` and ``thread_count``
-    are OpenMP's functions that tell a thread its number and its team's size. ``residual``, like y,
-    and ``scale``, (N, C), are what a kernel made for them takes (see Extras). A tile is ``tile``
-    pieces and takes ``tile_bytes``, and each part has ``part_bytes`` of the scratch memory.
+    lays them out. ``residual``, like y, and ``scale``, (N, C), are what a kernel made for them
+    takes (see Extras). A tile is ``tile`` pieces and takes ``tile_bytes``.
     """
 
     _fields_ = (
         ("x", ctypes.c_void_p),
         ("y", ctypes.c_void_p),
         ("packed", ctypes.c_void_p),
-        ("scratch", ctypes.c_void_p),
-        ("thread_number", ctypes.c_void_p),
-        ("thread_count", ctypes.c_void_p),
         ("residual", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
         ("tile", ctypes.c_int64),
         ("tile_bytes", ctypes.c_int64),
-        ("part_bytes", ctypes.c_int64),
     )
 
 

@@ -1,16 +1,94 @@
-"""Runs compiled functions on torch's own OpenMP threads: no second pool to fight with."""
+"""The threads that calls of programs share their work with: torch's own, which are OpenMP's."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dnnsep.codegen.workcode import Cores, Job, Queue, Unit, run_function
+from dnnsep.host.cpus import usable_cpus
+
+_LINE = 64
 
 # Any of these has GNU's entry points.
 _LIBRARIES = ("libgomp", "libiomp5", "libomp")
+
+# Units that may be done at the same time: of each the address of its step's Entry, and the number
+# of its part.
+Group = Sequence[tuple[int, int]]
+
+
+class Work:
+    """Groups of units, each after all of the one before it, as threads find them. One call runs at
+    a time."""
+
+    def __init__(
+        self, groups: Sequence[Group], threads: int, scratch: int = 0, thread_bytes: int = 0
+    ) -> None:
+        """``threads`` is how many can work on it at once, the caller's among them; each has so many
+        bytes of scratch memory, from an address on."""
+        queues: list[list[tuple[int, int, int, int]]] = [[] for _ in range(threads)]
+        limits, done = [], 0
+        for number, group in enumerate(groups):
+            done += len(group)
+            for at, (entry, part) in enumerate(group):
+                # Neighbouring parts go to one thread, and the same shares of each group.
+                queue = at * threads // max(threads, len(group))
+                queues[queue].append((entry, part, number, done))
+            limits.append([len(queue) for queue in queues])
+        self._units = [(Unit * len(queue))(*(Unit(*unit) for unit in queue)) for queue in queues]
+        self._starts = np.array([ctypes.addressof(units) for units in self._units], np.int64)
+        self._limits = np.array(limits, np.int64)
+        self._memory = _lines(ctypes.sizeof(Job) + threads * ctypes.sizeof(Queue))
+        self._job = _first_line(self._memory)
+        job = Job.from_address(self._job)
+        job.units, job.limits = self._starts.ctypes.data, self._limits.ctypes.data
+        job.groups, job.queues = len(groups), threads
+        job.scratch, job.thread_bytes = scratch, thread_bytes
+        self._most = threads
+        self._run, self._cores = run_function(), cores().address
+
+    def run(self) -> None:
+        """Does all units, on this thread and on others as far as there are cores for them."""
+        self._run(self._job, self._cores, size(self._most))
+
+
+def size(most: int) -> int:
+    """Returns how many threads a team of so many at most has if the caller makes one now: those
+    that torch.set_num_threads allows, and in a forked process one. A fork copies the memory of
+    OpenMP and not its threads, which a larger team would wait for."""
+    return 1 if _is_forked else min(most, _torch_threads()())
+
+
+class _Shared:
+    """The Cores of this process."""
+
+    def __init__(self) -> None:
+        self._memory = _lines(ctypes.sizeof(Cores))
+        self.address = _first_line(self._memory)
+        self.values = Cores.from_address(self.address)
+        library = openmp()
+        self.values.parallel = _address_of(library.GOMP_parallel)
+        self.values.number = _address_of(library.omp_get_thread_num)
+        self.values.count = _address_of(library.omp_get_num_threads)
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Forgets what calls were running and how long they waited."""
+        self.values.callers = self.values.until = self.values.time = self.values.well = 0
+        self.values.cpus = usable_cpus()
+
+
+@cache
+def cores() -> _Shared:
+    """Returns what all calls of this process share."""
+    return _Shared()
 
 
 @cache
@@ -27,11 +105,23 @@ def openmp() -> ctypes.CDLL:
     raise RuntimeError("torch has loaded no OpenMP library")
 
 
-def size(most: int) -> int:
-    """Returns how many threads a team of so many at most has if the caller makes one now: those
-    that torch.set_num_threads allows, and in a forked process one. A fork copies the memory of
-    OpenMP and not its threads, which a larger team would wait for."""
-    return 1 if _is_forked else min(most, _torch_threads()())
+@cache
+def _torch_threads() -> Callable[[], int]:
+    import torch
+
+    return torch.get_num_threads
+
+
+def _address_of(function: object) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+
+
+def _lines(size: int) -> NDArray[np.uint8]:
+    return np.zeros(size + _LINE, np.uint8)
+
+
+def _first_line(memory: NDArray[np.uint8]) -> int:
+    return memory.ctypes.data + -memory.ctypes.data % _LINE
 
 
 _is_forked = False
@@ -40,27 +130,8 @@ _is_forked = False
 def _note_fork() -> None:
     global _is_forked
     _is_forked = True
+    if cores.cache_info().currsize:
+        cores().start_anew()
 
 
 os.register_at_fork(after_in_child=_note_fork)
-
-
-@cache
-def _torch_threads() -> Callable[[], int]:
-    import torch
-
-    return torch.get_num_threads
-
-
-def address_of(name: str) -> int:
-    """Returns the address of one of OpenMP's functions."""
-    return ctypes.cast(getattr(openmp(), name), ctypes.c_void_p).value or 0
-
-
-def parallel() -> Callable[[int, int, int, int], None]:
-    """Returns ``parallel(function, argument, threads, 0)``, by addresses: each thread of a team
-    calls function(argument)."""
-    function = openmp().GOMP_parallel
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    function.restype = None
-    return cast("Callable[[int, int, int, int], None]", function)

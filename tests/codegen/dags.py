@@ -6,7 +6,6 @@ kernels have to be compiled.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.activations import Exact
-from dnnsep.codegen import team
 from dnnsep.codegen.arena import Lifetime, offsets
 from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.layerstep import LayerStep, chosen_step
@@ -25,6 +23,7 @@ from dnnsep.dtypes import DTYPES, Array, Dtype
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights, random_data
 from tests.codegen.answers import answer
+from tests.codegen.running import run_parts
 
 Shape = tuple[int, int, int, int]
 
@@ -98,11 +97,13 @@ class Node:
         step, dtype = self.step(threads), DTYPES[self.problem.dtype]
         given = {name: laid_out(values[source], dtype) for name, source in self.links}
         y = np.empty(_last(self.problem.output_shape), next(iter(given.values())).dtype)
-        scratch = np.empty(step.scratch_bytes + 64, np.uint8)
-        task = step.task(scratch.ctypes.data + -scratch.ctypes.data % 64)
+        size = -(-step.scratch_bytes // 64) * 64
+        scratch = np.empty(2 * size + 64, np.uint8)
+        start = scratch.ctypes.data + -scratch.ctypes.data % 64
+        task = step.task()
         for name, array in {**given, "y": y}.items():
             setattr(task, name, array.ctypes.data)
-        team.parallel()(step.kernel.address, ctypes.addressof(task), step.parts, 0)
+        run_parts(step.kernel, task, step.parts, start, size)
         return read(y, dtype)
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.activations import ACTIVATIONS
-from dnnsep.codegen import team
 from dnnsep.codegen.extras import PLAIN, Extras
 from dnnsep.codegen.kernel import Room, Specialization
 from dnnsep.codegen.lang.isa import Isa, this_isa
@@ -24,12 +23,13 @@ from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.layer import Layer, layer_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan, without_product
-from dnnsep.codegen.task import Task
+from dnnsep.codegen.task import KERNEL, Task
 from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.dtypes import DTYPES, Array, Dtype
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
 from tests.codegen.answers import answer
+from tests.codegen.running import run_parts
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PAGE = mmap.PAGESIZE
@@ -102,7 +102,7 @@ def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> A
     come into the answer, and what must stay in the output."""
     special = Specialization.of(problem, plan, inputs.extras)
     room = Room.of(problem, plan, inputs.extras)
-    function = Function(machine_code(special.module(), plan.isa.target), "run", [ctypes.c_void_p])
+    function = Function(machine_code(special.module(), plan.isa.target), "run", KERNEL)
     layer, dtype = layer_of(problem, plan.isa), DTYPES[problem.dtype]
     pitches = inputs.extras.pitches(layer)
     given = {
@@ -114,19 +114,17 @@ def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> A
     sizes = {name: content.size for name, content in given.items()}
     n, c, h, w = problem.output_shape
     sizes["y"] = ((n * h * w - 1) * pitches.y + c) * dtype.bytes
-    sizes["scratch"] = plan.parts * room.part
+    sizes["scratch"] = 2 * room.part
     buffers = {name: Guarded(size, at_end) for name, size in sizes.items()}
     for name, content in given.items():
         buffers[name].bytes[:] = content
     task = Task(
-        **{name: buffer.bytes.ctypes.data for name, buffer in buffers.items()},
-        thread_number=team.address_of("omp_get_thread_num"),
-        thread_count=team.address_of("omp_get_num_threads"),
+        **{name: buffers[name].bytes.ctypes.data for name in (*given, "y")},
         tile=plan.tile,
         tile_bytes=room.tile,
-        part_bytes=room.part,
     )
-    team.parallel()(function.address, ctypes.addressof(task), plan.parts, 0)
+    scratch = buffers["scratch"].bytes.ctypes.data
+    run_parts(function, task, plan.parts, scratch, room.part)
     assert all(buffer.untouched for buffer in buffers.values())
     assert all((buffers[name].bytes == content).all() for name, content in given.items())
     room_of_y = np.full(n * h * w * pitches.y * dtype.bytes, _UNTOUCHED, np.uint8)

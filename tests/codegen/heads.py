@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dnnsep.codegen import team
 from dnnsep.codegen.heads.special import Heads
 from dnnsep.codegen.heads.step import HeadsStep
 from dnnsep.codegen.heads.task import Strides
 from dnnsep.dtypes import DTYPES, Array
 from tests.codegen.pieces import JUNK, Memory
+from tests.codegen.running import run_parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,11 +119,12 @@ def run(
         special, batch, heads, queries, given.k.shape[2], given.scale, **strides, threads=threads,
         biases=biases,
     )  # fmt: skip
-    scratch = Memory(np.full(-(-step.scratch_bytes // 64) * 64, 0xFF, np.uint8), False)
-    task: Any = step.task(scratch.at(0))
+    size = -(-step.scratch_bytes // 64) * 64
+    scratch = Memory(np.full(team_size * size, 0xFF, np.uint8), False)
+    task: Any = step.task()
     for name, memory in memories.items():
         setattr(task, name, memory.at(0))
-    team.parallel()(step.kernel.address, ctypes.addressof(task), team_size, 0)
+    run_parts(step.kernel, task, step.parts, scratch.at(0), size, team_size)
     assert scratch.untouched
     result = memories.pop("y")
     assert result.untouched

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dnnsep.codegen import team
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.rowwise.expression import Input
 from dnnsep.codegen.rowwise.special import Rowwise
@@ -18,6 +16,7 @@ from dnnsep.codegen.rowwise.step import PixelReductionStep, RowwiseStep
 from dnnsep.dtypes import DTYPES, Array
 from tests.codegen.conftest import ISAS
 from tests.codegen.pieces import JUNK, Memory
+from tests.codegen.running import run_parts
 
 VECTOR_ISAS = tuple(isa for isa in ISAS if not isa.software_tiles)
 
@@ -109,12 +108,13 @@ def call(
     step: RowwiseStep | PixelReductionStep, operands: Sequence[int], y: int, team_size: int = 2
 ) -> None:
     """Calls a step's kernel on addresses, by a team of so many threads."""
-    scratch = Memory(np.zeros(-(-step.scratch_bytes // 64) * 64, np.uint8), False)
-    task: Any = step.task(scratch.at(0))
+    size = -(-step.scratch_bytes // 64) * 64
+    scratch = Memory(np.zeros(team_size * size, np.uint8), False)
+    task: Any = step.task()
     for number, address in enumerate(operands):
         setattr(task, f"x{number}", address)
     task.y = y
-    team.parallel()(step.kernel.address, ctypes.addressof(task), team_size, 0)
+    run_parts(step.kernel, task, step.parts, scratch.at(0), size, team_size)
     assert scratch.untouched
 
 

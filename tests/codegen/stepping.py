@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dnnsep.codegen import team
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.step import Step
 from dnnsep.codegen.windows.poolstep import PoolStep
@@ -16,6 +14,7 @@ from dnnsep.codegen.windows.resizestep import ResizeStep
 from dnnsep.dtypes import DTYPES, Array
 from tests.codegen.conftest import ISAS
 from tests.codegen.pieces import JUNK, Memory
+from tests.codegen.running import run_parts
 
 NAN = np.float32(np.nan)
 
@@ -42,12 +41,13 @@ ONS = (
 def call(step: Step, operands: dict[str, int], team_size: int = 2) -> None:
     """Calls a step's kernel on addresses, by a team of so many threads; its scratch memory is
     junk before."""
-    junk = np.full(-(-step.scratch_bytes // 64) * 16, JUNK)
+    size = -(-step.scratch_bytes // 64) * 64
+    junk = np.full(team_size * size // 4, JUNK)
     scratch = Memory(junk.view(np.uint8), at_end=True)
-    task: Any = step.task(scratch.at(0))
+    task: Any = step.task()
     for name, address in operands.items():
         setattr(task, name, address)
-    team.parallel()(step.kernel.address, ctypes.addressof(task), team_size, 0)
+    run_parts(step.kernel, task, step.parts, scratch.at(0), size, team_size)
     assert scratch.untouched
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from threading import Lock, get_ident
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dnnsep.codegen import team
 from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.lang.isa import Isa, this_isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.layerstep import LayerStep, chosen_step
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.program import GIVEN, INPUT, OUTPUT, Frame, Place, Placed, Program
+from dnnsep.codegen.team import Group, Work
 from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.dtypes import DTYPES, Array
 from dnnsep.problem import Problem
@@ -177,35 +174,21 @@ def test_steps_without_waiting_are_right() -> None:
     assert grouped.run(grouped.program(waits=False), x).tobytes() == right.tobytes()
 
 
-@pytest.fixture
-def waited(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """Counts how often each thread waits for the others."""
-    counts: Counter[int] = Counter()
-    lock, address_of = Lock(), team.address_of
-    barrier = ctypes.CFUNCTYPE(None)(address_of("GOMP_barrier"))
+@pytest.mark.parametrize(("waits", "groups"), [(True, 5), (False, 2)])
+def test_steps_wait_where_one_says_so(
+    monkeypatch: pytest.MonkeyPatch, waits: bool, groups: int
+) -> None:
+    made: list[int] = []
+    init = Work.__init__
 
-    def wait() -> None:
-        with lock:
-            counts[get_ident()] += 1
-        barrier()
+    def counted(self: Work, groups: list[Group], *more: int) -> None:
+        made.append(len(groups))
+        init(self, groups, *more)
 
-    counted = ctypes.CFUNCTYPE(None)(wait)
-
-    def address(name: str) -> int:
-        if name != "GOMP_barrier":
-            return address_of(name)
-        return ctypes.cast(counted, ctypes.c_void_p).value or 0
-
-    monkeypatch.setattr(team, "address_of", address)
-    return counts
-
-
-@pytest.mark.parametrize(("waits", "times"), [(True, 4), (False, 1)])
-def test_threads_wait_where_a_step_says_so(waited: Counter[int], waits: bool, times: int) -> None:
-    """And never after the last step, after which the call returns."""
+    monkeypatch.setattr(Work, "__init__", counted)
     grouped = Grouped(groups=4)
     grouped.run(grouped.program(waits), grouped.x())
-    assert sorted(waited.values()) == [times] * _THREADS
+    assert made == [groups]
 
 
 def test_frames_of_several_threads_in_their_own_memory() -> None:

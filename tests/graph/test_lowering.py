@@ -334,7 +334,7 @@ def test_other_kernels_that_differ_are_left_to_torch(
 
     def fails(*arguments: Any, **named: Any) -> Any:
         step = original(*arguments, **named)
-        object.__setattr__(step, "task", lambda scratch: 1 / 0)
+        object.__setattr__(step, "task", lambda: 1 / 0)
         return step
 
     monkeypatch.setattr(kernels, steps[name], fails)

@@ -17,30 +17,25 @@ from dnnsep.codegen.heads.layout import Layout
 from dnnsep.codegen.heads.softmax import emit_softmax
 from dnnsep.codegen.heads.task import Fields
 from dnnsep.codegen.lang.dtype import ELEMENTS
-from dnnsep.codegen.lang.emit import BYTE, F32, I32, I64, POINTER, Code
+from dnnsep.codegen.lang.emit import BYTE, F32, I64, Code
 from dnnsep.codegen.rowwise.task import share
+from dnnsep.codegen.task import KERNEL_TYPES
 from dnnsep.dtypes import DTYPES
 
 _LINE = 64
 
 
 def emit_heads(layout: Layout) -> ir.Module:
-    """Returns a module with ``run(task)``; ``task`` points to a HeadsTask."""
+    """Returns a module with ``run(task, part, scratch)``, which does one part; ``task`` points to a
+    HeadsTask."""
     module = ir.Module()
     module.triple = ""
-    part = _Part(module, layout).emit()
-    code = Code(module, "run", [POINTER])
-    (task,), b = code.arguments, code.builder
-    fields = Fields(code, task)
-    number, count = (fields.address(name) for name in ("thread_number", "thread_count"))
-    mine, team = (b.sext(code.call_address(f, [], I32), I64) for f in (number, count))
-    code.for_each(mine, fields.count("parts"), lambda at: b.call(part, [task, at]), step=team)
-    code.end()
+    _Part(module, layout).emit()
     return module
 
 
 class _Part:
-    """Writes ``part(task, number)``: an equal share of the blocks of all heads."""
+    """Writes ``run(task, number, scratch)``: an equal share of the blocks of all heads."""
 
     def __init__(self, module: ir.Module, layout: Layout) -> None:
         self.layout, self.special, self.lanes = layout, layout.special, layout.lanes
@@ -48,8 +43,8 @@ class _Part:
         self.pack_keys, self.pack_values = self._packers(module)
         softmax = emit_softmax(module, self.lanes)
         self.blocks = [Block(layout, rows, softmax).emit(module) for rows in layout.rows]
-        self.code = Code(module, "part", [POINTER, I64]).internal()
-        self.task, self.number = self.code.arguments
+        self.code = Code(module, "run", KERNEL_TYPES)
+        self.task, self.number, self.scratch = self.code.arguments
         self.fields = Fields(self.code, self.task)
         self.queries, self.keys = self.fields.count("queries"), self.fields.count("keys")
 
@@ -98,13 +93,11 @@ class _Part:
         keys, values."""
         code, b, layout = self.code, self.code.builder, self.layout
         vectors = b.sdiv(b.add(self.keys, I64(self.lanes - 1)), I64(self.lanes))
-        bytes_before = b.mul(self.number, self.fields.count("part_bytes"))
-        room = code.at(self.fields.address("scratch"), bytes_before, BYTE)
-        scores = code.at(room, sum(layout.fixed_floats), F32)
+        scores = code.at(self.scratch, sum(layout.fixed_floats), F32)
         score_floats, key_floats, _ = layout.floats_of_vector
         keys = code.at(scores, b.mul(vectors, I64(score_floats)), F32)
         values = code.at(keys, b.mul(vectors, I64(key_floats)), F32)
-        return [room, scores, keys, code.at(values, layout.spare_floats, F32)]
+        return [self.scratch, scores, keys, code.at(values, layout.spare_floats, F32)]
 
     def _head(
         self,

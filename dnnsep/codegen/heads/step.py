@@ -6,12 +6,12 @@ import ctypes
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from dnnsep.codegen import team
 from dnnsep.codegen.heads.layout import Layout
 from dnnsep.codegen.heads.part import emit_heads
 from dnnsep.codegen.heads.special import Heads
 from dnnsep.codegen.heads.task import TENSORS, HeadsTask, Strides
 from dnnsep.codegen.lang.jit import Function, machine_code
+from dnnsep.codegen.task import KERNEL
 from dnnsep.codegen.version import generator
 from dnnsep.host import cachefiles
 
@@ -66,31 +66,23 @@ class HeadsStep:
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes of scratch memory that all threads of a call need together."""
-        return self.parts * self._part_bytes
-
-    @property
-    def _part_bytes(self) -> int:
+        """Bytes of scratch memory that a part needs."""
         return self._layout.part_bytes(self.keys)
 
     @property
     def _layout(self) -> Layout:
         return Layout.of(self.special, self.queries)
 
-    def task(self, scratch: int) -> ctypes.Structure:
-        """Returns a new HeadsTask, with scratch memory at an address that is a multiple of 64; the
+    def task(self) -> ctypes.Structure:
+        """Returns a new HeadsTask; the
         addresses of its operands and of its result are still 0."""
         strides = (self.q, self.k, self.v, self.y, *self.biases)
         return HeadsTask(
-            scratch=scratch,
-            thread_number=team.address_of("omp_get_thread_num"),
-            thread_count=team.address_of("omp_get_num_threads"),
             batch=self.batch,
             heads=self.heads,
             queries=self.queries,
             keys=self.keys,
             parts=self.parts,
-            part_bytes=self._part_bytes,
             scale=self.scale,
             **{
                 f"{tensor}_{name}": stride
@@ -108,4 +100,4 @@ def _compiled(layout: Layout) -> Function:
     if code is None:
         code = machine_code(emit_heads(layout), layout.special.isa.target)
         cachefiles.save("kernels", key, code)
-    return Function(code, "run", [ctypes.c_void_p])
+    return Function(code, "run", KERNEL)

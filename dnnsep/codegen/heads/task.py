@@ -30,22 +30,16 @@ class HeadsTask(ctypes.Structure):
     """What a kernel works on.
 
     ``q``, ``k``, ``v``, ``bias0`` and ``bias1`` are the addresses of the operands, ``y`` is that of
-    the result; ``q_batch``, ``q_head`` and ``q_row`` are the Strides of q, and so on. Each part has
-    ``part_bytes`` of the scratch memory. ``thread_number`` and ``thread_count`` are OpenMP's
-    functions that tell a thread its number and its team's size.
+    the result; ``q_batch``, ``q_head`` and ``q_row`` are the Strides of q, and so on.
     """
 
     _fields_ = (
         *((tensor, ctypes.c_void_p) for tensor in TENSORS),
-        ("scratch", ctypes.c_void_p),
-        ("thread_number", ctypes.c_void_p),
-        ("thread_count", ctypes.c_void_p),
         ("batch", ctypes.c_int64),
         ("heads", ctypes.c_int64),
         ("queries", ctypes.c_int64),
         ("keys", ctypes.c_int64),
         ("parts", ctypes.c_int64),
-        ("part_bytes", ctypes.c_int64),
         *((f"{tensor}_{stride}", ctypes.c_int64) for tensor in TENSORS for stride in _STRIDES),
         ("scale", ctypes.c_float),
     )

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from llvmlite import ir
 
 from dnnsep.codegen.lang.dtype import ELEMENTS
-from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
+from dnnsep.codegen.lang.emit import F32, I64, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.rowwise.expression import Expression, Input, Number
 from dnnsep.codegen.rowwise.operators import OPERATORS, REDUCTIONS
 from dnnsep.codegen.rowwise.special import PixelReduction
-from dnnsep.codegen.rowwise.task import Fields, emit_run, share
+from dnnsep.codegen.rowwise.task import Fields, share
+from dnnsep.codegen.task import KERNEL_TYPES
 
 # The vectors of channels that are reduced side by side: few, so that there are blocks of them for
 # many threads.
@@ -32,22 +33,23 @@ def blocks(channels: int, isa: Isa) -> int:
 
 
 def emit_columns(special: PixelReduction) -> ir.Module:
-    """Returns a module with ``run(task)``; ``task`` points to a RowwiseTask."""
+    """Returns a module with ``run(task, part, scratch)``, which does one part; ``task`` points to a
+    RowwiseTask."""
     module = ir.Module()
     module.triple = ""
-    emit_run(module, _Part(module, special).emit())
+    _Part(module, special).emit()
     return module
 
 
 class _Part:
-    """Writes ``part(task, number)``: an equal share of the blocks of all images."""
+    """Writes ``run(task, number, scratch)``: an equal share of the blocks of all images."""
 
     def __init__(self, module: ir.Module, special: PixelReduction) -> None:
         self.special, self.isa = special, special.isa
         self.element, self.vector = ELEMENTS[special.dtype], ir.VectorType(F32, self.isa.lanes)
         self.reduction = REDUCTIONS[special.reduction]
-        self.code = Code(module, "part", [POINTER, I64]).internal()
-        task, self.number = self.code.arguments
+        self.code = Code(module, "run", KERNEL_TYPES)
+        task, self.number, _ = self.code.arguments
         fields = Fields(self.code, task)
         self.x, self.y = fields.address("x0"), fields.address("y")
         self.pitch, self.y_pitch = fields.count("pitch0"), fields.count("y_pitch")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeVar
@@ -11,6 +10,7 @@ from llvmlite import ir
 
 from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.rowwise.special import PixelReduction, Rowwise
+from dnnsep.codegen.task import KERNEL
 from dnnsep.codegen.version import generator
 from dnnsep.host import cachefiles
 
@@ -26,4 +26,4 @@ def compiled(special: Special, emit: Callable[[Special], ir.Module]) -> Function
     if code is None:
         code = machine_code(emit(special), special.isa.target)
         cachefiles.save("kernels", key, code)
-    return Function(code, "run", [ctypes.c_void_p])
+    return Function(code, "run", KERNEL)

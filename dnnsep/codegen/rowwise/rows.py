@@ -7,37 +7,37 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from dnnsep.codegen.lang.dtype import ELEMENTS
-from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
+from dnnsep.codegen.lang.emit import F32, I64, Code
 from dnnsep.codegen.rowwise.expression import Input
 from dnnsep.codegen.rowwise.row import Row, RowCode
 from dnnsep.codegen.rowwise.special import Rowwise
-from dnnsep.codegen.rowwise.task import Fields, emit_run, share
+from dnnsep.codegen.rowwise.task import Fields, share
+from dnnsep.codegen.task import KERNEL_TYPES
 
 
 def emit_rows(special: Rowwise) -> ir.Module:
-    """Returns a module with ``run(task)``; ``task`` points to a RowwiseTask."""
+    """Returns a module with ``run(task, part, scratch)``, which does one part; ``task`` points to a
+    RowwiseTask."""
     module = ir.Module()
     module.triple = ""
-    emit_run(module, _Part(module, special).emit())
+    _Part(module, special).emit()
     return module
 
 
 class _Part:
-    """Writes ``part(task, number)``: an equal share of all rows, in whole numbers of those that are
-    computed as one."""
+    """Writes ``run(task, number, scratch)``: an equal share of all rows, in whole numbers of those
+    that are computed as one."""
 
     def __init__(self, module: ir.Module, special: Rowwise) -> None:
         self.special, self.inputs = special, special.inputs
-        self.code = Code(module, "part", [POINTER, I64]).internal()
-        task, self.number = self.code.arguments
+        self.code = Code(module, "run", KERNEL_TYPES)
+        task, self.number, self.scratch = self.code.arguments
         fields = Fields(self.code, task)
         self.x = [fields.address(f"x{operand.number}") for operand in self.inputs]
         self.pitches = [fields.count(f"pitch{operand.number}") for operand in self.inputs]
         self.y, self.y_pitch = fields.address("y"), fields.count("y_pitch")
         self.images, self.pixels = fields.count("images"), fields.count("pixels")
         self.parts = fields.count("parts")
-        room = self.code.builder.mul(self.number, I64(special.scratch_floats))
-        self.scratch = self.code.at(fields.address("scratch"), room, F32)
 
     def emit(self) -> ir.Function:
         code, b, together = self.code, self.code.builder, self.special.together

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dnnsep.codegen import team
 from dnnsep.codegen.lang.jit import Function
 from dnnsep.codegen.rowwise.columns import blocks, emit_columns
 from dnnsep.codegen.rowwise.kernel import compiled
@@ -69,13 +68,13 @@ class RowwiseStep:
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes of scratch memory that all threads of a call need together."""
-        return self.parts * self.special.scratch_floats * 4
+        """Bytes of scratch memory that a part needs."""
+        return self.special.scratch_floats * 4
 
-    def task(self, scratch: int) -> ctypes.Structure:
-        """Returns a new task, with scratch memory at an address that is a multiple of 64; the
+    def task(self) -> ctypes.Structure:
+        """Returns a new task; the
         addresses of its operands and of its result are still 0."""
-        return _new_task(scratch, self.images, self.pixels, self.parts, self.pitches, self.y_pitch)
+        return _new_task(self.images, self.pixels, self.parts, self.pitches, self.y_pitch)
 
 
 @dataclass(frozen=True)
@@ -121,20 +120,16 @@ class PixelReductionStep:
         """No scratch memory is needed."""
         return 0
 
-    def task(self, scratch: int) -> ctypes.Structure:
+    def task(self) -> ctypes.Structure:
         """Returns a new RowwiseTask; the addresses of ``x0`` and ``y`` are still 0."""
         pitches = (self.pitch,)
-        return _new_task(scratch, self.images, self.pixels, self.parts, pitches, self.y_pitch)
+        return _new_task(self.images, self.pixels, self.parts, pitches, self.y_pitch)
 
 
 def _new_task(
-    scratch: int, images: int, pixels: int, parts: int, pitches: Sequence[int], y_pitch: int
+    images: int, pixels: int, parts: int, pitches: Sequence[int], y_pitch: int
 ) -> RowwiseTask:
-    number, count = (team.address_of(f"omp_get_{name}") for name in ("thread_num", "num_threads"))
     return RowwiseTask(
-        scratch=scratch,
-        thread_number=number,
-        thread_count=count,
         images=images,
         pixels=pixels,
         parts=parts,

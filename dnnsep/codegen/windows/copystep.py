@@ -89,11 +89,10 @@ class CopyStep:
         """No scratch memory is needed."""
         return 0
 
-    def task(self, scratch: int) -> ctypes.Structure:
+    def task(self) -> ctypes.Structure:
         """Returns a new CopyTask; the addresses of ``x`` and ``y`` are still 0."""
         numbered = range(MOST_DIMENSIONS), self.layout.dimensions
         task: ctypes.Structure = CopyTask.of(
-            scratch,
             self._units,
             self.parts,
             **{f"size{n}": one.size for n, one in zip(*numbered, strict=True)},

@@ -80,14 +80,13 @@ class PoolStep:
         """No scratch memory is needed."""
         return 0
 
-    def task(self, scratch: int) -> ctypes.Structure:
+    def task(self) -> ctypes.Structure:
         """Returns a new PoolTask; the addresses of ``x`` and ``y`` are still 0."""
         pooling, (rows, columns) = self.pooling, self.output_size
         pad, stride = pooling.padding[1], pooling.stride[1]
         first = min(columns, -(-pad // stride))
         last = (self.width - pooling.reach[1] + pad) // stride + 1
         task: ctypes.Structure = PoolTask.of(
-            scratch,
             self._rows * self._groups,
             self.parts,
             height=self.height,

@@ -75,12 +75,11 @@ class ResizeStep:
         """No scratch memory is needed."""
         return 0
 
-    def task(self, scratch: int) -> ctypes.Structure:
+    def task(self) -> ctypes.Structure:
         """Returns a new ResizeTask, whose tables are the step's; the addresses of ``x`` and ``y``
         are still 0."""
         row, column = self._taps
         task: ctypes.Structure = ResizeTask.of(
-            scratch,
             self._units,
             self.parts,
             row_places=row.places.ctypes.data,

@@ -9,12 +9,11 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from llvmlite import ir
 
-from dnnsep.codegen import team
-from dnnsep.codegen.lang.emit import BYTE, I32, I64, POINTER, Code
+from dnnsep.codegen.lang.emit import I64, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.rowwise.task import share
-from dnnsep.codegen.task import load_field
+from dnnsep.codegen.task import KERNEL, KERNEL_TYPES, load_field
 from dnnsep.codegen.version import generator
 from dnnsep.host import cachefiles
 
@@ -22,35 +21,18 @@ from dnnsep.host import cachefiles
 class SharedTask(ctypes.Structure):
     """What every task begins with.
 
-    ``units`` of work are cut into ``parts`` equal shares, each of which has ``part_bytes`` of the
-    scratch memory. ``thread_number`` and ``thread_count`` are OpenMP's functions that tell a thread
-    its number and its team's size.
+    ``units`` of work are cut into ``parts`` equal shares.
     """
 
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = (
-        ("scratch", ctypes.c_void_p),
-        ("thread_number", ctypes.c_void_p),
-        ("thread_count", ctypes.c_void_p),
         ("units", ctypes.c_int64),
         ("parts", ctypes.c_int64),
-        ("part_bytes", ctypes.c_int64),
     )
 
     @classmethod
-    def of(cls, scratch: int, units: int, parts: int, part_bytes: int = 0, **more: float) -> Any:
+    def of(cls, units: int, parts: int, **more: float) -> Any:
         """Returns a task of this class; its operands are still 0."""
-        number, count = (
-            team.address_of(f"omp_get_{name}") for name in ("thread_num", "num_threads")
-        )
-        return cls(
-            scratch=scratch,
-            thread_number=number,
-            thread_count=count,
-            units=units,
-            parts=parts,
-            part_bytes=part_bytes,
-            **more,
-        )
+        return cls(units=units, parts=parts, **more)
 
 
 class Fields:
@@ -90,7 +72,7 @@ def compiled(special: _Special, emit: Callable[[_Special], ir.Module]) -> Functi
     if code is None:
         code = machine_code(emit(special), special.isa.target)
         cachefiles.save("kernels", key, code)
-    return Function(code, "run", [ctypes.c_void_p])
+    return Function(code, "run", KERNEL)
 
 
 def new_module() -> ir.Module:
@@ -101,29 +83,17 @@ def new_module() -> ir.Module:
 
 
 class PartCode:
-    """Begins ``part(task, number)``, one share of a kernel's work, and the kernel around it."""
+    """Begins ``run(task, number, scratch)``, which does one share of a kernel's work."""
 
     def __init__(self, module: ir.Module, structure: type[SharedTask]) -> None:
         self.module, self.structure = module, structure
-        self.code = Code(module, "part", [POINTER, I64]).internal()
-        task, number = self.code.arguments
+        self.code = Code(module, "run", KERNEL_TYPES)
+        task, number, self.scratch = self.code.arguments
         self.fields = fields = Fields(self.code, structure, task)
-        units, parts, size = fields.counts("units", "parts", "part_bytes")
+        units, parts = fields.counts("units", "parts")
         self.first, self.last = share(self.code, units, number, parts)
-        room = self.code.builder.mul(number, size)
-        self.scratch = self.code.at(fields.address("scratch"), room, BYTE)
 
     def end(self) -> ir.Module:
-        """Ends the part, and emits ``run(task)``, which a team of threads calls at once: each does
-        every n-th part, so that a team of any size does all of them."""
-        part = self.code.end()
-        code = Code(self.module, "run", [POINTER])
-        (task,), b = code.arguments, code.builder
-        fields = Fields(code, self.structure, task)
-        number, count = (fields.address(name) for name in ("thread_number", "thread_count"))
-        mine, team_size = (b.sext(code.call_address(f, [], I32), I64) for f in (number, count))
-        code.for_each(
-            mine, fields.count("parts"), lambda at: b.call(part, [task, at]), step=team_size
-        )
-        code.end()
+        """Ends the part, which is the kernel."""
+        self.code.end()
         return self.module

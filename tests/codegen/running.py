@@ -1,0 +1,24 @@
+"""Runs a kernel without a program around it."""
+
+from __future__ import annotations
+
+import ctypes
+
+from dnnsep.codegen.lang.jit import Function
+from dnnsep.codegen.team import Work
+from dnnsep.codegen.workcode import Entry
+
+
+def run_parts(
+    kernel: Function,
+    task: ctypes.Structure,
+    parts: int,
+    scratch: int,
+    scratch_bytes: int,
+    threads: int = 2,
+) -> None:
+    """Does all parts of a task, by so many threads at most; each has so many bytes of the memory at
+    ``scratch``."""
+    entry = Entry(kernel.address, ctypes.addressof(task))
+    group = [(ctypes.addressof(entry), part) for part in range(parts)]
+    Work([group], threads, scratch, scratch_bytes).run()

@@ -1,0 +1,188 @@
+"""How threads share work: every unit once, groups in order, and nobody waits for who has none."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+import pytest
+import torch
+
+from dnnsep.codegen.task import KERNEL
+from dnnsep.codegen.team import Work, cores
+from dnnsep.codegen.workcode import Entry
+
+_THREADS = 2
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(_THREADS)
+    cores().start_anew()  # what an earlier test's calls were held up by
+    yield
+    torch.set_num_threads(before)
+
+
+class Noted:
+    """Work whose kernel is a function of Python: it notes the group and the part, the thread, and
+    the scratch memory of each unit, after ``do(group, part)``."""
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        threads: int = _THREADS,
+        do: Callable[[int, int], None] = lambda group, part: None,
+    ) -> None:
+        self.done: list[tuple[int, int, int, int]] = []
+
+        def kernel(task: int | None, part: int, scratch: int | None) -> None:
+            do(task or 0, part)
+            self.done.append((task or 0, part, threading.get_native_id(), scratch or 0))
+
+        self._kernel = ctypes.CFUNCTYPE(None, *KERNEL)(kernel)
+        address = ctypes.cast(self._kernel, ctypes.c_void_p).value
+        self._entries = (Entry * len(sizes))(
+            *(Entry(address, group) for group in range(len(sizes)))
+        )
+        first, size = ctypes.addressof(self._entries), ctypes.sizeof(Entry)
+        groups = [
+            [(first + n * size, part) for part in range(parts)] for n, parts in enumerate(sizes)
+        ]
+        self.work = Work(groups, threads, scratch=1 << 20, thread_bytes=1 << 10)
+
+    def run(self) -> list[tuple[int, int, int, int]]:
+        self.done.clear()
+        self.work.run()
+        return list(self.done)
+
+    @property
+    def threads(self) -> set[int]:
+        return {thread for *_, thread, _ in self.done}
+
+
+def test_every_unit_once_and_groups_in_order() -> None:
+    rng = Random(0)
+    for _ in range(40):
+        sizes = [rng.randint(1, 6) for _ in range(rng.randint(1, 8))]
+        noted = Noted(sizes, threads=rng.randint(1, 4))
+        for _ in range(10):
+            done = noted.run()
+            assert sorted(unit[:2] for unit in done) == [
+                (group, part) for group, parts in enumerate(sizes) for part in range(parts)
+            ]
+            assert [unit[0] for unit in done] == sorted(unit[0] for unit in done)
+
+
+def test_threads_that_work_at_once_have_memory_of_their_own() -> None:
+    noted = Noted([4] * 20, do=lambda group, part: time.sleep(0.0005))
+    noted.run()
+    assert len(noted.threads) == 2
+    of_thread = {(thread, scratch) for *_, thread, scratch in noted.done}
+    assert len(of_thread) == 2
+    assert {scratch for _, scratch in of_thread} == {1 << 20, (1 << 20) + (1 << 10)}
+
+
+def test_a_thread_that_is_put_aside_holds_up_only_what_it_has_claimed() -> None:
+    caller = threading.get_native_id()
+    held: list[int] = []
+
+    def do(group: int, part: int) -> None:
+        if threading.get_native_id() != caller and not held:
+            held.append(part)
+            time.sleep(0.3)
+
+    noted = Noted([8], do=do)
+    while not held:  # until a helper came in time for a unit
+        done = noted.run()
+    assert done[-1][1] == held[0]
+    assert sum(thread == caller for *_, thread, _ in done) == 7
+
+
+def test_calls_that_were_held_up_are_followed_by_some_with_fewer_threads() -> None:
+    caller = threading.get_native_id()
+
+    def do(group: int, part: int) -> None:
+        time.sleep(0.005 if threading.get_native_id() != caller else 0.0001)
+
+    noted = Noted([2] * 10, do=do)
+    while not cores().values.time:
+        noted.run()
+    noted.run()
+    assert noted.threads == {caller}
+    end = time.monotonic() + 2
+    while noted.threads == {caller} and time.monotonic() < end:
+        noted.run()
+    assert len(noted.threads) == 2  # they are tried again
+
+
+def test_threads_are_on_different_cpus() -> None:
+    """Also where Linux, or whoever it is, puts them on the same one."""
+    if len(os.sched_getaffinity(0)) == 1:
+        return
+    caller = threading.get_native_id()
+    cpus: dict[int, set[int]] = {}
+
+    def do(group: int, part: int) -> None:
+        cpus.setdefault(threading.get_native_id(), set()).add(_cpu())
+        time.sleep(0.0002)
+
+    noted = Noted([2] * 10, do=do)
+    while noted.threads <= {caller}:
+        noted.run()
+    (helper,) = noted.threads - {caller}
+    allowed = os.sched_getaffinity(helper)
+    os.sched_setaffinity(helper, {_cpu()})
+    os.sched_setaffinity(helper, allowed)
+    apart = 0
+    for _ in range(20):
+        cpus.clear()
+        noted.run()
+        apart += len(cpus) == 2 and not cpus[caller] & cpus[helper]
+    assert apart
+    assert os.sched_getaffinity(helper) == allowed
+
+
+def _cpu() -> int:
+    return int(ctypes.CDLL(None).sched_getcpu())
+
+
+def test_callers_share_the_cpus() -> None:
+    """Each of as many callers as CPUs works by itself."""
+    count = len(os.sched_getaffinity(0))
+    start = threading.Barrier(count)
+
+    def call(_: int) -> bool:
+        start.wait()
+        noted = Noted([4] * 20, do=lambda group, part: time.sleep(0.0005))
+        noted.run()
+        return len(noted.threads) == 1
+
+    with ThreadPoolExecutor(count) as pool:
+        alone = list(pool.map(call, range(count)))
+    assert sum(alone) >= count - 1  # the first one may have begun before there was another
+
+
+def test_a_call_uses_no_more_threads_than_torch_allows() -> None:
+    torch.set_num_threads(1)
+    noted = Noted([4] * 10, threads=4, do=lambda group, part: time.sleep(0.0002))
+    for _ in range(5):
+        noted.run()
+        assert noted.threads == {threading.get_native_id()}
+
+
+def test_several_callers_at_once() -> None:
+    """One has the helpers; the others do their own work."""
+
+    def call(number: int) -> bool:
+        noted = Noted([3, 1, 5])
+        expected = [(0, 0), (0, 1), (0, 2), (1, 0), *((2, part) for part in range(5))]
+        return all(sorted(u[:2] for u in noted.run()) == expected for _ in range(100))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(call, range(8)))
