@@ -30,11 +30,13 @@ class FusedBackend:
     def supports(self, problem: Problem) -> Verdict:
         from dnnsep.codegen.lang.isa import this_isa, why_no_tiles
         from dnnsep.codegen.layer import layer_of
+        from dnnsep.codegen.team import openmp
         from dnnsep.codegen.tuner import wanted
 
         try:
             wanted()
             isa = this_isa()
+            openmp()
             layer_of(problem, isa)
         except (RuntimeError, ValueError, OSError) as error:
             return Verdict(False, str(error))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dnnsep.codegen.shared import Entry
 from dnnsep.codegen.step import Step
-from dnnsep.codegen.team import Group, Work
-from dnnsep.codegen.workcode import Entry
+from dnnsep.codegen.team import Phase, Work
 
 _ALIGN = 64
 
@@ -94,23 +94,23 @@ class Frame:
             )
         )
         self._bound: dict[int, int] = {}
-        self._work = Work(list(self._groups()), program.threads, start, program.thread_bytes)
+        self._work = Work(list(self._phases()), program.threads, start, program.thread_bytes)
 
     def run(self) -> None:
         """Runs the steps on what was bound last."""
         self._work.run()
 
-    def _groups(self) -> Iterator[Group]:
+    def _phases(self) -> Iterator[Phase]:
         """Yields the parts of steps that do not wait for each other."""
-        group: list[tuple[int, int]] = []
+        phase: list[tuple[int, int]] = []
         for number, placed in enumerate(self._steps):
             entry = ctypes.addressof(self._entries) + number * ctypes.sizeof(Entry)
-            group += [(entry, part) for part in range(placed.step.parts)]
+            phase += [(entry, part) for part in range(placed.step.parts)]
             if placed.waits:
-                yield group
-                group = []
-        if group:
-            yield group
+                yield phase
+                phase = []
+        if phase:
+            yield phase
 
     def bind(self, buffer: int, address: int) -> None:
         """Enters the address of a buffer wherever a step reads or writes it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -11,51 +12,54 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dnnsep.codegen.workcode import Cores, Job, Queue, Unit, run_function
-from dnnsep.host.cpus import usable_cpus
+from dnnsep.codegen.shared import Cores, Job, Queue, QueuedPart
+from dnnsep.codegen.workcode import run_function
+from dnnsep.host.quota import quota
 
 _LINE = 64
 
 # Any of these has GNU's entry points.
 _LIBRARIES = ("libgomp", "libiomp5", "libomp")
 
-# Units that may be done at the same time: of each the address of its step's Entry, and the number
-# of its part.
-Group = Sequence[tuple[int, int]]
+# Parts of steps that may be done at the same time: of each the address of its step's Entry, and its
+# number.
+Phase = Sequence[tuple[int, int]]
 
 
 class Work:
-    """Groups of units, each after all of the one before it, as threads find them. One call runs at
+    """Phases of parts, each after all of the one before it, as threads find them. One call runs at
     a time."""
 
     def __init__(
-        self, groups: Sequence[Group], threads: int, scratch: int = 0, thread_bytes: int = 0
+        self, phases: Sequence[Phase], threads: int, scratch: int = 0, thread_bytes: int = 0
     ) -> None:
         """``threads`` is how many can work on it at once, the caller's among them; each has so many
         bytes of scratch memory, from an address on."""
         queues: list[list[tuple[int, int, int, int]]] = [[] for _ in range(threads)]
         limits, done = [], 0
-        for number, group in enumerate(groups):
-            done += len(group)
-            for at, (entry, part) in enumerate(group):
-                # Neighbouring parts go to one thread, and the same shares of each group.
-                queue = at * threads // max(threads, len(group))
+        for number, phase in enumerate(phases):
+            done += len(phase)
+            for at, (entry, part) in enumerate(phase):
+                # Neighbouring parts go to one thread, and the same shares of each phase.
+                queue = at * threads // max(threads, len(phase))
                 queues[queue].append((entry, part, number, done))
             limits.append([len(queue) for queue in queues])
-        self._units = [(Unit * len(queue))(*(Unit(*unit) for unit in queue)) for queue in queues]
-        self._starts = np.array([ctypes.addressof(units) for units in self._units], np.int64)
+        self._parts = [
+            (QueuedPart * len(queue))(*(QueuedPart(*part) for part in queue)) for queue in queues
+        ]
+        self._starts = np.array([ctypes.addressof(parts) for parts in self._parts], np.int64)
         self._limits = np.array(limits, np.int64)
         self._memory = _lines(ctypes.sizeof(Job) + threads * ctypes.sizeof(Queue))
         self._job = _first_line(self._memory)
         job = Job.from_address(self._job)
-        job.units, job.limits = self._starts.ctypes.data, self._limits.ctypes.data
-        job.groups, job.queues = len(groups), threads
+        job.parts, job.limits = self._starts.ctypes.data, self._limits.ctypes.data
+        job.phases, job.queues = len(phases), threads
         job.scratch, job.thread_bytes = scratch, thread_bytes
         self._most = threads
         self._run, self._cores = run_function(), cores().address
 
     def run(self) -> None:
-        """Does all units, on this thread and on others as far as there are cores for them."""
+        """Does all parts, on this thread and on others as far as there are cores for them."""
         self._run(self._job, self._cores, size(self._most))
 
 
@@ -66,7 +70,7 @@ def size(most: int) -> int:
     return 1 if _is_forked else min(most, _torch_threads()())
 
 
-class _Shared:
+class _OfProcess:
     """The Cores of this process."""
 
     def __init__(self) -> None:
@@ -82,13 +86,15 @@ class _Shared:
     def start_anew(self) -> None:
         """Forgets what calls were running and how long they waited."""
         self.values.callers = self.values.until = self.values.time = self.values.well = 0
-        self.values.cpus = usable_cpus()
+        # OpenMP looked at what this process may use before it bound this thread to one of them, as
+        # OMP_PROC_BIND and GOMP_CPU_AFFINITY have it do.
+        self.values.cpus = max(1, min(openmp().omp_get_num_procs(), _whole(quota())))
 
 
 @cache
-def cores() -> _Shared:
+def cores() -> _OfProcess:
     """Returns what all calls of this process share."""
-    return _Shared()
+    return _OfProcess()
 
 
 @cache
@@ -114,6 +120,11 @@ def _torch_threads() -> Callable[[], int]:
 
 def _address_of(function: object) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+
+
+def _whole(cpus: float) -> int:
+    """Returns so many CPUs' worth of time as CPUs, any number where it is not limited."""
+    return math.ceil(cpus) if cpus < math.inf else 1 << 20
 
 
 def _lines(size: int) -> NDArray[np.uint8]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 
 from dnnsep.codegen.lang.jit import Function
+from dnnsep.codegen.shared import Entry
 from dnnsep.codegen.team import Work
-from dnnsep.codegen.workcode import Entry
 
 
 def run_parts(
@@ -20,5 +20,5 @@ def run_parts(
     """Does all parts of a task, by so many threads at most; each has so many bytes of the memory at
     ``scratch``."""
     entry = Entry(kernel.address, ctypes.addressof(task))
-    group = [(ctypes.addressof(entry), part) for part in range(parts)]
-    Work([group], threads, scratch, scratch_bytes).run()
+    phase = [(ctypes.addressof(entry), part) for part in range(parts)]
+    Work([phase], threads, scratch, scratch_bytes).run()

@@ -15,7 +15,7 @@ from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.layerstep import LayerStep, chosen_step
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.program import GIVEN, INPUT, OUTPUT, Frame, Place, Placed, Program
-from dnnsep.codegen.team import Group, Work
+from dnnsep.codegen.team import Phase, Work
 from dnnsep.codegen.weigh import Caches, all_plans
 from dnnsep.dtypes import DTYPES, Array
 from dnnsep.problem import Problem
@@ -174,21 +174,21 @@ def test_steps_without_waiting_are_right() -> None:
     assert grouped.run(grouped.program(waits=False), x).tobytes() == right.tobytes()
 
 
-@pytest.mark.parametrize(("waits", "groups"), [(True, 5), (False, 2)])
+@pytest.mark.parametrize(("waits", "phases"), [(True, 5), (False, 2)])
 def test_steps_wait_where_one_says_so(
-    monkeypatch: pytest.MonkeyPatch, waits: bool, groups: int
+    monkeypatch: pytest.MonkeyPatch, waits: bool, phases: int
 ) -> None:
     made: list[int] = []
     init = Work.__init__
 
-    def counted(self: Work, groups: list[Group], *more: int) -> None:
-        made.append(len(groups))
-        init(self, groups, *more)
+    def counted(self: Work, phases: list[Phase], *more: int) -> None:
+        made.append(len(phases))
+        init(self, phases, *more)
 
     monkeypatch.setattr(Work, "__init__", counted)
     grouped = Grouped(groups=4)
     grouped.run(grouped.program(waits), grouped.x())
-    assert made == [groups]
+    assert made == [phases]
 
 
 def test_frames_of_several_threads_in_their_own_memory() -> None:

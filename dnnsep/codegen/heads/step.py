@@ -74,8 +74,7 @@ class HeadsStep:
         return Layout.of(self.special, self.queries)
 
     def task(self) -> ctypes.Structure:
-        """Returns a new HeadsTask; the
-        addresses of its operands and of its result are still 0."""
+        """Returns a new HeadsTask; the addresses of its operands and of its result are still 0."""
         strides = (self.q, self.k, self.v, self.y, *self.biases)
         return HeadsTask(
             batch=self.batch,

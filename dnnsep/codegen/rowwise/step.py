@@ -72,8 +72,7 @@ class RowwiseStep:
         return self.special.scratch_floats * 4
 
     def task(self) -> ctypes.Structure:
-        """Returns a new task; the
-        addresses of its operands and of its result are still 0."""
+        """Returns a new task; the addresses of its operands and of its result are still 0."""
         return _new_task(self.images, self.pixels, self.parts, self.pitches, self.y_pitch)
 
 

@@ -1,24 +1,15 @@
-"""How many CPUs this process may use."""
+"""How much CPU time this process may use."""
 
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 # Where control groups are, and which of them are this process's.
 _GROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def usable_cpus() -> int:
-    """Returns how many CPUs this process may run on at once, at least 1: those of its affinity
-    mask, and no more than its control group's share of CPU time comes to."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = _quota()
-    return max(1, min(allowed or 1, math.ceil(quota) if quota < math.inf else 1 << 20))
-
-
-def _quota() -> float:
+def quota() -> float:
     """Returns the CPUs' worth of time that the control groups (version 2, or 1) of this process
     may take; infinity where none is limited."""
     try:

@@ -1,0 +1,172 @@
+"""How threads claim the parts of a call's steps: generated code.
+
+A call's steps are in *phases*, of which each needs all of the one before it, and nothing within one
+needs anything of it. The parts of a phase's steps lie in queues, one for each thread. A thread
+claims the parts in its own queue, so that it meets the same pixels layer after layer, and then
+those in others: a phase is done when its parts are done, and waits for no thread that has none of
+them. Whoever does the last one opens the next phase.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from llvmlite import ir
+
+from dnnsep.codegen.lang.emit import BYTE, I32, I64, POINTER, VOID
+from dnnsep.codegen.shared import WATCHED, Cores, Entry, Job, Queue, QueuedPart, SharedCode
+from dnnsep.codegen.task import load_field
+
+# How long a thread looks for work before it sleeps, in cycles of the clock counter: about as long
+# as Linux takes to wake it.
+_SPIN = 100_000
+
+# A thread that did not come back for so many cycles may have been put aside by Linux for another
+# process: then it leaves the call. A call is long if it takes as long as that.
+LONG = 1_000_000
+
+
+def emit_wait(shared: SharedCode) -> ir.Function:
+    """Emits ``wait(word, seen, sleepers)``: until the word is another one, at first awake."""
+    code = shared.begin("wait", [POINTER, I32, POINTER])
+    b, (word, seen, sleepers) = code.builder, code.arguments
+    look, again, sleep, leave = (code.function.append_basic_block() for _ in range(4))
+    start = shared.clock()
+    b.branch(look)
+    b.position_at_end(look)
+    shared.pause()
+    b.cbranch(b.icmp_signed("!=", shared.load(word, I32), seen), leave, again)
+    b.position_at_end(again)
+    spent = b.sub(shared.clock(), start)
+    b.cbranch(b.icmp_signed("<", spent, I64(_SPIN)), look, sleep)
+    b.position_at_end(sleep)
+    shared.add(sleepers, I32(1))
+    shared.sleep(word, seen)
+    shared.add(sleepers, I32(-1))
+    b.branch(leave)
+    b.position_at_end(leave)
+    return code.end()
+
+
+def emit_wake(shared: SharedCode) -> ir.Function:
+    """Emits ``wake(word, sleepers)``, after a change of the word."""
+    code = shared.begin("wake", [POINTER, POINTER])
+    b, (word, sleepers) = code.builder, code.arguments
+    asleep = b.icmp_signed(">", shared.load(sleepers, I32), I32(0))
+    code.when(asleep, lambda: shared.wake(word))
+    return code.end()
+
+
+def _emit_advance(shared: SharedCode, wake: ir.Function) -> ir.Function:
+    """Emits ``advance(job, phase)``: opens a phase, or ends the call after the last one."""
+    code = shared.begin("advance", [POINTER, I64])
+    b, (job, phase) = code.builder, code.arguments
+    queues = load_field(code, Job, job, "queues", I64)
+    last = b.icmp_signed("==", phase, load_field(code, Job, job, "phases", I64))
+    turn, sleepers = (shared.place(job, Job, name) for name in ("turn", "sleepers"))
+    with b.if_else(last) as (end, more):
+        with end:
+            shared.store(I32(1), shared.place(job, Job, "finished"))
+        with more:
+            limits = load_field(code, Job, job, "limits")
+            row = code.at(limits, b.mul(phase, queues), I64)
+
+            def one(queue: ir.Value) -> None:
+                limit = code.load(code.at(row, queue, I64), I64)
+                shared.store(limit, shared.place(shared.queue(job, queue), Queue, "limit"))
+
+            code.for_each(I64(0), queues, one)
+    shared.add(turn, I32(1))
+    b.call(wake, [turn, sleepers])
+    return code.end()
+
+
+def emit_note(shared: SharedCode) -> ir.Function:
+    """Emits ``note(cores, thread, aside)``: ``aside`` becomes 1 if Linux has put the thread aside
+    since it was asked last."""
+    code = shared.begin("note", [POINTER, I64, POINTER])
+    b, (cores, thread, aside) = code.builder, code.arguments
+
+    def ask() -> None:
+        known = code.at(shared.place(cores, Cores, "put_aside"), thread, I64)
+        now = shared.times_put_aside()
+        is_new = b.icmp_signed("!=", now, shared.load(known))
+        shared.store(now, known)
+        code.when(is_new, lambda: b.store(I64(1), aside))
+
+    code.when(b.icmp_signed("<", thread, I64(WATCHED)), ask)
+    return code.end()
+
+
+def emit_work(
+    shared: SharedCode, wait: ir.Function, wake: ir.Function, note: ir.Function
+) -> ir.Function:
+    """Emits ``work(job, cores, thread, aside)``: parts, as long as there are any, until the call
+    ends, or until a thread other than the caller, which is number 0, was put ``aside``."""
+    advance = _emit_advance(shared, wake)
+    code = shared.begin("work", [POINTER, POINTER, I64, POINTER])
+    b, (job, cores, thread, aside) = code.builder, code.arguments
+    top, each, look, claim, do, following, idle, leave = (
+        code.function.append_basic_block() for _ in range(8)
+    )
+    start = code.stack(8)
+    b.store(I64(0), aside)
+    turn, sleepers = (shared.place(job, Job, name) for name in ("turn", "sleepers"))
+    b.branch(top)
+
+    b.position_at_end(top)
+    seen = shared.load(turn, I32)
+    queues = load_field(code, Job, job, "queues", I64)
+    finished = shared.load(shared.place(job, Job, "finished"), I32)
+    b.cbranch(b.icmp_signed("!=", finished, I32(0)), leave, each)
+
+    b.position_at_end(each)
+    offset = b.phi(I64)
+    offset.add_incoming(I64(0), top)
+    b.cbranch(b.icmp_signed("<", offset, queues), look, idle)
+
+    b.position_at_end(look)
+    number = b.urem(b.add(thread, offset), queues)
+    queue = shared.queue(job, number)
+    claimed_place = shared.place(queue, Queue, "claimed")
+    index = shared.load(claimed_place)
+    limit = shared.load(shared.place(queue, Queue, "limit"))
+    b.cbranch(b.icmp_signed("<", index, limit), claim, following)
+
+    b.position_at_end(claim)
+    is_mine = shared.exchanged(claimed_place, index, b.add(index, I64(1)))
+    b.cbranch(is_mine, do, look)
+
+    b.position_at_end(do)
+    parts = code.load(code.at(load_field(code, Job, job, "parts"), number, POINTER), POINTER)
+    queued = code.at(parts, b.mul(index, I64(ctypes.sizeof(QueuedPart))), BYTE)
+    entry = load_field(code, QueuedPart, queued, "entry")
+    part, phase, expected = (
+        load_field(code, QueuedPart, queued, name, I64) for name in ("part", "phase", "done")
+    )
+    function, task = (load_field(code, Entry, entry, name) for name in ("function", "task"))
+    scratch, size = (
+        load_field(code, Job, job, "scratch"),
+        load_field(code, Job, job, "thread_bytes", I64),
+    )
+    own = code.at(scratch, b.mul(thread, size), BYTE)
+    b.store(shared.clock(), start)
+    code.call_address(function, [task, part, own], VOID)
+    done = b.add(shared.add(shared.place(job, Job, "done"), I64(1)), I64(1))
+    opens = b.icmp_signed("==", done, expected)
+    code.when(opens, lambda: b.call(advance, [job, b.add(phase, I64(1))]))
+    long = b.icmp_signed(">", b.sub(shared.clock(), code.load(start, I64)), I64(LONG))
+    long = b.and_(long, b.icmp_signed("!=", thread, I64(0)))
+    code.when(long, lambda: b.call(note, [cores, thread, aside]))
+    b.cbranch(b.icmp_signed("!=", code.load(aside, I64), I64(0)), leave, top)
+
+    b.position_at_end(following)
+    offset.add_incoming(b.add(offset, I64(1)), following)
+    b.branch(each)
+
+    b.position_at_end(idle)
+    b.call(wait, [turn, seen, sleepers])
+    b.branch(top)
+
+    b.position_at_end(leave)
+    return code.end()
