@@ -22,7 +22,7 @@ from dnnsep.codegen.task import load_field
 _SPIN = 100_000
 
 # A thread that did not come back for so many cycles may have been put aside by Linux for another
-# process: then it leaves the call. A call is long if it takes as long as that.
+# process: then it leaves the call.
 LONG = 1_000_000
 
 

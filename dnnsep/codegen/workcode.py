@@ -20,12 +20,16 @@ from dnnsep.codegen.task import load_field
 
 # A long call whose caller had no CPU for so many nanoseconds, and for more than one part in so many
 # of its time, because it slept until another thread was there, or was put aside itself, is followed
-# by calls with fewer threads: at first for so many cycles of the clock counter, where that does not
-# help for so many, then for twice as many each time up to a limit, until calls have gone well for a
-# while. Half of what Linux gives a process at a time is the least that is lost to one; the others
-# were chosen beside one and two busy loops on 2 cores of an AMD EPYC of family 25.
+# by calls with fewer threads: at first for so many cycles of the clock counter, then for so many
+# times as long each time up to a limit, until calls have gone well for a while. Half of what Linux
+# gives a process at a time is the least that is lost to one. On a quiet machine something else runs
+# for a moment every second or so, which must cost no more than a moment. Chosen with that, and
+# beside one and two busy loops, on 2 cores of an AMD EPYC of family 25.
 _LOST, _SHARE = 1_500_000, 3
-_FIRST, _SECOND, _LONGEST, _WELL = 30_000_000, 1_500_000_000, 12_000_000_000, 120_000_000
+_FIRST, _LONGER, _LONGEST, _WELL = 30_000_000, 4, 12_000_000_000, 120_000_000
+
+# A call is long if it took so many cycles: about as long as what has to be lost.
+_LONG_CALL = 4_000_000
 
 
 class _Region(ctypes.Structure):
@@ -96,7 +100,7 @@ def _emit_run(shared: SharedCode, work: ir.Function, together: ir.Function) -> N
         for name, value in given:
             b.store(value, shared.place(region, _Region, name))
         b.store(I64(0), shared.place(region, _Region, "put_aside"))
-        timed = b.icmp_signed(">", load_field(code, Job, job, "took", I64), I64(LONG))
+        timed = b.icmp_signed(">", load_field(code, Job, job, "took", I64), I64(_LONG_CALL))
         code.when(timed, lambda: _note_clocks(shared, region))
         for name in ("left", "sleepers"):
             b.store(I32(0), shared.place(region, _Region, name))
@@ -141,8 +145,8 @@ def _judge(shared: SharedCode, cores: ir.Value, region: ir.Value, took: ir.Value
     def go_with_fewer() -> None:
         last = shared.load(time)
         again = b.icmp_signed(">", last, I64(0))
-        longer = code.most(b.mul(last, I64(2)), I64(_SECOND))
-        longer = b.select(again, code.least(longer, I64(_LONGEST)), I64(_FIRST))
+        longer = code.most(b.mul(last, I64(_LONGER)), I64(_FIRST))
+        longer = code.least(longer, I64(_LONGEST))
         before = b.select(again, shared.load(fewer), I64(0))
         shared.store(b.add(before, code.most(put_aside, I64(1))), fewer)
         shared.store(longer, time)

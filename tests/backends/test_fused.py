@@ -12,7 +12,7 @@ from llvmlite import ir
 from dnnsep import Problem, get_backend
 from dnnsep.backends.fused_executor import FusedExecutor
 from dnnsep.backends.tensors import to_channels_last
-from dnnsep.codegen import kernel
+from dnnsep.codegen import kernel, team
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, this_isa
 from dnnsep.codegen.lang.jit import Target, machine_code
 from dnnsep.codegen.layer import layer_of
@@ -126,3 +126,13 @@ def test_the_kernels_of_each_cpu_are_said(monkeypatch: pytest.MonkeyPatch) -> No
         executor = get_backend("fused").prepare(problem, data.weights)
         assert executor.impls == (f"fused:{isa.name}:{layer_of(problem, isa).dot.name}",)
         assert data.verdict(executor(to_channels_last(data.x, "bf16")).float().numpy())[0]
+
+
+def test_a_torch_without_openmp_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise RuntimeError("torch has loaded no OpenMP library")
+
+    monkeypatch.setattr(team, "openmp", none)
+    verdict = get_backend("fused").supports(Problem.parse("ic16oc16ih8kh3ph1"))
+    assert not verdict
+    assert "OpenMP" in verdict.reason
