@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dnnsep.backends.executor import TORCH_DTYPES, Executor
 from dnnsep.codegen.choose import describe
+from dnnsep.codegen.generalstep import GeneralStep
 from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.codegen.pack import Packing
@@ -58,11 +59,11 @@ class FusedProgram:
         return torch.empty(self._shape, dtype=self._dtype, memory_format=torch.channels_last)
 
 
-def impl_name(steps: Sequence[LayerStep]) -> str:
+def impl_name(steps: Sequence[LayerStep | GeneralStep]) -> str:
     """Returns the name of what runs steps: the instructions and the ways of multiplying."""
-    layers = [layer_of(step.problem, step.plan.isa) for step in steps]
+    layers = [step.layer for step in steps]
     dots = dict.fromkeys(layer.dot.name for layer in layers if layer.product is not None)
-    return ":".join(["fused", steps[-1].plan.isa.name, *filter(None, ["+".join(dots)])])
+    return ":".join(["fused", layers[-1].isa.name, *filter(None, ["+".join(dots)])])
 
 
 class FusedExecutor(Executor):

@@ -38,6 +38,15 @@ class Extent:
         )
         return high, wide
 
+    def inner_columns(self, window: Window, out_width: int) -> tuple[int, int]:
+        """Returns the first column of an output so wide where the whole width of a window's kernel
+        meets an image, and the one after the last; none where that is not after the first."""
+        (_, kw), (_, stride), (_, step) = window.kernel, window.stride, window.dilation
+        left = window.padding[2]
+        first = max(0, -(-left // stride))
+        end = (self.width - (kw - 1) * step - 1 + left) // stride + 1
+        return first, min(end, out_width)
+
 
 def output_rows(problem: Problem) -> tuple[int, int]:
     """Returns how many rows of pixels a problem's output has in all images, and how long they

@@ -11,10 +11,10 @@ from dnnsep.codegen.extent import Extent
 from dnnsep.codegen.extras import PLAIN, Extras
 from dnnsep.codegen.lang.emit import I64, Code
 from dnnsep.codegen.layer import Layer
-from dnnsep.codegen.part import PART, Part, share
+from dnnsep.codegen.part import PART, Part
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.stages.base import Image
-from dnnsep.codegen.task import KERNEL_TYPES, Task, load_field
+from dnnsep.codegen.task import KERNEL_TYPES, Task, load_field, share
 from dnnsep.codegen.tiled import TiledPart
 
 
@@ -64,7 +64,7 @@ def _lone_stage(
     (stage,) = layer.stages
     code = Code(module, "part", PART).internal()
     part, x, y, *_ = code.arguments
-    first, last = share(code, plan.pieces, part, plan.pixel_parts)
+    first, last = share(code, I64(plan.pieces), part, I64(plan.pixel_parts))
     pitches = extras.pitches(layer)
     image = Image(extent.height * extent.width, pitches.x)
     stage.emit_pieces(code, layer.isa, image, pitches.y, x, y, first, last)

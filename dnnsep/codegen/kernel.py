@@ -21,7 +21,7 @@ from dnnsep.problem import Problem
 
 # Between the tiles of two threads: what the hardware fetches ahead of one must not be the other's,
 # which would take its lines away while it writes them. 4 KiB was not enough on a Zen 5.
-_GAP_BYTES = 64 * 1024
+GAP_BYTES = 64 * 1024
 _PAGE = 4096
 
 
@@ -67,16 +67,31 @@ class Room:
         used = layer.gathered() if plan.gathers or extras.scale else layer
         tile = -(-tile_bytes(problem, used, plan) // _PAGE) * _PAGE
         beside = SHADOW_ROOM if used.product is not None and used.dot.in_tiles else 0
-        return cls(tile, (1 + plan.overlap) * tile + -(-beside // _PAGE) * _PAGE + _GAP_BYTES)
+        return cls(tile, (1 + plan.overlap) * tile + -(-beside // _PAGE) * _PAGE + GAP_BYTES)
 
 
 # So many stay for the next executor; one that is in use stays with its executor.
 @lru_cache(256)
 def compiled(special: Specialization) -> Function:
     """Returns the kernel, from the disk where it is there."""
+    code = _adopted.pop(special, None)
+    return Function(code_of(special) if code is None else code, "run", KERNEL)
+
+
+def code_of(special: Specialization) -> bytes:
+    """Returns the kernel's machine code, from the disk where it is there."""
     key = f"{generator()} {special}"
     code = cachefiles.load("kernels", key)
     if code is None:
         code = machine_code(special.module(), special.plan.isa.target)
         cachefiles.save("kernels", key, code)
-    return Function(code, "run", KERNEL)
+    return code
+
+
+# Machine code that another process made, for ``compiled`` to take.
+_adopted: dict[Specialization, bytes] = {}
+
+
+def adopt(special: Specialization, code: bytes) -> None:
+    """Has ``compiled`` take a kernel's machine code that another process made."""
+    _adopted[special] = code

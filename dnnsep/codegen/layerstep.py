@@ -14,10 +14,10 @@ from dnnsep.codegen.extras import PLAIN, Extras
 from dnnsep.codegen.kernel import Room, Specialization, compiled
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.lang.jit import Function
-from dnnsep.codegen.layer import layer_of
+from dnnsep.codegen.layer import Layer, layer_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan
-from dnnsep.codegen.program import GIVEN, INPUT, OUTPUT, Place, Placed, Program
+from dnnsep.codegen.program import Placed, Program, alone
 from dnnsep.codegen.task import Task
 from dnnsep.codegen.tuner import Question
 from dnnsep.problem import Problem
@@ -38,7 +38,12 @@ class LayerStep:
     extras: Extras = PLAIN
 
     def __post_init__(self) -> None:
-        self.extras.check(layer_of(self.problem, self.plan.isa))
+        self.extras.check(self.layer)
+
+    @property
+    def layer(self) -> Layer:
+        """What of the problem does not depend on its input's size."""
+        return layer_of(self.problem, self.plan.isa)
 
     @cached_property
     def special(self) -> Specialization:
@@ -83,12 +88,7 @@ class LayerStep:
 
     def alone(self) -> Placed:
         """Returns the step on a program's input and what is given with it, into its output."""
-        operands = {"x": Place(INPUT), "y": Place(OUTPUT)}
-        operands |= {"residual": Place(GIVEN)} if self.extras.residual else {}
-        # A scale's few values may be any: the first ones of what is given, or of the input.
-        given = GIVEN if self.extras.residual else INPUT
-        operands |= {"scale": Place(given)} if self.extras.scale else {}
-        return Placed(self, operands)
+        return alone(self, self.extras.residual, self.extras.scale)
 
 
 def chosen_step(

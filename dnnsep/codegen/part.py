@@ -19,18 +19,10 @@ from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.prefetch import Ahead, prefetch_for
 from dnnsep.codegen.stages.base import Image, Taps
 from dnnsep.codegen.stages.matmul import Met, Product
+from dnnsep.codegen.task import share
 
 # f(part, x, y, packed, scratch, residual, scale, pieces of a tile): what one part is done by.
 PART = [I64, *[POINTER] * 6, I64]
-
-
-def share(code: Code, total: int, number: ir.Value, parts: int) -> tuple[ir.Value, ir.Value]:
-    """Emits the first and the end of the number-th of so many equal shares of a total."""
-    b = code.builder
-    first, last = (
-        b.sdiv(b.mul(n, I64(total)), I64(parts)) for n in (number, b.add(number, I64(1)))
-    )
-    return first, last
 
 
 class Part:
@@ -61,8 +53,9 @@ class Part:
         plan, b = self.plan, self.code.builder
         by_pixels = b.sdiv(self.part, I64(plan.channel_parts))
         by_channels = b.srem(self.part, I64(plan.channel_parts))
-        first, last = share(self.code, plan.pieces, by_pixels, plan.pixel_parts)
-        panels = share(self.code, self.packing.panels, by_channels, plan.channel_parts)
+        first, last = share(self.code, I64(plan.pieces), by_pixels, I64(plan.pixel_parts))
+        total = I64(self.packing.panels)
+        panels = share(self.code, total, by_channels, I64(plan.channel_parts))
         self._tiles(first, last, panels)
         return self.code.end()
 

@@ -126,7 +126,7 @@ def met_columns(
     """Returns, for the pieces of a row one after the other, the kernel's columns that meet an image
     so wide at each pixel; None where pieces are not alike from row to row."""
     rows = plan.whole_rows(out_pixels) if plan.short_rows else 1
-    return [window.over(row, width).columns * rows for row in plan.rows] if rows else None
+    return [window.over(row, width).known * rows for row in plan.rows] if rows else None
 
 
 def without_product(problem: Problem, layer: Layer, threads: int) -> Plan:

@@ -40,6 +40,16 @@ class Placed:
     waits: bool = True
 
 
+def alone(step: Step, residual: bool = False, scale: bool = False) -> Placed:
+    """Returns a layer as the only step of a program: on its input and what is given with it, into
+    its output."""
+    operands = {"x": Place(INPUT), "y": Place(OUTPUT)}
+    operands |= {"residual": Place(GIVEN)} if residual else {}
+    # A scale's few values may be any: the first ones of what is given, or of the input.
+    operands |= {"scale": Place(GIVEN if residual else INPUT)} if scale else {}
+    return Placed(step, operands)
+
+
 class Program:
     """Steps in order, run without a return to Python between them."""
 
@@ -99,6 +109,10 @@ class Frame:
     def run(self) -> None:
         """Runs the steps on what was bound last."""
         self._work.run()
+
+    def move_scratch(self, start: int) -> None:
+        """Sets the address of the scratch memory that it was made without."""
+        self._work.move_scratch(start)
 
     def _phases(self) -> Iterator[Phase]:
         """Yields the parts of steps that do not wait for each other."""

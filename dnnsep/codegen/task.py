@@ -42,3 +42,12 @@ def load_field(
 ) -> ir.Value:
     """Emits reading a field, of LLVM's type ``kind``, of a ctypes structure at an address."""
     return code.load(code.at(place, getattr(structure, name).offset, BYTE), kind)
+
+
+def share(
+    code: Code, total: ir.Value, number: ir.Value, parts: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Emits the first and the end of the number-th of so many equal shares of a total."""
+    b = code.builder
+    first, last = (b.sdiv(b.mul(n, total), parts) for n in (number, b.add(number, I64(1))))
+    return first, last

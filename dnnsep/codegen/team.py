@@ -58,6 +58,10 @@ class Work:
         self._most = threads
         self._run, self._cores = run_function(), cores().address
 
+    def move_scratch(self, scratch: int) -> None:
+        """Sets the address of the scratch memory; no call may be running."""
+        Job.from_address(self._job).scratch = scratch
+
     def run(self) -> None:
         """Does all parts, on this thread and on others as far as there are cores for them."""
         self._run(self._job, self._cores, size(self._most))

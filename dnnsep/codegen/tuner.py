@@ -155,7 +155,7 @@ def _measure(question: Question, program: Callable[[Plan], Program]) -> _Answer:
     by_model = _Answer(plans[0], measured=False)
     if len(plans) == 1 or _bytes(question.problem) > _MOST_BYTES:
         return by_model
-    buffers = _Buffers(question)
+    buffers = Buffers(question)
     calls = _affordable_calls(plans, lambda plan: buffers.call(program(plan)))
     turns = short_turns(calls, SECONDS / 2) if len(calls) > 1 else None
     if turns is None:
@@ -185,7 +185,7 @@ def _bytes(problem: Problem) -> int:
     return values * DTYPES[problem.dtype].bytes
 
 
-class _Buffers:
+class Buffers:
     """Memory for the input, the residual and the result of a problem."""
 
     def __init__(self, question: Question) -> None:

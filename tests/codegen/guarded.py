@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dnnsep.activations import ACTIVATIONS
 from dnnsep.codegen.extras import PLAIN, Extras
+from dnnsep.codegen.general import GeneralTask
 from dnnsep.codegen.kernel import Room, Specialization
 from dnnsep.codegen.lang.isa import Isa, this_isa
 from dnnsep.codegen.lang.jit import Function, machine_code
@@ -97,34 +98,47 @@ class Inputs:
 
 
 def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> Array:
-    """Returns the kernel's answer, (N, OC, OH, OW), with each buffer at the end of pages, or at
-    their start. Between the channels of two pixels there is NaN in what is given, which must not
-    come into the answer, and what must stay in the output."""
+    """Returns the answer of a plan's kernel, as ``answer_of``."""
     special = Specialization.of(problem, plan, inputs.extras)
     room = Room.of(problem, plan, inputs.extras)
     function = Function(machine_code(special.module(), plan.isa.target), "run", KERNEL)
-    layer, dtype = layer_of(problem, plan.isa), DTYPES[problem.dtype]
-    pitches = inputs.extras.pitches(layer)
+    packing = Packing(layer_of(problem, plan.isa), plan.vectors)
+    task = Task(tile=plan.tile, tile_bytes=room.tile)
+    return answer_of(problem, packing, function, task, (plan.parts, room.part), inputs, at_end)
+
+
+def answer_of(
+    problem: Problem,
+    packing: Packing,
+    function: Function,
+    task: Task | GeneralTask,
+    work: tuple[int, int],
+    inputs: Inputs,
+    at_end: bool,
+) -> Array:
+    """Returns a kernel's answer, (N, OC, OH, OW), with each buffer at the end of pages, or at
+    their start, for a task without addresses; ``work`` is how many parts there are and the bytes
+    that each needs. Between the channels of two pixels there is NaN in what is given, which must
+    not come into the answer, and what must stay in the output."""
+    dtype = DTYPES[problem.dtype]
+    pitches = inputs.extras.pitches(packing.layer)
     given = {
         "x": _memory(inputs.check.x, dtype, pitches.x),
-        "packed": Packing(layer, plan.vectors).pack(inputs.check.weights),
+        "packed": packing.pack(inputs.check.weights),
         "residual": _memory(inputs.residual, dtype, pitches.residual),
         "scale": _memory(inputs.scale, dtype, problem.in_channels),
     }
     sizes = {name: content.size for name, content in given.items()}
     n, c, h, w = problem.output_shape
     sizes["y"] = ((n * h * w - 1) * pitches.y + c) * dtype.bytes
-    sizes["scratch"] = 2 * room.part
+    parts, part_bytes = work
+    sizes["scratch"] = 2 * part_bytes
     buffers = {name: Guarded(size, at_end) for name, size in sizes.items()}
     for name, content in given.items():
         buffers[name].bytes[:] = content
-    task = Task(
-        **{name: buffers[name].bytes.ctypes.data for name in (*given, "y")},
-        tile=plan.tile,
-        tile_bytes=room.tile,
-    )
-    scratch = buffers["scratch"].bytes.ctypes.data
-    run_parts(function, task, plan.parts, scratch, room.part)
+    for name in (*given, "y"):
+        setattr(task, name, buffers[name].bytes.ctypes.data)
+    run_parts(function, task, parts, buffers["scratch"].bytes.ctypes.data, part_bytes)
     assert all(buffer.untouched for buffer in buffers.values())
     assert all((buffers[name].bytes == content).all() for name, content in given.items())
     room_of_y = np.full(n * h * w * pitches.y * dtype.bytes, _UNTOUCHED, np.uint8)

@@ -61,7 +61,7 @@ def test_taps_over_a_run(problem: Problem, data: st.DataObject) -> None:
     run = Row(start, data.draw(st.integers(1, problem.out_width - start)))
     taps = window.over(run, width)
     assert taps.width == run.width
-    for pixel, columns in enumerate(taps.columns):
+    for pixel, columns in enumerate(taps.known):
         first = (start + pixel) * problem.stride[1] - problem.padding[2]
         met = [
             tap

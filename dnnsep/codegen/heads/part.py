@@ -18,8 +18,7 @@ from dnnsep.codegen.heads.softmax import emit_softmax
 from dnnsep.codegen.heads.task import Fields
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import BYTE, F32, I64, Code
-from dnnsep.codegen.rowwise.task import share
-from dnnsep.codegen.task import KERNEL_TYPES
+from dnnsep.codegen.task import KERNEL_TYPES, share
 from dnnsep.dtypes import DTYPES
 
 _LINE = 64

@@ -16,8 +16,8 @@ from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.rowwise.expression import Expression, Input, Number
 from dnnsep.codegen.rowwise.operators import OPERATORS, REDUCTIONS
 from dnnsep.codegen.rowwise.special import PixelReduction
-from dnnsep.codegen.rowwise.task import Fields, share
-from dnnsep.codegen.task import KERNEL_TYPES
+from dnnsep.codegen.rowwise.task import Fields
+from dnnsep.codegen.task import KERNEL_TYPES, share
 
 # The vectors of channels that are reduced side by side: few, so that there are blocks of them for
 # many threads.

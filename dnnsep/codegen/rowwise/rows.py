@@ -11,8 +11,8 @@ from dnnsep.codegen.lang.emit import F32, I64, Code
 from dnnsep.codegen.rowwise.expression import Input
 from dnnsep.codegen.rowwise.row import Row, RowCode
 from dnnsep.codegen.rowwise.special import Rowwise
-from dnnsep.codegen.rowwise.task import Fields, share
-from dnnsep.codegen.task import KERNEL_TYPES
+from dnnsep.codegen.rowwise.task import Fields
+from dnnsep.codegen.task import KERNEL_TYPES, share
 
 
 def emit_rows(special: Rowwise) -> ir.Module:

@@ -41,12 +41,3 @@ class Fields:
 
     def count(self, name: str) -> ir.Value:
         return load_field(self._code, RowwiseTask, self._task, name, I64)
-
-
-def share(
-    code: Code, total: ir.Value, number: ir.Value, parts: ir.Value
-) -> tuple[ir.Value, ir.Value]:
-    """Emits the first and the end of the number-th of so many equal shares of a total."""
-    b = code.builder
-    first, last = (b.sdiv(b.mul(n, total), parts) for n in (number, b.add(number, I64(1))))
-    return first, last

@@ -126,19 +126,37 @@ class Row:
 @dataclass(frozen=True)
 class Taps:
     """A run's width and, by pixel, the columns of the kernel that meet the image, from the first to
-    before the last: two runs with the same taps run the same code."""
+    before the last: two runs with the same taps run the same code. None are those of a single pixel
+    that are told at run time."""
 
     width: int
-    columns: tuple[range, ...]
+    columns: tuple[range, ...] | None
+
+    @property
+    def known(self) -> tuple[range, ...]:
+        """The columns, which are not told at run time."""
+        assert self.columns is not None
+        return self.columns
 
 
 @dataclass(frozen=True)
 class Image:
     """How an image lies in memory: rows of ``width`` pixels, one after the other, each pixel
-    ``pitch`` elements from the next."""
+    ``pitch`` elements from the next. None is a width that is told at run time."""
 
-    width: int
+    width: int | None
     pitch: int
+
+    @property
+    def known_width(self) -> int:
+        """The width, which is not told at run time."""
+        assert self.width is not None
+        return self.width
+
+
+def told_at_run_time(image: Image, taps: Taps) -> int:
+    """Returns how many arguments of a source's function say what is told at run time."""
+    return (image.width is None) + 2 * (taps.columns is None)
 
 
 class Sink(Protocol):
@@ -207,7 +225,9 @@ class Source(Stage):
         ``target``: ``x`` is where the kernel's first row meets the image at the first pixel's first
         tap (maybe outside the image, then not read), and kernel rows [``first``, ``last``) meet the
         image. With ``by_groups`` it has one more argument, the number of the group of the work that
-        a call does; where the sink has a residual, one with the address of the run's."""
+        a call does; where the sink has a residual, one with the address of the run's. What is told
+        at run time are the last ones: the image's width, and the first and the end of the columns
+        that meet it."""
 
 
 def gamma(terms: int, roundoff: float) -> float:

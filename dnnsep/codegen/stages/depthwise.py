@@ -18,7 +18,15 @@ from dnnsep.codegen.lang.activate import LONG
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
-from dnnsep.codegen.stages.base import Image, Sink, Source, Taps, Window, bound_of_sum
+from dnnsep.codegen.stages.base import (
+    Image,
+    Sink,
+    Source,
+    Taps,
+    Window,
+    bound_of_sum,
+    told_at_run_time,
+)
 from dnnsep.codegen.stages.residual import activated
 from dnnsep.weights import Weights
 
@@ -154,6 +162,7 @@ class Depthwise(Source):
         its columns, from the bias on. A group is some blocks of channels."""
         arguments = [POINTER, POINTER, POINTER, I64, I64, *[I64] * by_groups]
         arguments += [POINTER] * (sink.residual is not None)
+        arguments += [I64] * told_at_run_time(image, taps)
         code = Code(module, name, arguments).internal()
         emitter = _Emitter(code, self, isa, image, taps, sink)
         return emitter.emit_group() if by_groups else emitter.emit()
@@ -239,6 +248,7 @@ class _Emitter:
         ``first_block``, from the block ``at`` on."""
         code, b = self.code, self.code.builder
         x, weights, target, self.first, self.last, *more = code.arguments
+        more = more[: len(more) - told_at_run_time(self.image, self.taps)]
         number = b.add(first_block, at)
         block_floats = (self.window.taps + 1) * self.width
         if self.sink.residual is not None:
@@ -268,15 +278,18 @@ class _Emitter:
         count = -(-self.taps.width // at_once)
         bounds = [self.taps.width * i // count for i in range(count + 1)]
         add_row = self._short_row if self.short else self._long_row
+        if self.taps.columns is None:
+            add_row = self._told_row
+        width, _ = self._told
         for start, stop in pairwise(bounds):
             pixels = range(start, stop)
 
             def row(
                 i: ir.Value, sums: list[ir.Value], pixels: range = pixels
             ) -> list[list[ir.Value]]:
-                elements = self.window.dilation[0] * self.image.width * self.image.pitch
-                line = self.code.at(x, self.code.builder.mul(i, I64(elements)), self.element.type)
-                first_tap = self.code.builder.mul(i, I64(self.window.kernel[1]))
+                b, each = self.code.builder, self.window.dilation[0] * self.image.pitch
+                line = self.code.at(x, b.mul(i, b.mul(width, I64(each))), self.element.type)
+                first_tap = b.mul(i, I64(self.window.kernel[1]))
                 return add_row(_KernelRow(line, weights, first_tap, pixels, lanes), sums)
 
             sums = self.code.for_range(
@@ -290,12 +303,35 @@ class _Emitter:
                 for index, values in enumerate(rows):
                     store(I64(index), values)
 
+    @property
+    def _told(self) -> tuple[ir.Value, list[ir.Value]]:
+        """The image's width, and the columns that meet it where they are told at run time."""
+        count = told_at_run_time(self.image, self.taps)
+        told = list(self.code.arguments[len(self.code.arguments) - count :])
+        width = told.pop(0) if self.image.width is None else I64(self.image.width)
+        return width, told
+
+    def _told_row(self, row: _KernelRow, sums: list[ir.Value]) -> list[ir.Value]:
+        """Adds one row of the kernel to a single pixel, by a loop over the columns that are told to
+        meet the image."""
+        code, b, (_, (first, end)) = self.code, self.code.builder, self._told
+
+        def tap(at: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            number = b.add(row.first_tap, at)
+            inputs = self._load(row, b.mul(at, I64(self.window.dilation[1])), len(sums))
+            return [
+                code.fma(inputs[v], self._weight(row.weights, number, v), total)
+                for v, total in enumerate(sums)
+            ]
+
+        return code.for_range(first, end, tap, sums)
+
     def _short_row(self, row: _KernelRow, sums: list[ir.Value]) -> list[ir.Value]:
         """Adds one row of the kernel, written out; every input is loaded once."""
         vectors = len(sums) // len(row.pixels)
         uses: dict[int, list[tuple[int, int]]] = {}
         for pixel in row.pixels:
-            for tap in self.taps.columns[pixel]:
+            for tap in self.taps.known[pixel]:
                 column = pixel * self.window.stride[1] + tap * self.window.dilation[1]
                 uses.setdefault(column, []).append((pixel, tap))
         factors: dict[int, list[ir.Value]] = {}
@@ -337,7 +373,7 @@ class _Emitter:
                 )
                 sums[span] = code.for_range(I64(taps.start), I64(taps.stop), tap, sums[span])
 
-        ranges = [self.taps.columns[pixel] for pixel in pixels]
+        ranges = [self.taps.known[pixel] for pixel in pixels]
         start, stop = max(r.start for r in ranges), min(r.stop for r in ranges)
         if start >= stop:  # none meets it for all
             start = stop = self.window.kernel[1]

@@ -14,7 +14,7 @@ from dnnsep.codegen.dots import Dot
 from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.emit import I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
-from dnnsep.codegen.stages.base import Image, Sink, Source, Taps, Window
+from dnnsep.codegen.stages.base import Image, Sink, Source, Taps, Window, told_at_run_time
 from dnnsep.weights import Weights
 
 # Longer runs are copied by a loop.
@@ -75,6 +75,7 @@ class Gather(Source):
         """As Source.emit, but in the weights' place is the scale of the image's channels. A group
         is a row of the kernel."""
         arguments = [POINTER, POINTER, POINTER, I64, I64, *[I64] * by_groups]
+        arguments += [I64] * told_at_run_time(image, taps)
         code = Code(module, name, arguments).internal()
         return _Emitter(code, self, isa, dot, image, taps, sink).emit()
 
@@ -102,10 +103,14 @@ class _Emitter:
     def emit(self) -> ir.Function:
         code, b = self.code, self.code.builder
         x, _, tile, first, last, *group = code.arguments
+        count = told_at_run_time(self.image, self.taps)
+        group, told = group[: len(group) - count], group[len(group) - count :]
+        width = told.pop(0) if self.image.width is None else I64(self.image.width)
+        self.columns = told
 
         def row(i: ir.Value) -> None:
-            pitch = self.window.dilation[0] * self.image.width * self.image.pitch
-            line = code.at(x, b.mul(i, I64(pitch)), self.element.type)
+            pitch = b.mul(width, I64(self.window.dilation[0] * self.image.pitch))
+            line = code.at(x, b.mul(i, pitch), self.element.type)
             place = code.at(tile, b.mul(i, I64(self.row)), self.sink.element)
             meets = b.and_(b.icmp_signed(">=", i, first), b.icmp_signed("<", i, last))
             with b.if_else(meets) as (yes, no):
@@ -135,7 +140,10 @@ class _Emitter:
     def _pixel(self, line: ir.Value, place: ir.Value, pixel: int) -> None:
         """Copies one row of the kernel at one pixel; zeros where its columns are outside the
         image."""
-        taps, step = self.taps.columns[pixel], self.window.dilation[1]
+        if self.taps.columns is None:
+            self._told_pixel(line, place)
+            return
+        taps, step = self.taps.known[pixel], self.window.dilation[1]
         start = pixel * self.window.stride[1]
         together = step == 1 and self.image.pitch == self.channels
         runs = [taps] if together else [range(tap, tap + 1) for tap in taps]
@@ -145,6 +153,23 @@ class _Emitter:
             source = self.code.at(line, column * self.image.pitch, self.element.type)
             self._copy(source, self._at(place, run.start * self.channels), len(run) * self.channels)
         self._zeros(place, taps.stop * self.channels, self.row)
+
+    def _told_pixel(self, line: ir.Value, place: ir.Value) -> None:
+        """Copies one row of the kernel at a pixel whose columns are told at run time."""
+        code, b, (first, last) = self.code, self.code.builder, self.columns
+
+        def one(tap: ir.Value) -> None:
+            target = code.at(place, b.mul(tap, I64(self.channels)), self.sink.element)
+            step = self.window.dilation[1] * self.image.pitch
+            source = code.at(line, b.mul(tap, I64(step)), self.element.type)
+            meets = b.and_(b.icmp_signed(">=", tap, first), b.icmp_signed("<", tap, last))
+            with b.if_else(meets) as (yes, no):
+                with yes:
+                    self._copy(source, target, self.channels)
+                with no:
+                    self._zeros(target, 0, self.channels)
+
+        code.for_each(0, self.window.kernel[1], one)
 
     def _copy(self, source: ir.Value, target: ir.Value, count: int) -> None:
         code = self.code

@@ -63,7 +63,7 @@ class Mean(Stage):
 
 class _Emitter:
     def __init__(self, code: Code, stage: Mean, isa: Isa, image: Image, y_pitch: int) -> None:
-        self.code, self.isa, self.pixels = code, isa, image.width
+        self.code, self.isa, self.pixels = code, isa, image.known_width
         self.pitch, self.y_pitch = image.pitch, y_pitch
         self.channels, self.vectors = stage.channels, stage.pieces_of_image(isa, 1)
         self.element = ELEMENTS[stage.dtype]

@@ -12,8 +12,7 @@ from llvmlite import ir
 from dnnsep.codegen.lang.emit import I64, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.lang.jit import Function, machine_code
-from dnnsep.codegen.rowwise.task import share
-from dnnsep.codegen.task import KERNEL, KERNEL_TYPES, load_field
+from dnnsep.codegen.task import KERNEL, KERNEL_TYPES, load_field, share
 from dnnsep.codegen.version import generator
 from dnnsep.host import cachefiles
 
