@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dnnsep.graph.optimize import optimize, what_ran
     from dnnsep.graph.repack import repack
     from dnnsep.graph.saved import save
+    from dnnsep.graph.warm import warm_up
     from dnnsep.nn.functional import separable_conv2d
     from dnnsep.nn.module import SeparableConv2d
 
@@ -35,6 +36,7 @@ __all__ = [
     "repack",
     "save",
     "separable_conv2d",
+    "warm_up",
     "what_ran",
 ]
 
@@ -46,6 +48,7 @@ _TORCH_MODULES = {
     "repack": "dnnsep.graph.repack",
     "save": "dnnsep.graph.saved",
     "separable_conv2d": "dnnsep.nn.functional",
+    "warm_up": "dnnsep.graph.warm",
     "what_ran": "dnnsep.graph.optimize",
 }
 

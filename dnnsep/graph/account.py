@@ -5,6 +5,7 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor, fx
 
 from dnnsep.backends.fused_executor import impl_name
 from dnnsep.codegen import tuner
+from dnnsep.codegen.generalstep import GeneralStep
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.codegen.program import Program
+from dnnsep.codegen.step import Step
 from dnnsep.graph.groups import is_layer, shape_of
 from dnnsep.graph.network import Call, Native
+from dnnsep.graph.opened import Sized
 from dnnsep.graph.prepare import Prepared, layer_of_node
 from dnnsep.graph.report import Entry, Report
 
@@ -55,13 +59,27 @@ def add_to_report(report: Report, prepared: Prepared, part: str, inputs: list[Te
 def kernels_of(prepared: Prepared) -> str:
     """Returns what a prepared module runs on."""
     actions = prepared.lowered.network.actions
-    layers = [a.step for a in actions if isinstance(a, Native) and isinstance(a.step, LayerStep)]
-    kernels = sum(isinstance(a, Native) for a in actions) - len(layers)
-    calls = sum(isinstance(a, Call) for a in actions)
-    texts = [f"{len(layers)} layers by {impl_name(layers)}"] if layers else []
-    texts += [f"{kernels} other kernels"] if kernels else []
-    texts += [f"{calls} calls of torch"] if calls else []
-    return ", ".join(texts)
+    calls = sum(isinstance(action, Call) for action in actions)
+    text = _kernels([action.step for action in actions if isinstance(action, Native)])
+    return ", ".join(filter(None, (text, f"{calls} calls of torch" if calls else "")))
+
+
+def kernels_of_size(sized: Sized) -> str:
+    """Returns what a module runs on for one size of its images."""
+    of = sized.network.grids[0]
+    size = f"{of.images} x {of.height} x {of.width}"
+    return f"{_kernels(sized.network.steps)}, for {size} images"
+
+
+def _kernels(steps: Sequence[Step]) -> str:
+    layers = [step for step in steps if isinstance(step, (LayerStep, GeneralStep))]
+    general = sum(isinstance(step, GeneralStep) for step in layers)
+    texts = []
+    if layers:
+        how = f" ({general} by general kernels)" if general else ""
+        texts.append(f"{len(layers)} layers by {impl_name(layers)}{how}")
+    others = len(steps) - len(layers)
+    return ", ".join([*texts, *([f"{others} other kernels"] if others else [])])
 
 
 def _flops(node: fx.Node) -> int:

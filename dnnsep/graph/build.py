@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from dnnsep.codegen.lang.isa import this_isa
+from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.windows.copystep import CopyStep
 from dnnsep.graph import layout
 from dnnsep.graph.network import Action, Buffer, Call, Native, Value
@@ -23,6 +24,7 @@ from dnnsep.graph.rewrite import shape_of
 from dnnsep.graph.slots import Slot
 
 Packings = dict[Any, NDArray[np.uint8]]
+Packer = Callable[[Packing], NDArray[np.uint8]]
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Builder:
     """The actions of a network so far, and the values of the nodes that they compute.
 
     ``constants`` are tensors of constant nodes, ``keys`` their names, and ``slots`` the places of
-    values in concatenations.
+    values in concatenations. ``packers`` lay out the weights of the layers among the actions.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Builder:
     ) -> None:
         self.settings, self.constants, self.keys, self.slots = settings, constants, keys, slots
         self.actions: list[Action] = []
+        self.packers: dict[Native, Packer] = {}
         self.values: dict[fx.Node, Any] = {
             node: constant_value(tensor) for node, tensor in constants.items()
         }

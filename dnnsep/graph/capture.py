@@ -118,7 +118,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         warnings.simplefilter("ignore")
         for called in (False, True):
             try:
-                own = copy.deepcopy(model, _tensors_of(model))
+                own = copy.deepcopy(model, tensors_of(model))
                 if called:
                     own(*args, **kwargs)
                 return torch.export.export(own, args, kwargs, strict=False)
@@ -148,7 +148,7 @@ def _first_line(error: Exception) -> str:
     return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}..."
 
 
-def _tensors_of(model: nn.Module) -> dict[int, Any]:
+def tensors_of(model: nn.Module) -> dict[int, Any]:
     """Returns deepcopy's memo that keeps a model's tensors the same in its copy."""
     tensors: list[Any] = [*model.parameters(), *model.buffers()]
     for module in model.modules():

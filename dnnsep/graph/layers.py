@@ -5,7 +5,7 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.layerstep import LayerStep, chosen_step
 from dnnsep.codegen.pack import Packing
 from dnnsep.graph import layout
-from dnnsep.graph.build import Builder
+from dnnsep.graph.build import Builder, Packer
 from dnnsep.graph.groups import LayerGroup
 from dnnsep.graph.network import Buffer, Call, Native, Value
 from dnnsep.graph.predict import predicted, view_of
@@ -90,7 +90,9 @@ def _add_steps(
         }
         # Groups do not read each other's results.
         waits = number == group.groups - 1
-        build.actions.append(Native(_name(group), step, slices, waits))
+        native = Native(_name(group), step, slices, waits)
+        build.actions.append(native)
+        build.packers[native] = packed
         steps.append(step)
     return steps
 
@@ -119,9 +121,7 @@ def _channels_of_group(value: Value, dim: int, number: int, groups: int) -> Valu
     return value.seen(value.like.narrow(dim, number * channels, channels))
 
 
-def _packed(
-    build: Builder, group: LayerGroup, number: int
-) -> Callable[[Packing], NDArray[np.uint8]]:
+def _packed(build: Builder, group: LayerGroup, number: int) -> Packer:
     nodes = [node for f in group.filters for node in (f.weight, f.bias) if node is not None]
     names = tuple(build.keys[node] for node in nodes)
     packings = build.settings.packings

@@ -111,3 +111,9 @@ def is_alias(one: Tensor, other: Tensor) -> bool:
     """Returns whether two tensors share their storage."""
     of_storages: Any = torch._C
     return bool(of_storages._is_alias_of(one, other))
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """Returns how images lie in memory: channels last, or else contiguous."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format

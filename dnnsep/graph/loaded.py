@@ -7,8 +7,10 @@ torch longer to import than this takes to load one.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,16 @@ from dnnsep.graph import nodes
 from dnnsep.graph.build import Settings
 from dnnsep.graph.encode import decoded
 from dnnsep.graph.inputs import are_data, converted, described, floating_dtype
+from dnnsep.graph.kept import Kept
 from dnnsep.graph.lower import Lowered, lower
+from dnnsep.graph.opened import Opened, Sized
+from dnnsep.graph.sizes import Sizes
+from dnnsep.graph.template import Template
 from dnnsep.host import cachefiles, container, signing
 from dnnsep.host.container import Block
+
+# So many other sizes than those that were saved stay ready.
+_MOST = 32
 
 # What constants may be: no bytes are invalid values of these.
 _DTYPES = frozenset(
@@ -51,7 +60,8 @@ def load(path: str | os.PathLike[str], *, tune: bool = True, trusted: bool = Fal
     enabled, too, its outputs need none.
 
     It takes what the model took, for the kinds of inputs that it was prepared for when it was
-    saved: their shapes, their dtypes, and the values of what is no tensor. Its outputs are those of
+    saved: their shapes, their dtypes, and the values of what is no tensor; images of other sizes
+    and numbers, too, where the model did without being prepared for each. Its outputs are those of
     the saved one, to the bit on the CPU that it was saved on.
 
     Neither the model's class nor what it was made with has to be there, and nothing is unpickled.
@@ -82,7 +92,7 @@ class Graph:
 
     ``arguments`` are nested as the model's are, the positional and the named ones, with an ellipsis
     for each of the ``leaves``: tensors without data, and what else there is. ``outputs`` says how
-    its results nest.
+    its results nest, and ``sizes`` for which other sizes of its images it is the same graph.
     """
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
@@ -90,6 +100,7 @@ class Graph:
     outputs: pytree.TreeSpec
     graph: fx.Graph
     constants: dict[fx.Node, Tensor]
+    sizes: Sizes | None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -103,7 +114,8 @@ class Graph:
             packings=packings,
             why_not=lambda node: str(node.meta[nodes.WHY_NOT]),
         )
-        return lower(self.graph, self.tensors, self.constants, settings)
+        opened = self.sizes is not None
+        return lower(self.graph, self.tensors, self.constants, settings, opened)
 
 
 @dataclass(frozen=True)
@@ -167,8 +179,14 @@ class LoadedModel(nn.Module):
         self._dtype = dtype
         self._ready: dict[Any, list[_Ready]] = {}
         self._keywords: dict[frozenset[str], list[tuple[str, ...]]] = {}
+        self._opened: list[tuple[pytree.TreeSpec, Opened]] = []
+        self._sized: Kept[Sized] = Kept(_MOST)
+        self._lock = threading.Lock()
         for graph, lowered in prepared:
             _, spec = pytree.tree_flatten(graph.arguments)
+            if graph.sizes is not None and isinstance(lowered.opened, Template):
+                unflatten = partial(pytree.tree_unflatten, treespec=graph.outputs)
+                self._opened.append((spec, Opened(lowered.opened, graph.sizes, unflatten)))
             alike = self._ready.setdefault(_key(spec, graph.leaves), [])
             alike.append(_Ready(graph, lowered))
             names = tuple(graph.arguments[1])
@@ -184,10 +202,12 @@ class LoadedModel(nn.Module):
             leaves, ready = self._found(arguments, named)
             given = floating_dtype(leaves)
             tensors = [leaf for leaf in converted(leaves, self._dtype) if isinstance(leaf, Tensor)]
-            results = ready.run(tensors)
+            results: Any = ready.run(tensors)
             return results if self._dtype is None else converted(results, given)
 
-    def _found(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[list[Any], _Ready]:
+    def _found(
+        self, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[list[Any], _Ready | Sized]:
         """Returns the leaves of arguments, and what runs arguments like these: those that lie so
         in memory, or else the first."""
         for names in self._keywords.get(frozenset(named), ()):
@@ -197,19 +217,44 @@ class LoadedModel(nn.Module):
             if found is not None and are_data(leaves):
                 lies = [leaf.stride() for leaf in leaves if isinstance(leaf, Tensor)]
                 return leaves, next((one for one in found if one.strides == lies), found[0])
+            sized = self._of_size(spec, leaves) if are_data(leaves) else None
+            if sized is not None:
+                return leaves, sized
         leaves = pytree.tree_leaves((arguments, named))
         if not are_data(leaves):
             raise ValueError("arguments: must be plain tensors with data in a CPU's memory")
-        saved = [described(r.graph.leaves) for alike in self._ready.values() for r in alike]
         raise ValueError(
             f"arguments: nothing was saved for {described(leaves) or 'none'}, but for "
-            + "; for ".join(dict.fromkeys(saved))
+            + "; for ".join(self._kinds())
         )
+
+    def _kinds(self) -> list[str]:
+        """Returns the kinds of inputs that it takes, as text."""
+        saved = [ready.graph for alike in self._ready.values() for ready in alike]
+        more = " and other sizes of its images"
+        texts = [described(one.leaves) + (more if one.sizes is not None else "") for one in saved]
+        return list(dict.fromkeys(texts))
+
+    def _of_size(self, spec: pytree.TreeSpec, leaves: list[Any]) -> Sized | None:
+        """Returns the model for images of another size than those that it was saved for."""
+        if not self._opened or len(leaves) != 1 or not isinstance(leaves[0], Tensor):
+            return None
+        (x,) = converted(leaves, self._dtype)
+        key = (spec, x.shape, x.stride(), x.dtype)
+        try:
+            return self._sized[key]
+        except KeyError:
+            pass
+        with self._lock:
+            for own, opened in self._opened:
+                if own == spec and (sized := opened.at(x)) is not None:
+                    self._sized.keep(key, sized)
+                    return sized
+        return None
 
     def extra_repr(self) -> str:
         """Returns the kinds of inputs that it takes."""
-        saved = [described(r.graph.leaves) for alike in self._ready.values() for r in alike]
-        return "; ".join(dict.fromkeys(saved))
+        return "; ".join(self._kinds())
 
 
 @dataclass(eq=False)
@@ -250,7 +295,8 @@ def _graph(fields: Any, constants: Sequence[Tensor]) -> Graph:
     inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     _, outputs = pytree.tree_flatten(decoded(fields["outputs"]))
     graph, of_nodes = nodes.read(fields["nodes"], constants, inputs)
-    return Graph(decoded(fields["arguments"]), leaves, outputs, graph, of_nodes)
+    sizes = None if fields["sizes"] is None else Sizes(str(fields["sizes"]))
+    return Graph(decoded(fields["arguments"]), leaves, outputs, graph, of_nodes, sizes)
 
 
 def _leaf(leaf: Any) -> Any:

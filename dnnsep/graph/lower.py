@@ -34,6 +34,7 @@ from dnnsep.graph.network import Buffer, Call, Network, Value
 from dnnsep.graph.predict import by_torch, is_view, predict, view_of
 from dnnsep.graph.rows import RowGroup, row_groups
 from dnnsep.graph.slots import parts_of, slots
+from dnnsep.graph.template import NoTemplateError, Template, template_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +63,14 @@ Group = LayerGroup | RowGroup | AttentionGroup | Single
 @dataclass
 class Lowered:
     """A network, the layers in it with their steps, why other convolutions and linear layers are
-    not in it, and the nodes that kernels compute, kernel by kernel."""
+    not in it, and the nodes that kernels compute, kernel by kernel. With ``opened`` it has the
+    network with its sizes left open, or the reason why there is none."""
 
     network: Network
     layers: list[tuple[LayerGroup, list[LayerStep]]]
     left: dict[fx.Node, str]
     groups: list[Group]
+    opened: Template | str = ""
 
 
 def lower(
@@ -75,12 +78,14 @@ def lower(
     inputs: Sequence[Tensor],
     constants: Mapping[fx.Node, Tensor],
     settings: Settings,
+    opened: bool = False,
 ) -> Lowered:
-    """Returns the network of a canonical graph for inputs that lie in memory as these do.
+    """Returns the network of a canonical graph for inputs that lie in memory as these do, and with
+    ``opened`` for other sizes of them.
 
     ``constants`` has the tensors of the nodes that depend on parameters only and that others read.
     """
-    return _Lowering(graph, inputs, constants, settings).lowered()
+    return _Lowering(graph, inputs, constants, settings).lowered(opened)
 
 
 class _Lowering:
@@ -96,6 +101,7 @@ class _Lowering:
         inner = constant_nodes(graph)
         self._nodes = [node for node in graph.nodes if node not in inner]
         places = [node for node in graph.nodes if node.op == "placeholder"]
+        self._inputs = inputs
         given = dict(zip(places, inputs, strict=True))
         fused = settings.backend in ("auto", "fused")
         self._engine = None if fused else get_backend(settings.backend)
@@ -128,7 +134,7 @@ class _Lowering:
             groups += [g for g in rows if not any(settings.why_not(node) for node in g.nodes)]
         return {node: group for group in groups for node in group.nodes}
 
-    def lowered(self) -> Lowered:
+    def lowered(self, opened: bool) -> Lowered:
         """Returns the network of all nodes."""
         outputs: Sequence[Any] = ()
         for node in self._nodes:
@@ -137,7 +143,13 @@ class _Lowering:
             elif node.op == "call_function":
                 self._add(node)
         network = Network(self._build.actions, list(outputs))
-        return Lowered(network, self._layers, self._matcher.left, self._done)
+        lowered = Lowered(network, self._layers, self._matcher.left, self._done)
+        if opened:
+            try:
+                lowered.opened = template_of(network, self._inputs, self._build.packers)
+            except NoTemplateError as reason:
+                lowered.opened = str(reason)
+        return lowered
 
     def _add(self, node: fx.Node) -> None:
         group = self._group_of.get(node)

@@ -16,18 +16,15 @@ from torch.utils import _pytree as pytree
 
 from dnnsep.backends import get_backend
 from dnnsep.codegen import tuner
-from dnnsep.graph.account import kernels_of
-from dnnsep.graph.difference import difference
+from dnnsep.graph.account import kernels_of, kernels_of_size
+from dnnsep.graph.difference import BOUNDS, difference
+from dnnsep.graph.dims import condition_of
 from dnnsep.graph.parts import replace_parts
 from dnnsep.graph.prepare import Options
 from dnnsep.graph.report import Report
 from dnnsep.graph.rewrite import CaptureError
 from dnnsep.graph.runner import Runner
 from dnnsep.host.turns import seconds_spent
-
-# How far outputs may differ from the original's, relative to the largest one: sums in another order
-# and folded normalisations add up through some fifty layers.
-BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 def optimize(
@@ -39,6 +36,7 @@ def optimize(
     filter: Callable[[str], bool] | None = None,
     inplace: bool = False,
     tune: bool = True,
+    dynamic_shapes: Any = None,
 ) -> nn.Module:
     """Returns the model with a ``forward`` that runs it as a network of generated kernels.
 
@@ -61,14 +59,24 @@ def optimize(
     is true. ``tune`` says whether plans of kernels that no earlier process has measured are
     measured now, and later ones when another shape of the input comes; DNNSEP_TUNE=0 forbids it.
 
+    A model of images (N, C, H, W) takes other numbers and sizes of them without being prepared for
+    each, where its graph is the same for them and all of it runs by kernels; the report says if it
+    does, or why not. Kernels are then told all sizes; for a size that comes again specialised ones
+    are made in the background, or by ``dnnsep.warm_up``. ``dynamic_shapes``, as torch.export takes
+    them, says which dimensions may differ, and in which range; by default all that can. Whatever
+    else comes is prepared when it first does.
+
     The result has an attribute ``dnnsep_report``, a Report of what runs how.
 
     Raises ValueError if the model is in training mode, if the backend or the dtype is unknown, if
-    DNNSEP_TUNE is neither 0 nor 1, or if the model fails on the example.
+    DNNSEP_TUNE is neither 0 nor 1, if ``dynamic_shapes`` says what cannot be understood, or if the
+    model fails on the example.
     """
     get_backend(backend)
     tuner.wanted()
+    of_program = isinstance(model, ExportedProgram)
     if isinstance(model, ExportedProgram):
+        # Not to be copied: a copy would not check the sizes that it was exported for.
         model = _module_of(model)
     if model.training:
         raise ValueError("model: is in training mode, call eval() first")
@@ -83,16 +91,18 @@ def optimize(
             expected.append(run_on_copy(model, inputs[1]))
         except ValueError:  # values that the model does not take
             inputs.pop()
-        optimized = model if inplace else copy.deepcopy(model)
-        report = _replaced(optimized, inputs, expected, Options(backend, filter, tune), dtype)
+        optimized = model if inplace or of_program else copy.deepcopy(model)
+        options = Options(backend, filter, tune, condition_of(dynamic_shapes, example))
+        report = _replaced(optimized, inputs, expected, options, dtype)
     report.tuning_seconds = seconds_spent() - spent
     optimized.dnnsep_report = cast("Any", report)
     return optimized
 
 
 def _module_of(program: ExportedProgram) -> nn.Module:
-    """Returns an exported program as a module. It has no modes: it is what was exported."""
-    module = program.module()
+    """Returns an exported program as a module with parameters of its own. It has no modes: it is
+    what was exported."""
+    module = copy.deepcopy(program).module()
     for part in module.modules():
         part.training = False
     return module
@@ -143,6 +153,7 @@ def _replaced(
     report = Report([], notes, error, bound)
     for one in runners.values():
         one.add_to_report(report)
+    report.why_fixed = runners[""].why_fixed if "" in runners else "the model is not one network"
     return report
 
 
@@ -173,6 +184,7 @@ def what_ran(model: nn.Module) -> list[str]:
         runner = module.__dict__.get("forward")
         if isinstance(runner, Runner):
             found += [kernels_of(prepared) for prepared in runner.prepared]
+            found += [kernels_of_size(sized) for sized in runner.sized]
     return found
 
 

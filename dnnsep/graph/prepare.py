@@ -18,6 +18,7 @@ from dnnsep.graph.capture import Captured, capture
 from dnnsep.graph.constants import evaluate_constants
 from dnnsep.graph.lower import Lowered, lower
 from dnnsep.graph.rewrite import CaptureError
+from dnnsep.graph.sizes import Sizes
 
 Filter = Callable[[str], bool]
 
@@ -26,12 +27,14 @@ Filter = Callable[[str], bool]
 class Options:
     """What ``optimize`` was asked for, and which layers it found to differ, with the reasons.
 
+    ``sizes`` is a condition (see Sizes) for the sizes of images that it may be open for.
     ``part`` is the name of the part of the model that they are for, empty for all of it.
     """
 
     backend: str = "auto"
     filter: Filter | None = None
     tune: bool = True
+    sizes: str = "True"
     faulty: dict[str, str] = field(default_factory=dict)
     part: str = ""
 
@@ -56,11 +59,14 @@ class Shelf:
 
 @dataclass
 class Prepared:
-    """A module ready for inputs of one kind."""
+    """A module ready for inputs of one kind, and for which other sizes of them its graph is the
+    same, where that is known. ``used`` is when it ran last, as calls are counted."""
 
     captured: Captured
     graph: fx.Graph
     lowered: Lowered
+    sizes: Sizes | None = None
+    used: int = 0
 
     def run(self, leaves: list[Any]) -> Any:
         """Returns the module's result for arguments whose leaves these are."""
@@ -74,14 +80,16 @@ def prepare(
     named: Mapping[str, Any],
     options: Options,
     shelf: Shelf,
+    opened: bool = False,
 ) -> Prepared:
-    """Returns a module ready for arguments like these. Raises CaptureError where its graph cannot
-    be had, or a kernel for it cannot be made."""
+    """Returns a module ready for arguments like these, and with ``opened`` for other sizes of them,
+    if that can be. Raises CaptureError where its graph cannot be had, or a kernel for it cannot be
+    made."""
     with torch.no_grad():
         captured = capture(module, arguments, dict(named))
         inputs = captured.flatten(arguments, dict(named))
         try:
-            return prepared_of(captured, inputs, options, shelf)
+            return prepared_of(captured, inputs, options, shelf, opened)
         except CaptureError:
             raise
         except Exception as error:
@@ -90,16 +98,22 @@ def prepare(
 
 
 def prepared_of(
-    captured: Captured, inputs: list[Tensor], options: Options, shelf: Shelf
+    captured: Captured,
+    inputs: list[Tensor],
+    options: Options,
+    shelf: Shelf,
+    opened: bool = False,
 ) -> Prepared:
-    """Returns a captured module ready for inputs like these."""
+    """Returns a captured module ready for inputs like these, and with ``opened`` for other sizes of
+    them, if that can be."""
     traced = captured.graph_module
     canonicalize(traced)
     constants = evaluate_constants(traced)
     settings = Settings(
         torch.get_num_threads(), options.backend, options.tune, shelf.packings, options.why_not
     )
-    return Prepared(captured, traced.graph, lower(traced.graph, inputs, constants, settings))
+    lowered = lower(traced.graph, inputs, constants, settings, opened)
+    return Prepared(captured, traced.graph, lowered)
 
 
 def layer_of_node(node: fx.Node, part: str = "") -> str:

@@ -37,7 +37,8 @@ class Report:
     example and on a random input, relative to the largest output; ``bound`` is the most it may be.
     ``notes`` say what was not done, and why. ``plans`` counts what the plans of the layers were
     chosen by: "measured", now or by an earlier process, "by model" or "the only one";
-    ``tuning_seconds`` were spent on measuring them now.
+    ``tuning_seconds`` were spent on measuring them now. ``why_fixed`` says why other sizes of
+    images are prepared when they first come; it is empty where the same kernels run them.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -50,6 +51,7 @@ class Report:
     pieces: int = 0
     plans: Counter[str] = field(default_factory=Counter)
     tuning_seconds: float = 0.0
+    why_fixed: str = ""
 
     @property
     def separable_share(self) -> float:
@@ -94,6 +96,8 @@ class Report:
                 f"plans of the layers: {measured} measured, {by_model} by the cost model, {only} "
                 f"the only one; {self.tuning_seconds:.1f} s spent on measuring"
             )
+        fixed = f"prepared when they first come: {self.why_fixed}"
+        lines.append(f"other sizes: {fixed if self.why_fixed else 'by the same kernels'}")
         lines.append(
             f"{self.count('separable')} separable layers ({self.separable_share:.0%} of the FLOPs),"
             f" {self.count('convolution')} other convolutions and {self.count('linear')} linear "

@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dnnsep.graph.account import add_to_report
+from dnnsep.graph.asking import SizesError, sizes_of
+from dnnsep.graph.difference import BOUNDS, difference
 from dnnsep.graph.faults import faulty_layers
+from dnnsep.graph.kept import Kept
+from dnnsep.graph.opened import Opened, Sized
 from dnnsep.graph.prepare import Options, Prepared, Shelf, prepare
 from dnnsep.graph.report import Report
 from dnnsep.graph.rewrite import CaptureError
@@ -25,6 +29,14 @@ from dnnsep.graph.state import State
 
 # So many kinds of input stay prepared; of others the longest unused is forgotten.
 _MOST = 32
+# For so many layouts of the input, or other answers of the model's code, sizes stay open.
+_MOST_OPENED = 4
+
+
+class _Plain:
+    """Stands for a kind of input that the module cannot be prepared for."""
+
+    used = 0
 
 
 class Runner:
@@ -43,13 +55,15 @@ class Runner:
         whole: bool = True,
     ) -> None:
         self._module, self._plain = module, module.forward
+        self.why_fixed = ""
         self.options, self.dtype, self._whole = options, dtype, whole
         self.forget()
 
     def forget(self) -> None:
         """Forgets what was prepared."""
         self._lock = threading.Lock()
-        self._prepared: dict[Hashable, Prepared | None] = {}
+        self._prepared: Kept[Prepared | Sized | _Plain] = Kept(_MOST)
+        self._opened: list[tuple[Any, Opened]] = []
         self._example: list[Tensor] = []
         self._shelf = Shelf()
         self._state: State | None = None
@@ -64,6 +78,7 @@ class Runner:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.why_fixed = ""
         self.forget()
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -82,7 +97,7 @@ class Runner:
             found = self._prepared[key]
         except KeyError:
             found = self._prepare_again(key, arguments, named)
-        if found is None:
+        if isinstance(found, _Plain):
             return self._as_it_is(arguments, named)
         return self._cast_back(found.run(leaves), given)
 
@@ -113,12 +128,50 @@ class Runner:
         leaves = self._cast(leaves)
         arguments, keywords = pytree.tree_unflatten(leaves, spec)
         self._is_current()
+        opens = not self.options.part
         with self._as_it_was():
-            made = prepare(self._module, arguments, keywords, self.options, self._shelf)
+            made = prepare(self._module, arguments, keywords, self.options, self._shelf, opens)
         single = len(arguments) == 1 and not named and type(arguments[0]) is Tensor
-        self._keep((None if single else spec, *map(_kind, leaves)), made)
+        key = (None if single else spec, *map(_kind, leaves))
+        self._prepared.keep(key, made)
         self._example = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.why_fixed = self._open(made, key[0]) if opens else ""
         return made
+
+    def _open(self, made: Prepared, spec: Any) -> str:
+        """Prepares the module for other sizes of what it was prepared for; returns why it cannot
+        be, or nothing."""
+        template, x = made.lowered.opened, self._example[0]
+        if isinstance(template, str):
+            return template
+        with self._as_it_was(), torch.no_grad():
+            try:
+                sizes = sizes_of(self._module, x).which(self.options.sizes)
+            except SizesError as reason:
+                return str(reason)
+            tried = Opened(template, sizes, made.captured.unflatten).tried(x)
+            if tried is None:
+                return "its code asks for the very size of the example"
+            opened, other = tried
+            sized = opened.at(other)
+            if sized is None:
+                return "its kernels take no other size"
+            bound = BOUNDS[x.dtype]
+            error = difference(sized.run([other]), self._plain(other), bound)
+        if not error <= bound:
+            return f"outputs differed by {error:.1e} at another size"
+        made.sizes = opened.sizes
+        self._opened = [*self._opened[1 - _MOST_OPENED :], (spec, opened)]
+        return ""
+
+    def warm_up(self, arguments: tuple[Any, ...], tune: bool) -> None:
+        """Prepares the module for positional arguments, with specialised kernels."""
+        self(*arguments)
+        leaves = self._cast(pytree.tree_leaves(arguments))
+        kinds = [_kind(leaf) for leaf in leaves]
+        for key, made in self._prepared.items():
+            if isinstance(made, Sized) and list(key[1:]) == kinds:  # type: ignore[index]
+                made.warm_up(tune and self.options.tune)
 
     def faulty_layers(self, bound: float) -> dict[str, str]:
         """Returns the layers whose kernels differ from torch's operators on what the module was
@@ -147,20 +200,28 @@ class Runner:
                 attributes["forward"] = replaced
 
     def _prepare_again(
-        self, key: Hashable, arguments: tuple[Any, ...], named: Mapping[str, Any]
-    ) -> Prepared | None:
+        self, key: tuple[Any, ...], arguments: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> Prepared | Sized | _Plain:
         with self._lock:
             if key not in self._prepared:
+                if (sized := self._sized(key, arguments, named)) is not None:
+                    self._prepared.keep(key, sized)
+                    return sized
                 try:
                     return self.prepare_for(arguments, named)
                 except CaptureError:
-                    self._keep(key, None)
+                    self._prepared.keep(key, _Plain())
         return self._prepared[key]
 
-    def _keep(self, key: Hashable, made: Prepared | None) -> None:
-        kept = [(other, old) for other, old in self._prepared.items() if other != key]
-        # A new dictionary: others may be reading the old one.
-        self._prepared = dict([*kept[1 - _MOST :], (key, made)])
+    def _sized(
+        self, key: tuple[Any, ...], arguments: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> Sized | None:
+        """Returns the module for a size of its images that it is open for."""
+        (x, *others) = self._cast(pytree.tree_leaves((arguments, named)))
+        for spec, opened in self._opened:
+            if spec == key[0] and not others and (sized := opened.at(x)) is not None:
+                return sized
+        return None
 
     def _is_current(self) -> bool:
         """Forgets what was prepared of parameters that have changed since. Returns whether the
@@ -168,7 +229,7 @@ class Runner:
         state = self._state
         if state is None or not state.holds():
             with self._lock:
-                self._prepared, self._shelf = {}, Shelf()
+                self._prepared, self._opened, self._shelf = Kept(_MOST), [], Shelf()
                 state = self._state = State.of(self._module)
         return not state.any_training()
 
@@ -192,7 +253,12 @@ class Runner:
     @property
     def prepared(self) -> list[Prepared]:
         """Returns what the module was prepared as, for each kind of input so far."""
-        return [made for made in self._prepared.values() if made is not None]
+        return [made for _, made in self._prepared.items() if isinstance(made, Prepared)]
+
+    @property
+    def sized(self) -> list[Sized]:
+        """Returns what runs other sizes of what the module was prepared for."""
+        return [made for _, made in self._prepared.items() if isinstance(made, Sized)]
 
 
 def _kind(leaf: Any) -> Hashable:

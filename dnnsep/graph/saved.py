@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 import dnnsep
 from dnnsep.codegen import choose, kernel
+from dnnsep.codegen.generalstep import compiled_general
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.codegen.rates import measured_on, rates
@@ -29,6 +30,7 @@ from dnnsep.graph.loaded import Contents, Graph, packing_name, signed_parts
 from dnnsep.graph.network import Native
 from dnnsep.graph.prepare import Prepared
 from dnnsep.graph.runner import Runner
+from dnnsep.graph.template import Template
 from dnnsep.host import cachefiles, container, signing
 from dnnsep.host.container import Blocks
 
@@ -37,8 +39,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Writes a model that ``dnnsep.optimize`` returned into a file, for ``dnnsep.load``.
 
     For each kind of inputs that the model is prepared for, the example's and those that came since,
-    the file has its graph, and of all together the constants, the packed weights, and the machine
-    code and the plans for this CPU and this number of threads. It has a hash of its content, and
+    the file has its graph, and for which other sizes that is the same, where it is for any; of all
+    together the constants, the packed weights, and the machine code and the plans for this CPU and
+    this number of threads. It has a hash of its content, and
     takes another file's place only when it is whole.
 
     Raises ValueError, which says why, for a model that is not run as one graph, that has operators
@@ -53,7 +56,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         graphs = [
             _graph(key, made, runner, constants)
             for key, made in runner._prepared.items()
-            if made is not None
+            if isinstance(made, Prepared)
         ]
         content["graphs"] = [fields for fields, _ in graphs]
         content |= {"constants": constants.written, "packed": []}
@@ -121,6 +124,7 @@ def _graph(
         "leaves": [*map(_leaf, kinds)],
         "outputs": encoded(_nested(made.captured.out_spec)),
         "nodes": nodes.written(live, values, constants.number_of, runner.options.why_not),
+        "sizes": None if made.sizes is None else made.sizes.text,
     }
     return fields, live
 
@@ -154,10 +158,13 @@ def _looks(node: fx.Node) -> list[Any]:
 def _for_this_cpu(contents: Contents, blocks: Blocks) -> dict[str, Any]:
     """Returns, as JSON, what makes loading fast here: packed weights, machine code, plans, and
     measurements that decide these."""
-    for compiled in (kernel.compiled, rowwise.compiled):
+    for compiled in (kernel.compiled, rowwise.compiled, compiled_general):
         compiled.cache_clear()  # what is loaded again is noted
     with cachefiles.noting() as noted:
         lowered = [graph.lowered(contents.packings, tune=False) for graph in contents.graphs]
+        for one in lowered:
+            if isinstance(one.opened, Template):
+                one.opened.compile()
     threads, isa = torch.get_num_threads(), this_isa()
     for action in (action for one in lowered for action in one.network.actions):
         if isinstance(action, Native) and isinstance(step := action.step, LayerStep):

@@ -36,8 +36,7 @@ class ModelWorker(Timer):
         import torch
 
         from dnnsep.backends.executor import TORCH_DTYPES
-        from dnnsep.graph.difference import difference
-        from dnnsep.graph.optimize import BOUNDS
+        from dnnsep.graph.difference import BOUNDS, difference
         from dnnsep.models.zoo import load
 
         self.reset(cpus)
