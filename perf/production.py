@@ -156,7 +156,8 @@ def _ready(model: nn.Module, engine: str, threads: int) -> Callable[[Tensor], An
     if engine == "onnxruntime":
         import onnxruntime as ort
 
-        file, axes = io.BytesIO(), {"x": {0: "n", 2: "h", 3: "w"}, "y": {0: "n"}}
+        file: Any = io.BytesIO()
+        axes = {"x": {0: "n", 2: "h", 3: "w"}, "y": {0: "n"}}
         names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"]}
         torch.onnx.export(model, (x,), file, **names, dynamic_axes=axes, dynamo=False)
         chosen = ort.SessionOptions()

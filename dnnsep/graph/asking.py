@@ -183,8 +183,12 @@ def _is_same(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _pooled(name: str, x: Tensor, kernel_size: Sequence[int], *given: Any) -> Tensor | None:
     """Returns what a pooling gives; None with ceil_mode, where torch has to ask."""
-    stride, padding, *more = [*given, *([], 0, 1, False)[len(given) :]]
-    dilation, ceil_mode = (1, more[0]) if name == "avg_pool2d" else more[:2]
+    names = ["stride", "padding", "dilation", "ceil_mode"]
+    if name == "avg_pool2d":
+        names.remove("dilation")
+    told: dict[str, Any] = {"stride": [], "padding": 0, "dilation": 1, "ceil_mode": False}
+    told |= dict(zip(names, given, strict=False))
+    stride, padding, dilation, ceil_mode = told.values()
     if ceil_mode:
         return None
     window = (kernel_size, padding, dilation, stride or kernel_size)

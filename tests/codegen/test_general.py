@@ -92,8 +92,10 @@ def test_a_trimmed_layer_stays_general() -> None:
 def test_one_packing_serves_all_sizes(text: str) -> None:
     problem = Problem.parse(text)
     general = _general(problem, Extras())
-    larger = {"batch": 9} if problem.kind == "linear" else {"height": 33, "width": 70}
-    for one in (problem, replace(problem, **larger)):
+    larger = replace(problem, batch=9)
+    if problem.kind != "linear":
+        larger = replace(problem, height=33, width=70)
+    for one in (problem, larger):
         plan = choose(one, this_isa(), 2)
         assert Packing(general.layer, plan.vectors) == general.packing
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import dnnsep
+from dnnsep.codegen import background
 from dnnsep.codegen.generalstep import GeneralStep
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.graph import opened
@@ -126,8 +127,9 @@ def test_feature_maps_and_several_results(model: nn.Module) -> None:
             self.net = model
 
         def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            maps = self.net.pool(self.net.stem(x))
-            return maps, {"side": self.net.side(maps)}
+            net: Any = self.net
+            maps = net.pool(net.stem(x))
+            return maps, {"side": net.side(maps)}
 
     plain = settled(Maps())
     optimized = _optimized(plain)
@@ -177,7 +179,8 @@ class Squeezed(nn.Module):
         self.layer = nn.Conv2d(3, 8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x).mean((2, 3), keepdim=True).squeeze()
+        result: Tensor = self.layer(x).mean((2, 3), keepdim=True).squeeze()
+        return result
 
 
 class OfOneSize(nn.Module):
@@ -299,7 +302,7 @@ def test_kernels_that_are_not_faster_are_dropped(
         job.done([step and _special(step) for step in job.steps])
         made.set()
 
-    monkeypatch.setattr(opened.background, "submit", submit)
+    monkeypatch.setattr(background, "submit", submit)
     optimized, x = _optimized(model), _x((2, 36, 44))
     for _ in range(40):
         _call(optimized, x)
