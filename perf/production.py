@@ -143,7 +143,12 @@ def _ready(model: nn.Module, engine: str, threads: int) -> Callable[[Tensor], An
 
         converted = ov.convert_model(model, example_input=x)
         converted.reshape([-1, 3, -1, -1])
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        # It takes bf16 by itself on CPUs that have it.
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+        }
         whole = ov.compile_model(converted, "CPU", options)
         own = threading.local()
 
