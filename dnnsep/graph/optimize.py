@@ -61,7 +61,7 @@ def optimize(
 
     A model of images (N, C, H, W) takes other numbers and sizes of them without being prepared for
     each, where its graph is the same for them and all of it runs by kernels; the report says if it
-    does, or why not. Kernels are then told all sizes; for a size that comes again specialised ones
+    does, or why not. Kernels are then told all sizes; for a size that comes often specialised ones
     are made in the background, or by ``dnnsep.warm_up``. ``dynamic_shapes``, as torch.export takes
     them, says which dimensions may differ, and in which range; by default all that can. Whatever
     else comes is prepared when it first does.
