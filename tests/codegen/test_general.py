@@ -3,9 +3,6 @@ specialised ones do, to the bit."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +24,7 @@ from dnnsep.dtypes import DTYPES
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
 from tests.codegen.conftest import SETTING_OF, WAYS, Way
+from tests.codegen.running import run_alone
 
 PROBLEMS = {
     "separable": "mb1ic40oc70ih14kh3ph1_act:relu6,none",
@@ -138,26 +136,12 @@ def test_parts_share_all_work(threads: int, size: tuple[int, int, int]) -> None:
     assert not isinstance(step, LayerStep)
 
 
-def _run(setting: dict[str, str], seed: int, count: int) -> None:
-    """In a process of its own: touching a forbidden page kills it."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.codegen.anysize", str(seed), str(count)],
-        env={**os.environ, **setting, "OMP_WAIT_POLICY": "passive"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    last = run.stdout.splitlines()[-1:]
-    assert run.returncode == 0, f"{last}: {run.returncode} {run.stderr[-500:]}"
-    assert len(run.stdout.splitlines()) == count
-
-
 @pytest.mark.parametrize("setting", SETTING_OF.values(), ids=lambda s: "-".join(s.values()))
 def test_random_layers_on_changing_sizes(setting: dict[str, str]) -> None:
-    _run(setting, seed=1, count=60)
+    run_alone("tests.codegen.anysize", setting, seed=1, count=60)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTING_OF.values(), ids=lambda s: "-".join(s.values()))
 def test_many_random_layers_on_changing_sizes(setting: dict[str, str]) -> None:
-    _run(setting, seed=2, count=300)
+    run_alone("tests.codegen.anysize", setting, seed=2, count=300)

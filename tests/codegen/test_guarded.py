@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from dnnsep.problem import KINDS, Problem
 from dnnsep.sweep.check import CheckData
 from tests.codegen.conftest import ISAS, SETTING_OF
 from tests.codegen.guarded import Case, Guarded, Inputs, random_plan, run_guarded
+from tests.codegen.running import run_alone
 
 EXTRAS = {
     "g1mb3ic37oc70ih5kh1_act:relu": Extras(residual=True, scale=True),
@@ -35,29 +35,15 @@ EXTRAS = {
 }
 
 
-def _run(setting: dict[str, str], seed: int, count: int) -> None:
-    """In a process of its own: touching a forbidden page kills it."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.codegen.guarded", str(seed), str(count)],
-        env={**os.environ, **setting, "OMP_WAIT_POLICY": "passive"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    last = run.stdout.splitlines()[-1:]
-    assert run.returncode == 0, f"{last}: {run.returncode} {run.stderr[-500:]}"
-    assert len(run.stdout.splitlines()) == count
-
-
 @pytest.mark.parametrize("setting", SETTING_OF.values(), ids=lambda s: "-".join(s.values()))
 def test_random_problems(setting: dict[str, str]) -> None:
-    _run(setting, seed=1, count=15)
+    run_alone("tests.codegen.guarded", setting, seed=1, count=15)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTING_OF.values(), ids=lambda s: "-".join(s.values()))
 def test_many_random_problems(setting: dict[str, str]) -> None:
-    _run(setting, seed=2, count=150)
+    run_alone("tests.codegen.guarded", setting, seed=2, count=150)
 
 
 def _traits(case: Case) -> dict[str, bool]:
