@@ -3,7 +3,8 @@
 Its output pixels are one run, through all rows of all images. A part is a range of them by a range
 of panels, done tile by tile as in a specialised kernel (fuse.py); where rows end matters to the
 source alone, which fills a tile row by row. Of a row the pixels under which the whole width of the
-kernel meets the image are computed some at once, and those at its ends one by one. Products take
+kernel meets the image are computed some at once, so are the first and the last where they meet it
+as most rows do, and what is left is computed one by one. Products take
 sums in the same order as a specialised kernel's, so both give the same results to the bit.
 """
 

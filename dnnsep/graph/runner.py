@@ -157,7 +157,10 @@ class Runner:
             if sized is None:
                 return "its kernels take no other size"
             bound = BOUNDS[x.dtype]
-            error = difference(sized.run([other]), self._plain(other), bound)
+            try:
+                error = difference(sized.run([other]), self._plain(other), bound)
+            except Exception as failure:  # the model's own code may raise anything
+                return f"it fails at another size: {type(failure).__name__}: {failure}"
         if not error <= bound:
             return f"outputs differed by {error:.1e} at another size"
         made.sizes = opened.sizes

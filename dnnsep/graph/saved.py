@@ -41,8 +41,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     For each kind of inputs that the model is prepared for, the example's and those that came since,
     the file has its graph, and for which other sizes that is the same, where it is for any; of all
     together the constants, the packed weights, and the machine code and the plans for this CPU and
-    this number of threads. It has a hash of its content, and
-    takes another file's place only when it is whole.
+    this number of threads. It has a hash of its content, and takes another file's place only when
+    it is whole.
 
     Raises ValueError, which says why, for a model that is not run as one graph, that has operators
     or values which files cannot have, or that is in training mode or has hooks; OSError where the
