@@ -132,10 +132,9 @@ def test_weights_are_packed_once_for_all_sizes_of_the_input(
     optimized = dnnsep.optimize(model, image())
     for size in (9, 20, 33):
         _same(optimized, model, torch.randn(1, 8, size, size + 1))
-    for size in (1, 2):  # too small for what other sizes run on: prepared by themselves
+    for size in (1, 2):  # torch 2.8 asks if there is one pixel: then it is prepared by itself
         _same(optimized, model, torch.randn(1, 8, 1, size))
-    assert ran(optimized) >= 2
-    assert len(packed) <= 2
+    assert 1 <= len(packed) <= 2
     with torch.no_grad():
         optimized[0].weight.mul_(2)  # type: ignore[index]
         model[0].weight.mul_(2)  # type: ignore[index]
