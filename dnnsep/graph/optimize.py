@@ -153,6 +153,7 @@ def _replaced(
     report = Report([], notes, error, bound)
     for one in runners.values():
         one.add_to_report(report)
+    report.parameter_bytes = sum(own.nbytes for own in model.parameters())
     report.why_fixed = runners[""].why_fixed if "" in runners else "the model is not one network"
     return report
 

@@ -39,6 +39,9 @@ class Report:
     chosen by: "measured", now or by an earlier process, "by model" or "the only one";
     ``tuning_seconds`` were spent on measuring them now. ``why_fixed`` says why other sizes of
     images are prepared when they first come; it is empty where the same kernels run them.
+    ``packed_bytes`` is the memory of the kernels' own copies of weights, beside ``parameter_bytes``
+    of the model's parameters. These stay: training, gradients and the state_dict need them, and a
+    normalisation that was folded into weights cannot be taken out of them again.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -52,6 +55,8 @@ class Report:
     plans: Counter[str] = field(default_factory=Counter)
     tuning_seconds: float = 0.0
     why_fixed: str = ""
+    packed_bytes: int = 0
+    parameter_bytes: int = 0
 
     @property
     def separable_share(self) -> float:
@@ -98,6 +103,8 @@ class Report:
             )
         fixed = f"prepared when they first come: {self.why_fixed}"
         lines.append(f"other sizes: {fixed if self.why_fixed else 'by the same kernels'}")
+        packed, own = (size / 2**20 for size in (self.packed_bytes, self.parameter_bytes))
+        lines.append(f"weights: {packed:.1f} MiB for the kernels, beside {own:.1f} MiB parameters")
         lines.append(
             f"{self.count('separable')} separable layers ({self.separable_share:.0%} of the FLOPs),"
             f" {self.count('convolution')} other convolutions and {self.count('linear')} linear "

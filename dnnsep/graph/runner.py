@@ -189,6 +189,7 @@ class Runner:
         """Adds what the module was prepared as last to a report."""
         for made in self.prepared[-1:]:
             add_to_report(report, made, self.options.part, self._example)
+        report.packed_bytes += sum(packed.nbytes for packed in self._shelf.packings.values())
 
     @contextmanager
     def _as_it_was(self) -> Iterator[None]:

@@ -143,6 +143,15 @@ def test_weights_are_packed_once_for_all_sizes_of_the_input(
     assert len(packed) == before + 1
 
 
+def test_the_report_says_what_weights_take() -> None:
+    model = settled(nn.Sequential(nn.Conv2d(64, 128, 3, padding=1), nn.BatchNorm2d(128)))
+    report = report_of(dnnsep.optimize(model, image(64)))
+    weights = 4 * 64 * 128 * 9
+    assert report.parameter_bytes == weights + 4 * 3 * 128
+    assert weights <= report.packed_bytes < 1.1 * weights
+    assert f"weights: {report.packed_bytes / 2**20:.1f} MiB for the kernels" in str(report)
+
+
 def test_empty_inputs_go_to_torch() -> None:
     model = settled(nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU()))
     optimized = dnnsep.optimize(model, image())
