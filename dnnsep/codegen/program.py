@@ -56,7 +56,8 @@ class Program:
     def __init__(self, steps: Sequence[Placed]) -> None:
         """Compiles the kernels of the steps; raises ValueError where one has none."""
         self.steps = tuple(steps)
-        self.threads = max(placed.step.parts for placed in steps)
+        self.parts = [placed.step.parts for placed in steps]
+        self.threads = max(self.parts)
         self.kernels = [placed.step.kernel for placed in steps]
         self.thread_bytes = _whole(max(placed.step.scratch_bytes for placed in steps))
         self.scratch_bytes = self.threads * self.thread_bytes
@@ -104,7 +105,9 @@ class Frame:
             )
         )
         self._bound: dict[int, int] = {}
-        self._work = Work(list(self._phases()), program.threads, start, program.thread_bytes)
+        self._work = Work(
+            list(self._phases(program.parts)), program.threads, start, program.thread_bytes
+        )
 
     def run(self) -> None:
         """Runs the steps on what was bound last."""
@@ -114,12 +117,13 @@ class Frame:
         """Sets the address of the scratch memory that it was made without."""
         self._work.move_scratch(start)
 
-    def _phases(self) -> Iterator[Phase]:
-        """Yields the parts of steps that do not wait for each other."""
+    def _phases(self, parts: Sequence[int]) -> Iterator[Phase]:
+        """Yields the parts of steps that do not wait for each other, of which each has so many."""
         phase: list[tuple[int, int]] = []
+        first, size = ctypes.addressof(self._entries), ctypes.sizeof(Entry)
         for number, placed in enumerate(self._steps):
-            entry = ctypes.addressof(self._entries) + number * ctypes.sizeof(Entry)
-            phase += [(entry, part) for part in range(placed.step.parts)]
+            entry = first + number * size
+            phase += [(entry, part) for part in range(parts[number])]
             if placed.waits:
                 yield phase
                 phase = []

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dnnsep.codegen.shared import Cores, Job, Queue, QueuedPart
+from dnnsep.codegen.shared import Cores, Job, Queue
 from dnnsep.codegen.workcode import run_function
 from dnnsep.host.quota import quota
 
@@ -39,15 +39,14 @@ class Work:
         limits, done = [], 0
         for number, phase in enumerate(phases):
             done += len(phase)
+            most = max(threads, len(phase))
             for at, (entry, part) in enumerate(phase):
                 # Neighbouring parts go to one thread, and the same shares of each phase.
-                queue = at * threads // max(threads, len(phase))
-                queues[queue].append((entry, part, number, done))
-            limits.append([len(queue) for queue in queues])
-        self._parts = [
-            (QueuedPart * len(queue))(*(QueuedPart(*part) for part in queue)) for queue in queues
-        ]
-        self._starts = np.array([ctypes.addressof(parts) for parts in self._parts], np.int64)
+                queues[at * threads // most].append((entry, part, number, done))
+            limits.append(list(map(len, queues)))
+        # QueuedParts, all of whose fields are as wide.
+        self._parts = [np.array(queue, np.int64) for queue in queues]
+        self._starts = np.array([parts.ctypes.data for parts in self._parts], np.int64)
         self._limits = np.array(limits, np.int64)
         self._memory = _lines(ctypes.sizeof(Job) + threads * ctypes.sizeof(Queue))
         self._job = _first_line(self._memory)
