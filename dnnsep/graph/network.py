@@ -19,6 +19,7 @@ from dnnsep.codegen.arena import Lifetime, offsets
 from dnnsep.codegen.program import Frame, Place, Placed, Program
 from dnnsep.codegen.step import Step
 from dnnsep.graph import layout
+from dnnsep.host.pages import ask_for_large_pages
 
 _ALIGN = 64
 _ARENA = 0
@@ -165,7 +166,7 @@ class _Frame:
         programs = [part for part in network.parts if isinstance(part, Program)]
         scratch = max((program.scratch_bytes for program in programs), default=0)
         arena = -(-network._arena_bytes // _ALIGN) * _ALIGN
-        self._memory = torch.empty(arena + scratch + 2 * _ALIGN, dtype=torch.uint8)
+        self._memory = new_memory(arena + scratch + 2 * _ALIGN)
         first = -self._memory.data_ptr() % _ALIGN
         start = self._memory.data_ptr() + first
         self._arena = self._memory[first : first + arena]
@@ -280,6 +281,13 @@ class _Frame:
             return base
         offset = base.storage_offset() + like.storage_offset()
         return base.as_strided(like.shape, like.stride(), offset)
+
+
+def new_memory(size: int) -> Tensor:
+    """Returns so many bytes, which nobody has written to, in large pages if there are some."""
+    memory = torch.empty(size, dtype=torch.uint8)
+    ask_for_large_pages(memory.data_ptr(), size)
+    return memory
 
 
 def _runs(actions: Sequence[Action]) -> Iterator[list[Native] | Call]:

@@ -17,7 +17,7 @@ from dnnsep.codegen.arena import Lifetime, offsets
 from dnnsep.codegen.program import Frame, Place, Placed, Program
 from dnnsep.codegen.step import Step
 from dnnsep.graph.grids import Grid
-from dnnsep.graph.network import Buffer
+from dnnsep.graph.network import Buffer, new_memory
 from dnnsep.graph.template import Output, Template
 
 _ALIGN = 64
@@ -38,7 +38,7 @@ class Memory:
             found = self._idle.pop()
         except IndexError:
             found = torch.empty(0, dtype=torch.uint8)
-        return found if len(found) >= size else torch.empty(size, dtype=torch.uint8)
+        return found if len(found) >= size else new_memory(size)
 
     def give_back(self, memory: Tensor) -> None:
         """Takes memory back for a later call."""
