@@ -3,9 +3,10 @@
 Its output pixels are one run, through all rows of all images. A part is a range of them by a range
 of panels, done tile by tile as in a specialised kernel (fuse.py); where rows end matters to the
 source alone, which fills a tile row by row. Of a row the pixels under which the whole width of the
-kernel meets the image are computed some at once, so are the first and the last where they meet it
-as most rows do, and what is left is computed one by one. Products take
-sums in the same order as a specialised kernel's, so both give the same results to the bit.
+kernel meets the image are computed some at once. So are the first and the last ones of a row that
+is long enough and whose last kernel reaches to the end of the padding; what is left is computed one
+by one. Products take sums in the same order as a specialised kernel's, so both give the same
+results to the bit.
 """
 
 from __future__ import annotations
