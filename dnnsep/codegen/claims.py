@@ -1,10 +1,11 @@
 """How threads claim the parts of a call's steps: generated code.
 
 A call's steps are in *phases*, of which each needs all of the one before it, and nothing within one
-needs anything of it. The parts of a phase's steps lie in queues, one for each thread. A thread
-claims the parts in its own queue, so that it meets the same pixels layer after layer, and then
-those in others: a phase is done when its parts are done, and waits for no thread that has none of
-them. Whoever does the last one opens the next phase.
+needs anything of it, but for parts that one thread does in order: a chain (phases.py). The chains
+of a phase lie in queues, one for each thread. A thread claims those in its own queue, so that it
+meets the same pixels layer after layer, and then those in others: a phase is done when its chains
+are done, and waits for no thread that has none of them. Whoever does the last one opens the next
+phase.
 """
 
 from __future__ import annotations
@@ -101,13 +102,13 @@ def emit_note(shared: SharedCode) -> ir.Function:
 def emit_work(
     shared: SharedCode, wait: ir.Function, wake: ir.Function, note: ir.Function
 ) -> ir.Function:
-    """Emits ``work(job, cores, thread, aside)``: parts, as long as there are any, until the call
+    """Emits ``work(job, cores, thread, aside)``: chains, as long as there are any, until the call
     ends, or until a thread other than the caller, which is number 0, was put ``aside``."""
     advance = _emit_advance(shared, wake)
     code = shared.begin("work", [POINTER, POINTER, I64, POINTER])
     b, (job, cores, thread, aside) = code.builder, code.arguments
-    top, each, look, claim, do, following, idle, leave = (
-        code.function.append_basic_block() for _ in range(8)
+    top, each, look, claim, do, link, end, following, idle, leave = (
+        code.function.append_basic_block() for _ in range(10)
     )
     start = code.stack(8)
     b.store(I64(0), aside)
@@ -140,18 +141,30 @@ def emit_work(
     b.position_at_end(do)
     parts = code.load(code.at(load_field(code, Job, job, "parts"), number, POINTER), POINTER)
     queued = code.at(parts, b.mul(index, I64(ctypes.sizeof(QueuedPart))), BYTE)
-    entry = load_field(code, QueuedPart, queued, "entry")
-    part, phase, expected = (
-        load_field(code, QueuedPart, queued, name, I64) for name in ("part", "phase", "done")
+    phase, expected = (
+        load_field(code, QueuedPart, queued, name, I64) for name in ("phase", "done")
     )
-    function, task = (load_field(code, Entry, entry, name) for name in ("function", "task"))
     scratch, size = (
         load_field(code, Job, job, "scratch"),
         load_field(code, Job, job, "thread_bytes", I64),
     )
     own = code.at(scratch, b.mul(thread, size), BYTE)
     b.store(shared.clock(), start)
+    b.branch(link)
+
+    b.position_at_end(link)
+    now = b.phi(POINTER)
+    now.add_incoming(queued, do)
+    entry = load_field(code, QueuedPart, now, "entry")
+    function, task = (load_field(code, Entry, entry, name) for name in ("function", "task"))
+    part = load_field(code, QueuedPart, now, "part", I64)
     code.call_address(function, [task, part, own], VOID)
+    follows = load_field(code, QueuedPart, now, "follows")
+    now.add_incoming(follows, link)
+    is_last = b.icmp_unsigned("==", b.ptrtoint(follows, I64), I64(0))
+    b.cbranch(is_last, end, link)
+
+    b.position_at_end(end)
     done = b.add(shared.add(shared.place(job, Job, "done"), I64(1)), I64(1))
     opens = b.icmp_signed("==", done, expected)
     code.when(opens, lambda: b.call(advance, [job, b.add(phase, I64(1))]))

@@ -23,6 +23,7 @@ from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.layer import Layer
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.program import Placed, alone
+from dnnsep.codegen.reach import Reach, reach_of
 from dnnsep.codegen.stages.base import Window
 from dnnsep.codegen.task import KERNEL
 from dnnsep.codegen.version import generator
@@ -194,6 +195,13 @@ class GeneralStep:
         if not self.general.fills_tiles:
             return GAP_BYTES
         return -(-self._cut.tile * self.general.pixel_bytes // _PAGE) * _PAGE + GAP_BYTES
+
+    def reach(self, part: int) -> Reach | None:
+        """Returns what a part reads and writes of the operands; None where that is not known."""
+        high, wide = self._out
+        pixels, number = self.extent.batch * high * wide, part // self._cut.channel_parts
+        first, last = (pixels * n // self._cut.pixel_parts for n in (number, number + 1))
+        return reach_of(self.layer, self.general.extras, self.extent, range(first, last))
 
     def alone(self) -> Placed:
         """Returns the step on a program's input and what is given with it, into its output."""

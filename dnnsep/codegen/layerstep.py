@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.codegen import tuner
+from dnnsep.codegen.extent import Extent
 from dnnsep.codegen.extras import PLAIN, Extras
 from dnnsep.codegen.kernel import Room, Specialization, compiled
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.lang.jit import Function
 from dnnsep.codegen.layer import Layer, layer_of
 from dnnsep.codegen.pack import Packing
-from dnnsep.codegen.plan import Plan
+from dnnsep.codegen.plan import Plan, part_pixels
 from dnnsep.codegen.program import Placed, Program, alone
+from dnnsep.codegen.reach import Reach, reach_of
 from dnnsep.codegen.task import Task
 from dnnsep.codegen.tuner import Question
 from dnnsep.problem import Problem
@@ -73,6 +75,11 @@ class LayerStep:
     @property
     def scratch_bytes(self) -> int:
         return self.room.part
+
+    def reach(self, part: int) -> Reach | None:
+        """Returns what a part reads and writes of the operands; None where that is not known."""
+        pixels = part_pixels(self.problem, self.plan, part)
+        return reach_of(self.layer, self.extras, Extent.of(self.problem), pixels)
 
     def task(self) -> Task:
         return Task(

@@ -152,6 +152,21 @@ def first_pixel(problem: Problem, plan: Plan, piece: int) -> int:
     return piece * problem.out_pixels // plan.pieces
 
 
+def part_pixels(problem: Problem, plan: Plan, part: int) -> range:
+    """Returns which of all output pixels a part computes, of some channels each."""
+    number = part // plan.channel_parts
+    first, last = (plan.pieces * n // plan.pixel_parts for n in (number, number + 1))
+    if plan.short_rows:
+        return range(first_pixel(problem, plan, first), first_pixel(problem, plan, last))
+    _, width = output_rows(problem)
+
+    def start(piece: int) -> int:
+        row, place = divmod(piece, len(plan.rows))
+        return row * width + plan.rows[place].start
+
+    return range(start(first), start(last))
+
+
 def tile_rows(problem: Problem, plan: Plan, part: int) -> list[int]:
     """Returns how many short rows each tile of a range of pieces touches."""
     first, last = (plan.pieces * n // plan.pixel_parts for n in (part, part + 1))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dnnsep.codegen.phases import Used, phases
 from dnnsep.codegen.shared import Entry
 from dnnsep.codegen.step import Step
-from dnnsep.codegen.team import Phase, Work
+from dnnsep.codegen.team import Work
 
 _ALIGN = 64
 
@@ -31,8 +32,8 @@ class Place:
 class Placed:
     """A step and where each operand of it is, by the name of the task's field.
 
-    ``waits`` says whether later steps may read what this one and those before it wrote: where they
-    do not, the next one may begin before this one is done.
+    Unless it ``waits``, the next step needs nothing of this one and of those before it that do not
+    wait either.
     """
 
     step: Step
@@ -56,8 +57,8 @@ class Program:
     def __init__(self, steps: Sequence[Placed]) -> None:
         """Compiles the kernels of the steps; raises ValueError where one has none."""
         self.steps = tuple(steps)
-        self.parts = [placed.step.parts for placed in steps]
-        self.threads = max(self.parts)
+        self.threads = max(placed.step.parts for placed in steps)
+        self.phases = phases([_used(placed) for placed in steps])
         self.kernels = [placed.step.kernel for placed in steps]
         self.thread_bytes = _whole(max(placed.step.scratch_bytes for placed in steps))
         self.scratch_bytes = self.threads * self.thread_bytes
@@ -105,9 +106,12 @@ class Frame:
             )
         )
         self._bound: dict[int, int] = {}
-        self._work = Work(
-            list(self._phases(program.parts)), program.threads, start, program.thread_bytes
-        )
+        first, size = ctypes.addressof(self._entries), ctypes.sizeof(Entry)
+        work = [
+            [[(first + number * size, part) for number, part in chain] for chain in phase]
+            for phase in program.phases
+        ]
+        self._work = Work(work, program.threads, start, program.thread_bytes)
 
     def run(self) -> None:
         """Runs the steps on what was bound last."""
@@ -116,19 +120,6 @@ class Frame:
     def move_scratch(self, start: int) -> None:
         """Sets the address of the scratch memory that it was made without."""
         self._work.move_scratch(start)
-
-    def _phases(self, parts: Sequence[int]) -> Iterator[Phase]:
-        """Yields the parts of steps that do not wait for each other, of which each has so many."""
-        phase: list[tuple[int, int]] = []
-        first, size = ctypes.addressof(self._entries), ctypes.sizeof(Entry)
-        for number, placed in enumerate(self._steps):
-            entry = first + number * size
-            phase += [(entry, part) for part in range(parts[number])]
-            if placed.waits:
-                yield phase
-                phase = []
-        if phase:
-            yield phase
 
     def bind(self, buffer: int, address: int) -> None:
         """Enters the address of a buffer wherever a step reads or writes it."""
@@ -140,6 +131,11 @@ class Frame:
             kernel_for = getattr(self._steps[number].step, "kernel_for", None)
             if kernel_for is not None:
                 self._entries[number].function = kernel_for(name, address + offset).address
+
+
+def _used(placed: Placed) -> Used:
+    operands = {name: (place.buffer, place.offset) for name, place in placed.operands.items()}
+    return Used(placed.step, operands, placed.waits)
 
 
 def _whole(size: int) -> int:

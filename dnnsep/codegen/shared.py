@@ -28,13 +28,15 @@ WATCHED = 64
 
 class QueuedPart(ctypes.Structure):
     """A part of a step in a queue: the address of the step's Entry, the part's number, the number
-    of its phase, and how many parts of the call are done when that phase is."""
+    of its phase, how many chains of the call are done when that phase is, and the address of the
+    part that ``follows`` it in its chain, or 0."""
 
     _fields_ = (
         ("entry", ctypes.c_void_p),
         ("part", ctypes.c_int64),
         ("phase", ctypes.c_int64),
         ("done", ctypes.c_int64),
+        ("follows", ctypes.c_void_p),
     )
 
 
@@ -50,7 +52,7 @@ class Job(ctypes.Structure):
     ``parts`` points to the addresses of each queue's first part, ``limits`` to how far each queue
     may be claimed in each phase. Each thread has ``thread_bytes`` of the memory at ``scratch``.
     The last call with several threads ``took`` so many cycles. ``turn`` changes when there is
-    something new to claim or the call is ``finished``, for which ``sleepers`` wait; so many parts
+    something new to claim or the call is ``finished``, for which ``sleepers`` wait; so many chains
     are ``done``.
     """
 

@@ -12,40 +12,42 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dnnsep.codegen.shared import Cores, Job, Queue
+from dnnsep.codegen.shared import Cores, Job, Queue, QueuedPart
 from dnnsep.codegen.workcode import run_function
 from dnnsep.host.quota import quota
 
 _LINE = 64
+_NONE = -1
 
 # Any of these has GNU's entry points.
 _LIBRARIES = ("libgomp", "libiomp5", "libomp")
 
-# Parts of steps that may be done at the same time: of each the address of its step's Entry, and its
-# number.
-Phase = Sequence[tuple[int, int]]
+# Parts of steps that one thread does in order: of each the address of its step's Entry, and the
+# part's number.
+Chain = Sequence[tuple[int, int]]
+# What may be done at the same time.
+Phase = Sequence[Chain]
 
 
 class Work:
-    """Phases of parts, each after all of the one before it, as threads find them. One call runs at
-    a time."""
+    """Phases of chains of parts, each after all of the one before it, as threads find them. One
+    call runs at a time."""
 
     def __init__(
         self, phases: Sequence[Phase], threads: int, scratch: int = 0, thread_bytes: int = 0
     ) -> None:
         """``threads`` is how many can work on it at once, the caller's among them; each has so many
         bytes of scratch memory, from an address on."""
-        queues: list[list[tuple[int, int, int, int]]] = [[] for _ in range(threads)]
+        queues: list[list[tuple[int, int, Chain]]] = [[] for _ in range(threads)]
         limits, done = [], 0
         for number, phase in enumerate(phases):
             done += len(phase)
             most = max(threads, len(phase))
-            for at, (entry, part) in enumerate(phase):
+            for at, chain in enumerate(phase):
                 # Neighbouring parts go to one thread, and the same shares of each phase.
-                queues[at * threads // most].append((entry, part, number, done))
+                queues[at * threads // most].append((number, done, chain))
             limits.append(list(map(len, queues)))
-        # Rows are QueuedParts, which are four fields of 8 bytes: a thousand are made at once.
-        self._parts = [np.array(queue, np.int64) for queue in queues]
+        self._parts = [_rows(queue) for queue in queues]
         self._starts = np.array([parts.ctypes.data for parts in self._parts], np.int64)
         self._limits = np.array(limits, np.int64)
         self._memory = _lines(ctypes.sizeof(Job) + threads * ctypes.sizeof(Queue))
@@ -64,6 +66,25 @@ class Work:
     def run(self) -> None:
         """Does all parts, on this thread and on others as far as there are cores for them."""
         self._run(self._job, self._cores, size(self._most))
+
+
+def _rows(queue: Sequence[tuple[int, int, Chain]]) -> NDArray[np.int64]:
+    """Returns QueuedParts, which are fields of 8 bytes, in memory: the first of each chain, which
+    comes with the number of its phase and how many chains are done when that is, and then the
+    others."""
+    rows: list[tuple[int, ...]] = []
+    others: list[tuple[int, ...]] = []
+    for phase, done, chain in queue:
+        first, *more = chain
+        next_one = len(queue) + len(others)
+        rows.append((*first, phase, done, next_one if more else _NONE))
+        for at, link in enumerate(more, 1):
+            others.append((*link, phase, done, next_one + at if at < len(more) else _NONE))
+    # A thousand are made at once.
+    made = np.array(rows + others, np.int64).reshape(-1, len(QueuedPart._fields_))
+    following = made[:, -1]
+    following[:] = np.where(following == _NONE, 0, made.ctypes.data + following * made.strides[0])
+    return made
 
 
 def size(most: int) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dnnsep.codegen.arena import Lifetime, offsets
+from dnnsep.codegen.phases import Used, last_uses
 from dnnsep.codegen.program import Frame, Place, Placed, Program
 from dnnsep.codegen.step import Step
 from dnnsep.graph import layout
@@ -141,10 +142,23 @@ class Network:
             if isinstance(output, Value):
                 reach = layout.extent_bytes(output.like)
                 output.buffer.bytes = max(output.buffer.bytes, reach)
+        self._keep_within_phases()
         used = {value.buffer: None for action in self.actions for value in _values(action)}
         own = sorted((b for b in used if b.kind == "arena"), key=lambda buffer: buffer.first)
         starts, size = offsets([Lifetime(b.bytes, b.first, b.last) for b in own])
         return dict(zip(own, starts, strict=True)), size
+
+    def _keep_within_phases(self) -> None:
+        """Has what kernels use kept until the last one is done that may run beside them."""
+        number = 0
+        for group in _runs(self.actions):
+            if isinstance(group, Call):
+                number += 1
+                continue
+            for buffer, last in last_uses([_used(native) for native in group]).items():
+                assert isinstance(buffer, Buffer)
+                buffer.last = max(buffer.last, number + last)
+            number += len(group)
 
     def _place(self, value: Value, places: dict[Buffer, int]) -> Place:
         offset = layout.offset_of(value.like) * value.like.element_size()
@@ -303,6 +317,14 @@ def _runs(actions: Sequence[Action]) -> Iterator[list[Native] | Call]:
         yield action
     if run:
         yield run
+
+
+def _used(native: Native) -> Used:
+    places = {
+        name: (value.buffer, layout.offset_of(value.like) * value.like.element_size())
+        for name, value in native.operands.items()
+    }
+    return Used(native.step, places, native.waits)
 
 
 def _values(action: Action) -> list[Value]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dnnsep.codegen.arena import Lifetime, offsets
+from dnnsep.codegen.phases import Used, last_uses
 from dnnsep.codegen.program import Frame, Place, Placed, Program
 from dnnsep.codegen.step import Step
 from dnnsep.graph.grids import Grid
@@ -105,7 +106,13 @@ class SizedNetwork:
         all of it."""
         own = [buffer for buffer in template.held if buffer.kind == "arena"]
         own.sort(key=lambda buffer: buffer.first)
-        lives = [Lifetime(template.held[b].bytes(self.grids), b.first, b.last) for b in own]
+        lasts = last_uses(
+            [
+                Used(step, kernel.operands, kernel.waits)
+                for step, kernel in zip(self.steps, template.kernels, strict=True)
+            ]
+        )
+        lives = [Lifetime(template.held[b].bytes(self.grids), b.first, lasts[b]) for b in own]
         starts, size = offsets(lives)
         return dict(zip(own, starts, strict=True)), -(-size // _ALIGN) * _ALIGN
 

@@ -128,12 +128,17 @@ class Placements:
         return read(y, self.dtype)
 
 
-def placed(nodes: Sequence[Node], threads: int) -> Placements:
-    """Returns nodes as a program; the last one's result is the program's."""
+def placed(nodes: Sequence[Node], threads: int, reuse: bool = True) -> Placements:
+    """Returns nodes as a program; the last one's result is the program's. Memory of a result that
+    nothing reads any more is taken again, unless ``reuse`` says no."""
     last = len(nodes) - 1
     reads = [(source, number) for number, node in enumerate(nodes) for _, source in node.links]
     lives = [
-        Lifetime(node.size, number, max(reader for source, reader in reads if source == number))
+        Lifetime(
+            node.size,
+            number,
+            max(reader for source, reader in reads if source == number) if reuse else last,
+        )
         for number, node in enumerate(nodes[:-1])
     ]
     starts, arena_bytes = offsets(lives)

@@ -123,10 +123,10 @@ def answer_of(
     dtype = DTYPES[problem.dtype]
     pitches = inputs.extras.pitches(packing.layer)
     given = {
-        "x": _memory(inputs.check.x, dtype, pitches.x),
+        "x": in_memory(inputs.check.x, dtype, pitches.x),
         "packed": packing.pack(inputs.check.weights),
-        "residual": _memory(inputs.residual, dtype, pitches.residual),
-        "scale": _memory(inputs.scale, dtype, problem.in_channels),
+        "residual": in_memory(inputs.residual, dtype, pitches.residual),
+        "scale": in_memory(inputs.scale, dtype, problem.in_channels),
     }
     sizes = {name: content.size for name, content in given.items()}
     n, c, h, w = problem.output_shape
@@ -150,7 +150,7 @@ def answer_of(
     return y.transpose(0, 3, 1, 2)
 
 
-def _memory(values: Array | None, dtype: Dtype, pitch: int) -> NDArray[np.uint8]:
+def in_memory(values: Array | None, dtype: Dtype, pitch: int) -> NDArray[np.uint8]:
     """Returns values (N, C, H, W) channels-last with pixels so many elements apart and NaN between
     them, up to the last channel of the last pixel; nothing of None."""
     if values is None:

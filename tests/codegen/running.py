@@ -23,7 +23,7 @@ def run_parts(
     """Does all parts of a task, by so many threads at most; each has so many bytes of the memory at
     ``scratch``."""
     entry = Entry(kernel.address, ctypes.addressof(task))
-    phase = [(ctypes.addressof(entry), part) for part in range(parts)]
+    phase = [[(ctypes.addressof(entry), part)] for part in range(parts)]
     Work([phase], threads, scratch, scratch_bytes).run()
 
 
