@@ -16,6 +16,10 @@ from dnnsep.codegen.step import Step
 # The numbers of a step and of a part of it.
 Chain = list[tuple[int, int]]
 
+# A chain has so many parts at most: what it uses stays in memory, and in the caches, until all of
+# its phase is done.
+_LONGEST = 2
+
 
 @dataclass(frozen=True)
 class Used:
@@ -61,7 +65,8 @@ def phases(steps: Sequence[Used]) -> list[list[Chain]]:
     for number, used in enumerate(steps):
         parts = _parts(used)
         chains = [[(number, part)] for part in range(used.step.parts)]
-        before = _followed(touched, parts)
+        is_short = bool(found) and max(map(len, found[-1])) < _LONGEST
+        before = _followed(touched, parts) if is_short else None
         if is_free:
             found[-1] += chains
             touched = []

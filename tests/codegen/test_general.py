@@ -14,7 +14,7 @@ from dnnsep.codegen.extent import Extent
 from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.general import product_sizes, products_of
 from dnnsep.codegen.generalstep import General, GeneralStep
-from dnnsep.codegen.lang.isa import this_isa
+from dnnsep.codegen.lang.isa import CAP_VARIABLE, this_isa
 from dnnsep.codegen.layer import Layer, layer_of, stages_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.program import GIVEN, INPUT, OUTPUT, Program
@@ -69,7 +69,11 @@ def _results(problem: Problem, extras: Extras, threads: int) -> list[np.ndarray]
 @pytest.mark.parametrize("text", PROBLEMS.values(), ids=PROBLEMS.keys())
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_both_kernels_give_the_same_to_the_bit(text: str, dtype: str, threads: int) -> None:
+def test_both_kernels_give_the_same_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, text: str, dtype: str, threads: int
+) -> None:
+    """Where both multiply in the same way, which they do not on a tile unit."""
+    monkeypatch.setenv(CAP_VARIABLE, "avx512_bf16")
     problem = replace(Problem.parse(text), dtype=dtype)
     residual = problem.kind != "linear"
     general, special = _results(problem, Extras(residual=residual), threads)

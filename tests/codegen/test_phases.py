@@ -137,9 +137,13 @@ def _in_order(*steps: Rows, places: str = "abcdefgh") -> list[list[Chain]]:
 
 
 def test_parts_that_need_one_part_alone_are_chained() -> None:
-    assert _in_order(Rows(2, around=1), Rows(2), Rows(2)) == [
-        [[(0, 0), (1, 0), (2, 0)], [(0, 1), (1, 1), (2, 1)]]
-    ]
+    assert _in_order(Rows(2, around=1), Rows(2)) == [[[(0, 0), (1, 0)], [(0, 1), (1, 1)]]]
+
+
+def test_a_chain_is_short() -> None:
+    """What it uses stays in memory until all of its phase is done."""
+    found = _in_order(*[Rows(2)] * 5)
+    assert [[len(chain) for chain in phase] for phase in found] == [[2, 2], [2, 2], [1, 1]]
 
 
 def test_parts_that_read_rows_of_others_wait() -> None:
