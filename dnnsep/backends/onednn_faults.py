@@ -1,13 +1,15 @@
 """Problems that oneDNN gets wrong, never finishes or dies of, found by this project's own tests.
 
 Seen alike with oneDNN 3.7.1, 3.7.2 and 3.12.0 on AVX-512 CPUs; what is unwritten and what hangs in
-OpenVINO 2026.4 too. A backend that would run into one refuses the problem, and pads an image
+OpenVINO 2026.4 too. What is wrong on tiles was seen with oneDNN 3.7.1, IPEX 2.8 and OpenVINO 2026.4
+on a CPU with AMX. A backend that would run into one refuses the problem, and pads an image
 itself where oneDNN would do that wrongly. Linear layers and means are not concerned.
 """
 
 from __future__ import annotations
 
 from dnnsep.backends.base import Verdict
+from dnnsep.host import amx
 from dnnsep.problem import Problem
 
 _UNWRITTEN = Verdict(
@@ -20,7 +22,15 @@ _HANGS = Verdict(
     "oneDNN hangs on a bf16 depthwise convolution of at most 16 channels with a kernel width of "
     "15 or more, stride 1 and an output width of 31 or more",
 )
+_WRONG_ON_TILES = Verdict(
+    False,
+    "oneDNN gives wrong results on AMX for an ordinary bf16 convolution of fewer than 16 channels "
+    "with 64 or more inputs under a row of its kernel, a multiple of 32, and several output rows",
+)
 _NONE = Verdict(True, "no known fault")
+
+# What a row of an AMX tile holds of bf16, and the fewest channels that were seen to be right.
+_TILE_ROW, _MANY_CHANNELS = 32, 16
 
 
 def depthwise_verdict(problem: Problem) -> Verdict:
@@ -31,7 +41,9 @@ def depthwise_verdict(problem: Problem) -> Verdict:
     if problem.kind == "convolution" or problem.mid_channels == 1:  # one group
         # Of several channels only kernels as wide as the image were seen to be affected.
         affected = problem.in_channels == 1 or problem.kernel[1] > 1
-        return _UNWRITTEN if affected and _strides_to_one_column(problem) else _NONE
+        if affected and _strides_to_one_column(problem):
+            return _UNWRITTEN
+        return _WRONG_ON_TILES if _is_wrong_on_tiles(problem) else _NONE
     # 17 channels, a kernel width of 14, a stride of 2 or an output width of 30 do not hang.
     hangs = (
         problem.dtype == "bf16"
@@ -84,3 +96,12 @@ def padded_by_a_window(problem: Problem) -> bool:
 
 def _strides_to_one_column(problem: Problem) -> bool:
     return problem.out_width == 1 and problem.stride[1] > 1
+
+
+def _is_wrong_on_tiles(problem: Problem) -> bool:
+    """Returns whether AMX would be used in a way that was seen to be wrong, whatever the stride."""
+    few = problem.kind == "convolution" and 1 < problem.in_channels < _MANY_CHANNELS
+    row = problem.in_channels * problem.kernel[1]
+    wide = row >= 2 * _TILE_ROW and row % _TILE_ROW == 0
+    several = problem.out_height > 1 and problem.dilation[1] == 1
+    return problem.dtype == "bf16" and few and wide and several and amx.is_there()

@@ -1,4 +1,4 @@
-"""The right to use AMX's tiles, which Linux gives a process when it asks."""
+"""Whether there is AMX, and the right to use its tiles, which Linux gives a process that asks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ import ctypes
 import os
 import sys
 from functools import cache
+from pathlib import Path
 
 # arch_prctl(2) and its request for an extended state, of which this one holds the tiles' contents.
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
+
+
+@cache
+def is_there() -> bool:
+    """Returns whether the CPU multiplies tiles of bf16, as Linux says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    return any("amx_bf16" in line.split() for line in lines if line.startswith("flags"))
 
 
 @cache

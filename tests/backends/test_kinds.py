@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from dnnsep import Backend, Problem, get_backend
 from dnnsep.activations import ACTIVATIONS
+from dnnsep.host import amx
 from dnnsep.problem import KINDS
 from dnnsep.sweep.check import CheckData
 from tests.backends.test_backends import check
@@ -67,7 +68,7 @@ ACTIVATED = [
 # oneDNN's known faults, and the problem beside each that it gets right.
 FAULTS = [
     ("g1ic1oc8ih4iw5kh3kw7sh1sw2ph1pw1", "g1ic1oc8ih4iw5kh3kw7sh1sw1ph1pw1"),
-    ("g1ic8oc3ih7iw8kh3kw8sw8_bf16", "g1ic8oc3ih7iw8kh3kw8sw1sh1_bf16"),
+    ("g1ic8oc3ih7iw8kh3kw8sw8_bf16", "g1ic8oc3ih7iw7kh3kw7sw1sh1_bf16"),
     ("g16ic16oc16ih4iw33kh1kw15pw7ph0_bf16", "g17ic17oc17ih4iw33kh1kw15pw7ph0_bf16"),
 ]
 
@@ -140,6 +141,24 @@ def test_known_faults_of_onednn_are_refused(refused: str, beside: str) -> None:
     problem = Problem.parse(beside)
     assert backend.supports(problem)
     check(backend, problem, CheckData.exact(problem))
+
+
+@pytest.mark.parametrize("name", ["onednn", "eager"])
+@pytest.mark.parametrize(
+    "text", ["g1ic8oc3ih7iw10kh3kw8sh1_bf16", "g1ic4oc3ih7iw26kh3kw16sh1_bf16"]
+)
+def test_what_onednn_gets_wrong_on_amx_is_refused_there(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    backend, problem = get_backend(name), Problem.parse(text)
+    for there in (True, False):
+        monkeypatch.setattr(amx, "is_there", lambda there=there: there)
+        assert bool(backend.supports(problem)) is not there
+    monkeypatch.undo()
+    others = [f"{text}_bf16" for text in ("g1ic16oc3ih7iw10kh3kw8sh1", "g1ic8oc3ih3iw10kh3kw8sh1")]
+    for other in [problem, *map(Problem.parse, others)]:
+        if backend.supports(other):
+            check(backend, other, CheckData.exact(other))
 
 
 @pytest.mark.parametrize(
