@@ -16,8 +16,8 @@ from dnnsep.codegen.step import Step
 # The numbers of a step and of a part of it.
 Chain = list[tuple[int, int]]
 
-# A chain has so many parts at most: what it uses stays in memory, and in the caches, until all of
-# its phase is done.
+# A chain has so many parts at most, of as many steps: what it uses stays in memory, and in the
+# caches, until all of its phase is done.
 _LONGEST = 2
 
 
@@ -39,7 +39,7 @@ _Bytes = list[tuple[Hashable, range]]
 
 @dataclass
 class _Touched:
-    """What a chain, or a part, reads and writes."""
+    """What a part reads and writes."""
 
     reads: _Bytes = field(default_factory=list)
     writes: _Bytes = field(default_factory=list)
@@ -52,41 +52,32 @@ class _Touched:
             or _overlap(self.writes, other.writes)
         )
 
-    def add(self, other: _Touched) -> None:
-        self.reads += other.reads
-        self.writes += other.writes
-
 
 def phases(steps: Sequence[Used]) -> list[list[Chain]]:
     """Returns the chains of each phase of steps in order."""
     found: list[list[Chain]] = []
-    touched: list[_Touched] = []  # by the chains of the last phase; none where that is not known
     is_free = False  # whether the next step needs nothing of the last phase
     for number, used in enumerate(steps):
-        parts = _parts(used)
         chains = [[(number, part)] for part in range(used.step.parts)]
-        is_short = bool(found) and max(map(len, found[-1])) < _LONGEST
-        before = _followed(touched, parts) if is_short else None
+        before = None if is_free or not found else _followed(steps, found[-1], used)
         if is_free:
             found[-1] += chains
-            touched = []
         elif before is not None:
             for part, at in enumerate(before):
                 found[-1][at] += chains[part]
-                touched[at].add(parts[part])
         else:
             found.append(chains)
-            touched = parts
         is_free = not used.waits and before is None
     return found
 
 
-def last_uses(steps: Sequence[Used]) -> dict[Hashable, int]:
-    """Returns for each buffer the number of the last step that may run while another one uses it.
+def last_uses(steps: Sequence[Used], phases: Sequence[Sequence[Chain]]) -> dict[Hashable, int]:
+    """Returns for each buffer of steps in phases the number of the last step that may run while
+    another one uses it.
 
     Memory that is taken again before that would have parts wait which could else be chained."""
     lasts: dict[Hashable, int] = {}
-    for phase in phases(steps):
+    for phase in phases:
         numbers = {number for chain in phase for number, _ in chain}
         for number in numbers:
             for buffer, _ in steps[number].operands.values():
@@ -94,33 +85,43 @@ def last_uses(steps: Sequence[Used]) -> dict[Hashable, int]:
     return lasts
 
 
-def _followed(chains: Sequence[_Touched], parts: Sequence[_Touched]) -> list[int] | None:
-    """Returns which of the chains each part may follow, another one each; None if a part has to
-    wait for several of them, or if there is none for it."""
-    met = [[at for at, chain in enumerate(chains) if chain.meets(part)] for part in parts]
-    if not met or any(len(of) != 1 for of in met):
+def _followed(steps: Sequence[Used], phase: Sequence[Chain], used: Used) -> list[int] | None:
+    """Returns which of the last phase's chains each part of a step may follow, another one each;
+    None if a part has to wait for several of them, or if there is none for it."""
+    count = used.step.parts
+    # For a size of the input that is new this is on the way of its first call, so what can not be
+    # chained, or gains nothing, is seen without a look at bytes.
+    if count == 1 or len(phase) != count or max(map(len, phase)) == _LONGEST:
         return None
-    order = [at for (at,) in met]
-    return order if sorted(order) == list(range(len(chains))) else None
+    numbers = {chain[0][0] for chain in phase}
+    if len(numbers) > 1:  # steps beside each other
+        return None
+    last = steps[numbers.pop()]
+    first, second = _touched(used, 0), _touched(last, 1)
+    if first is None or second is None or first.meets(second):
+        return None
+    chains, parts = ([_touched(of, part) for part in range(count)] for of in (last, used))
+    order: list[int] = []
+    for part in parts:
+        met = [at for at, chain in enumerate(chains) if part and chain and chain.meets(part)]
+        if len(met) != 1:
+            return None
+        order += met
+    return order if len(set(order)) == count else None
 
 
-def _parts(used: Used) -> list[_Touched]:
-    """Returns what each part of a step touches; nothing where its step does not say."""
+def _touched(used: Used, part: int) -> _Touched | None:
+    """Returns what a part of a step touches; None where its step does not say."""
     reach = getattr(used.step, "reach", None)
-    if reach is None:
-        return []
-    parts = []
-    for number in range(used.step.parts):
-        spans = reach(number)
-        if spans is None:
-            return []
-        touched = _Touched()
-        for name, span in spans.items():
-            buffer, offset = used.operands[name]
-            place = (buffer, range(offset + span.start, offset + span.stop))
-            (touched.writes if name == "y" else touched.reads).append(place)
-        parts.append(touched)
-    return parts
+    spans = reach(part) if reach is not None else None
+    if spans is None:
+        return None
+    touched = _Touched()
+    for name, span in spans.items():
+        buffer, offset = used.operands[name]
+        place = (buffer, range(offset + span.start, offset + span.stop))
+        (touched.writes if name == "y" else touched.reads).append(place)
+    return touched
 
 
 def _overlap(one: _Bytes, other: _Bytes) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dnnsep.codegen.phases import Used, phases
+from dnnsep.codegen.phases import Chain, Used, phases
 from dnnsep.codegen.shared import Entry
 from dnnsep.codegen.step import Step
 from dnnsep.codegen.team import Work
@@ -54,11 +54,16 @@ def alone(step: Step, residual: bool = False, scale: bool = False) -> Placed:
 class Program:
     """Steps in order, run without a return to Python between them."""
 
-    def __init__(self, steps: Sequence[Placed]) -> None:
-        """Compiles the kernels of the steps; raises ValueError where one has none."""
+    def __init__(
+        self, steps: Sequence[Placed], in_phases: Sequence[Sequence[Chain]] | None = None
+    ) -> None:
+        """Compiles the kernels of the steps; raises ValueError where one has none. Which of their
+        parts may run at the same time is found from their operands where it is not given."""
         self.steps = tuple(steps)
         self.threads = max(placed.step.parts for placed in steps)
-        self.phases = phases([_used(placed) for placed in steps])
+        if in_phases is None:
+            in_phases = phases([_used(placed) for placed in steps])
+        self.phases = in_phases
         self.kernels = [placed.step.kernel for placed in steps]
         self.thread_bytes = _whole(max(placed.step.scratch_bytes for placed in steps))
         self.scratch_bytes = self.threads * self.thread_bytes

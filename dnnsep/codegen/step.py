@@ -12,7 +12,8 @@ class Step(Protocol):
     """Work in equal parts, each of which is one call of a generated kernel.
 
     ``kernel(task, part, scratch)`` does the part of a number, on any thread and beside any other.
-    The results are the same whoever does which.
+    The results are the same whoever does which. A step that can say what a part touches also has
+    ``reach(part)`` (see reach.py), so that parts of it need not wait for others.
     """
 
     @property

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dnnsep.codegen.arena import Lifetime, offsets
-from dnnsep.codegen.phases import Used, last_uses
+from dnnsep.codegen.phases import Used, last_uses, phases
 from dnnsep.codegen.program import Frame, Place, Placed, Program
 from dnnsep.codegen.step import Step
 from dnnsep.graph import layout
@@ -155,7 +155,8 @@ class Network:
             if isinstance(group, Call):
                 number += 1
                 continue
-            for buffer, last in last_uses([_used(native) for native in group]).items():
+            used = [_used(native) for native in group]
+            for buffer, last in last_uses(used, phases(used)).items():
                 assert isinstance(buffer, Buffer)
                 buffer.last = max(buffer.last, number + last)
             number += len(group)

@@ -7,14 +7,14 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dnnsep.codegen.arena import Lifetime, offsets
-from dnnsep.codegen.phases import Used, last_uses
+from dnnsep.codegen.phases import Used, last_uses, phases
 from dnnsep.codegen.program import Frame, Place, Placed, Program
 from dnnsep.codegen.step import Step
 from dnnsep.graph.grids import Grid
@@ -59,7 +59,12 @@ class SizedNetwork:
     ) -> None:
         """``steps`` are the template's kernels for the grids of a size."""
         self._memory, self.grids, self.steps = memory, grids, tuple(steps)
-        places, self._arena_bytes = self._places(template)
+        used = [
+            Used(step, kernel.operands, kernel.waits)
+            for step, kernel in zip(steps, template.kernels, strict=True)
+        ]
+        in_phases = phases(used)
+        places, self._arena_bytes = self._places(template, last_uses(used, in_phases))
         numbers: dict[Buffer, int] = {}
 
         def place(buffer: Buffer, offset: int) -> Place:
@@ -75,7 +80,8 @@ class SizedNetwork:
                     kernel.waits,
                 )
                 for step, kernel in zip(steps, template.kernels, strict=True)
-            ]
+            ],
+            in_phases,
         )
         self._inputs = [n for buffer, n in numbers.items() if buffer.kind == "input"]
         self._constants = [
@@ -101,17 +107,13 @@ class SizedNetwork:
         """Returns the network with other kernels that do the same."""
         return SizedNetwork(self._template, self.grids, steps, self._memory)
 
-    def _places(self, template: Template) -> tuple[dict[Buffer, int], int]:
+    def _places(
+        self, template: Template, lasts: Mapping[Hashable, int]
+    ) -> tuple[dict[Buffer, int], int]:
         """Returns where in the memory between kernels each of its buffers starts, and the bytes of
         all of it."""
         own = [buffer for buffer in template.held if buffer.kind == "arena"]
         own.sort(key=lambda buffer: buffer.first)
-        lasts = last_uses(
-            [
-                Used(step, kernel.operands, kernel.waits)
-                for step, kernel in zip(self.steps, template.kernels, strict=True)
-            ]
-        )
         lives = [Lifetime(template.held[b].bytes(self.grids), b.first, lasts[b]) for b in own]
         starts, size = offsets(lives)
         return dict(zip(own, starts, strict=True)), -(-size // _ALIGN) * _ALIGN

@@ -187,7 +187,7 @@ def test_a_step_after_a_chained_one_that_does_not_wait_is_looked_at_too() -> Non
 def test_what_a_chain_uses_is_kept_for_all_of_its_phase() -> None:
     steps = [Used(Rows(2), {"x": (x, 0), "y": (y, 0)}) for x, y in ("ab", "bc")]  # type: ignore[arg-type]
     steps.append(Used(Rows(3), {"x": ("c", 0), "y": ("d", 0)}))  # type: ignore[arg-type]
-    assert last_uses(steps) == {"a": 1, "b": 1, "c": 2, "d": 2}
+    assert last_uses(steps, phases(steps)) == {"a": 1, "b": 1, "c": 2, "d": 2}
 
 
 class InAnyOrder:
