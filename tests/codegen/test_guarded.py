@@ -95,7 +95,7 @@ def _traits(case: Case) -> dict[str, bool]:
 def test_every_kind_of_case_is_drawn(isa: Isa) -> None:
     rng = np.random.default_rng(0)
     drawn: Counter[str] = Counter()
-    for _ in range(800):
+    for _ in range(3200):
         drawn.update(_traits(Case.draw(rng, isa)))
     assert {trait for trait, count in drawn.items() if count < 4} == set()
 
