@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from dnnsep.dtypes import DTYPES
 from dnnsep.problem import Problem
 
 # The kinds with a stage that sums within each channel.
@@ -100,9 +99,13 @@ def cost(problem: Problem) -> Cost:
     depthwise = problem.mid_channels * area if problem.kind in _WITHIN_CHANNELS else 0
     pointwise = prod(problem.pointwise_shape) if problem.pointwise_shape else 0
     ordinary = problem.in_channels * area * problem.out_channels
-    ends = prod(problem.input_shape) + prod(problem.output_shape) + weights + biases
+    precision = problem.precision
+    ends = prod(problem.input_shape) * precision.source.bytes
+    ends += prod(problem.output_shape) * precision.destination.bytes
+    ends += weights * precision.source.bytes + biases * (
+        4 if precision.quantized else precision.source.bytes
+    )
     between = prod(problem.mid_shape) if problem.kind == "separable" else 0
-    itemsize = DTYPES[problem.dtype].bytes
     return Cost(
         macs=pixels * (depthwise + pointwise),
         depthwise_macs=pixels * depthwise,
@@ -112,6 +115,6 @@ def cost(problem: Problem) -> Cost:
         biases=biases,
         ordinary_weights=ordinary,
         ordinary_biases=problem.out_channels if problem.bias else 0,
-        bytes_staged=itemsize * (ends + 2 * between),
-        bytes_fused=itemsize * ends,
+        bytes_staged=ends + 2 * between * precision.between.bytes,
+        bytes_fused=ends,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dnnsep.dtypes import DTYPES
+from dnnsep.dtypes import PRECISIONS
 
 Pair = tuple[int, int]
 
@@ -23,7 +23,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "mean": ("mb", "ic", "ih", "iw"),
 }
 _MOST_DIGITS = 9
-_GRAMMAR = f"the grammar is: {' '.join(_KEYS)}, then _nobias _act:A,B _bf16"
+_GRAMMAR = f"the grammar is: {' '.join(_KEYS)}, then _nobias _act:A,B _bf16 or another dtype"
 
 
 def fields_of(text: str) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _tokens(text: str) -> tuple[str, dict[str, int], dict[str, Any]]:
     if kind not in _WORDS:
         kind, pieces = "", [kind, *pieces]
     for piece in pieces:
-        if piece in DTYPES:
+        if piece in PRECISIONS:
             words["dtype"] = piece
         elif piece in ("bias", "nobias"):
             words["bias"] = piece == "bias"

@@ -11,7 +11,7 @@ from typing import Any
 
 from dnnsep.activations import ACTIVATIONS
 from dnnsep.descriptor import Pair, fields_of, out_size
-from dnnsep.dtypes import DTYPES
+from dnnsep.dtypes import PRECISIONS, Precision
 
 __all__ = ["KINDS", "Pair", "Problem"]
 
@@ -40,6 +40,7 @@ class Problem:
     equals. Bottom and right may be negative: that many rows or columns of the image are not read.
     ``bias`` says whether each stage that has weights also has a bias. ``activations`` names one for
     each stage that an activation may follow, which KINDS counts; empty means "none" for all.
+    ``dtype`` is a key of PRECISIONS: f32, bf16, or of a quantised problem such as u8s8.
 
     Raises ValueError naming the field, the value and the rule it breaks.
     """
@@ -77,7 +78,7 @@ class Problem:
         for activation in activations:
             _check_choice("activations", activation, ACTIVATIONS)
         object.__setattr__(self, "activations", activations)
-        _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("dtype", self.dtype, PRECISIONS)
         self._check_geometry()
         self._check_kind()
 
@@ -104,6 +105,8 @@ class Problem:
 
     def _check_kind(self) -> None:
         plain = (self.stride, self.dilation, self.padding) == ((1, 1), (1, 1), (0, 0, 0, 0))
+        if self.kind == "mean" and self.precision.quantized:
+            raise ValueError(f"dtype={self.dtype!r}: a mean is not quantised")
         if self.kind not in ("separable", "depthwise") and self.channel_multiplier != 1:
             raise ValueError(f"channel_multiplier={self.channel_multiplier}: a {self.kind} has 1")
         if self.kind == "depthwise":
@@ -133,6 +136,11 @@ class Problem:
         return cls(
             batch, channels, channels, height, width, size, bias=False, dtype=dtype, kind="mean"
         )
+
+    @property
+    def precision(self) -> Precision:
+        """What the input and the output hold."""
+        return PRECISIONS[self.dtype]
 
     @property
     def mid_channels(self) -> int:

@@ -1,7 +1,8 @@
 """Weights and inputs of a problem: random ones, and small integers that make checks exact.
 
 Arrays are float32 in NumPy whatever the problem's dtype; for bf16 every value is rounded to bf16
-beforehand, so that a conversion later is exact.
+beforehand, so that a conversion later is exact. Those of a quantised problem hold whole numbers,
+but for the biases.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from math import prod
 
 import numpy as np
 
-from dnnsep.dtypes import DTYPES, Array
+from dnnsep.dtypes import DTYPES, Array, ByteDtype, TensorDtype
 from dnnsep.problem import Problem
+from dnnsep.quantization import MOST_STEPS, Affine, Quantization
 
 # A depthwise sum of at most 60 products of integers up to 2 x 2, plus a bias up to 4, stays within
 # 256, so it is exact in bf16 (8 significant bits); a pointwise sum of at most 16384 such values
@@ -29,13 +31,15 @@ class Weights:
     ``depthwise`` is (C·m, 1, kh, kw), torch's shape of the 5-D grouped weights (groups=C, m, 1,
     kh, kw). ``pointwise`` is what sums over channels: (OC, C·m, 1, 1) after a depthwise stage,
     (OC, C, kh, kw) of an ordinary convolution, (OC, C, 1, 1) of a linear layer. The biases are
-    (C·m,) and (OC,).
+    (C·m,) and (OC,). Those of a quantised problem have a ``quantization``: the weights are whole
+    numbers from -128 to 127, the biases the numbers themselves.
     """
 
     depthwise: Array | None = None
     depthwise_bias: Array | None = None
     pointwise: Array | None = None
     pointwise_bias: Array | None = None
+    quantization: Quantization | None = None
 
     def check(self, problem: Problem) -> None:
         """Raises ValueError naming the array that does not fit the problem."""
@@ -44,10 +48,49 @@ class Weights:
             shape = None if array is None else array.shape
             if shape != expected:
                 raise ValueError(f"{name}: shape {shape}, the problem has {expected}")
+        self._check_quantization(problem)
+
+    def _check_quantization(self, problem: Problem) -> None:
+        precision, found = problem.precision, self.quantization
+        if (found is None) == precision.quantized:
+            rule = "has to be there" if precision.quantized else "must not be there"
+            raise ValueError(f"quantization: {rule} for a problem in {problem.dtype}")
+        if found is None:
+            return
+        there = {
+            "middle": problem.kind == "separable",
+            "destination": precision.destination.bytes == 1,
+            "depthwise": self.depthwise is not None,
+            "pointwise": self.pointwise is not None,
+        }
+        for name, wanted in there.items():
+            if (getattr(found, name) is not None) != wanted:
+                raise ValueError(f"quantization.{name}: {'missing' if wanted else 'not wanted'}")
+        for name in ("depthwise", "pointwise"):
+            weights, scales = getattr(self, name), getattr(found, name)
+            if weights is None:
+                continue
+            if scales.shape != weights.shape[:1]:
+                raise ValueError(f"quantization.{name}: shape {scales.shape}, not one of a channel")
+            if not ((weights == np.rint(weights)) & (weights >= -128) & (weights <= 127)).all():
+                raise ValueError(f"{name}: must be whole numbers from -128 to 127")
+            target = found.middle if name == "depthwise" and found.middle else found.destination
+            if target is None:
+                continue
+            source = found.middle if name == "pointwise" and found.middle else found.source
+            sums = np.abs(weights).sum(axis=(1, 2, 3), dtype=np.float64) * 255
+            steps = sums * scales * source.scale / target.scale
+            if not (steps < MOST_STEPS).all():
+                raise ValueError(
+                    f"quantization.{name}: sums could be more than 2^30 steps of {target.scale:g}"
+                )
 
     def absolute(self) -> Weights:
-        """Returns the absolute value of each."""
-        return Weights(*(None if array is None else np.abs(array) for array in self.arrays()))
+        """Returns the absolute value of each array."""
+        depthwise, bias, pointwise, second_bias = (
+            None if array is None else np.abs(array) for array in self.arrays()
+        )
+        return Weights(depthwise, bias, pointwise, second_bias, self.quantization)
 
     def arrays(self) -> tuple[Array | None, ...]:
         """Returns depthwise, its bias, pointwise, its bias."""
@@ -116,6 +159,8 @@ def random_data(problem: Problem, seed: int = 0) -> tuple[Weights, Array]:
     """Returns normally distributed weights and input (N, C, H, W), scaled so that outputs are near
     1."""
     rng = np.random.default_rng(seed)
+    if problem.precision.quantized:
+        return quantized_data(problem, rng, exact=False)
     dtype = DTYPES[problem.dtype]
 
     def normal(shape: tuple[int, ...], terms: int, limit: int) -> Array:
@@ -132,6 +177,8 @@ def integer_data(problem: Problem, seed: int = 0) -> tuple[Weights, Array]:
     With activations none, relu or relu6 a correct backend agrees with the reference to the bit.
     """
     rng = np.random.default_rng(seed)
+    if problem.precision.quantized:
+        return quantized_data(problem, rng, exact=True)
 
     def integers(shape: tuple[int, ...], terms: int, limit: int) -> Array:
         if terms == 0:
@@ -155,4 +202,64 @@ def _fill(problem: Problem, draw: Callable[[tuple[int, ...], int, int], Array]) 
             continue
         terms = prod(shape[1:]) if len(shape) > 1 else 0
         arrays[name] = draw(shape, terms, _MAX_TAPS if "depthwise" in name else _MAX_TERMS)
-    return Weights(**arrays)
+    depthwise, bias, pointwise, second_bias = (arrays.get(name) for name in _shapes(problem))
+    return Weights(depthwise, bias, pointwise, second_bias)
+
+
+# Steps of an output's standard deviation, about.
+_SPREAD_STEPS = 50.0
+# Of numbers that are all as likely: of a byte, and of a weight.
+_BYTE_DEVIATION, _WEIGHT_DEVIATION = 74.0, 73.0
+
+
+def quantized_data(
+    problem: Problem, rng: np.random.Generator, exact: bool
+) -> tuple[Weights, Array]:
+    """Returns weights, scales and an input of bytes, all as likely, of a quantised problem.
+
+    Where they are ``exact`` scales are powers of 2, zero points even, and sums and biases small
+    enough that no engine rounds anything but its outputs, however it computes: engines that round
+    before they add the zero point, or that have it in their multiply-add, agree.
+    """
+    precision, arrays = problem.precision, {}
+    source = _affine(precision.source, rng, exact)
+    fields: dict[str, Affine | Array | None] = {"source": source, "destination": None}
+    shapes = _shapes(problem)
+    target_of = {"depthwise": "middle", "pointwise": "destination"}
+    if problem.kind != "separable":
+        target_of["depthwise"] = "destination"
+    for name, target in target_of.items():
+        shape = shapes[name]
+        if shape is None:
+            continue
+        kind = precision.between if target == "middle" else precision.destination
+        terms, channels = prod(shape[1:]), shape[0]
+        most = min(127, int(2**24 / (255 * terms))) if exact else 127
+        arrays[name] = rng.integers(-most, most + 1, shape).astype(np.float32)
+        out = _affine(kind, rng, exact) if isinstance(kind, ByteDtype) else None
+        fields[target] = out
+        step = out.scale if out is not None else 0.02
+        deviation = terms**0.5 * _BYTE_DEVIATION * max(1.0, _WEIGHT_DEVIATION * most / 127)
+        scales = step * _SPREAD_STEPS / deviation / source.scale * rng.uniform(0.5, 2, channels)
+        if exact:
+            scales = 2.0 ** np.rint(np.log2(scales))
+        fields[name] = scales.astype(np.float32)
+        if problem.bias:
+            bias = rng.standard_normal(channels) * step * _SPREAD_STEPS
+            if exact:
+                unit = scales * source.scale
+                bias = np.rint(bias / unit) * unit
+            arrays[f"{name}_bias"] = bias.astype(np.float32)
+        source = out or source
+    dtype = precision.source
+    assert isinstance(dtype, ByteDtype)
+    x = rng.integers(dtype.low, dtype.high + 1, problem.input_shape).astype(np.float32)
+    return Weights(**arrays, quantization=Quantization(**fields)), x  # type: ignore[arg-type]
+
+
+def _affine(dtype: TensorDtype, rng: np.random.Generator, exact: bool) -> Affine:
+    assert isinstance(dtype, ByteDtype)
+    zero = int(rng.integers(dtype.low // 4, dtype.low // 4 + 100))
+    if exact:
+        return Affine(2.0 ** float(rng.integers(-7, -4)), zero // 2 * 2)
+    return Affine(float(np.float32(rng.uniform(0.01, 0.05))), zero)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from dnnsep.codegen.layer import Layer
 from dnnsep.codegen.stages.residual import Residual
+from dnnsep.dtypes import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Extras:
 
     def check(self, layer: Layer) -> None:
         """Raises ValueError where a kernel of the layer cannot take these."""
+        if PRECISIONS[layer.dtype].quantized and (self.residual or self.scale):
+            raise ValueError("residual, scale: a quantised layer takes neither")
         if self.residual and layer.product is None and layer.source is None:
             raise ValueError("residual: only a layer with weights takes one")
         if self.scale and (layer.source is not None or layer.product is None):

@@ -27,7 +27,7 @@ from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.stages.base import Image, Row, Taps
 from dnnsep.codegen.stages.matmul import Product
 from dnnsep.codegen.task import KERNEL_TYPES, load_field, share
-from dnnsep.dtypes import DTYPES
+from dnnsep.dtypes import DTYPES, PRECISIONS
 
 # So many pixels of a row a source computes at once: what the registers hold of four blocks of
 # channels under a 3x3 kernel.
@@ -68,6 +68,8 @@ def as_run(layer: Layer, extras: Extras) -> Layer:
         raise ValueError("no general kernel for a mean")
     if layer.product is not None and layer.dot.in_tiles:
         raise ValueError("no general kernel for products on a tile unit")
+    if PRECISIONS[layer.dtype].quantized:
+        raise ValueError("no general kernel for a quantised layer")
     crowded = extras.pitches(layer).x * DTYPES[layer.dtype].bytes % _PAGE == 0
     if extras.scale or crowded or not layer.reads_input:
         return layer.gathered(extras.scale)
@@ -327,7 +329,7 @@ class _Emitter:
             matrix = code.at(self.packed, packing.matrix, BYTE)
             weights = code.at(matrix, b.mul(panel, I64(packing.panel_bytes)), BYTE)
             channel = b.mul(panel, I64(packing.panel_channels))
-            bias = code.at(code.at(self.packed, packing.bias, BYTE), channel, F32)
+            table = code.at(code.at(self.packed, packing.table, BYTE), channel, F32)
 
             def block(pixel: ir.Value, pixels: int) -> None:
                 y = code.at(self._pixel(self.y, pixel, self.pitches.y), channel, self.element)
@@ -335,7 +337,7 @@ class _Emitter:
                 if self.added is not None:
                     start = self._pixel(self.residual, pixel, self.added.pitch)
                     added = code.at(start, channel, self.element)
-                arguments = [rows_of(pixel), weights, bias, y, added, y, y]
+                arguments = [rows_of(pixel), weights, table, y, added, y, y]
                 b.call(self._product(pixels, columns), arguments)
 
             self._blocks(first, last, block)

@@ -15,17 +15,19 @@ from numpy.typing import NDArray
 
 from dnnsep.codegen.dots import Dot, VectorDot, dots_for
 from dnnsep.codegen.dots.base import STEPS_AT_ONCE
-from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.dtype import ELEMENTS, output_element
 from dnnsep.codegen.lang.emit import Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.rates import rates
 from dnnsep.codegen.stages.base import Sink, Source, Stage, Window
+from dnnsep.codegen.stages.bytedepthwise import ByteDepthwise
 from dnnsep.codegen.stages.depthwise import Depthwise
 from dnnsep.codegen.stages.gather import Gather
 from dnnsep.codegen.stages.matmul import Matmul
 from dnnsep.codegen.stages.mean import Mean
 from dnnsep.codegen.stages.residual import Residual
 from dnnsep.codegen.trim import Kept, trimmed
+from dnnsep.dtypes import PRECISIONS
 from dnnsep.problem import Problem
 
 
@@ -40,12 +42,13 @@ def stages_of(problem: Problem) -> tuple[Stage, ...]:
     )
     if problem.kind == "mean":
         return (Mean(ic, dtype),)
-    if problem.kind == "depthwise":
-        return (Depthwise(ic, multiplier, window, problem.activations[0], dtype),)
-    if problem.kind == "separable":
-        first, second = problem.activations
-        depthwise = Depthwise(ic, multiplier, window, first, dtype)
-        return (depthwise, Matmul(problem.mid_channels, oc, second, dtype))
+    if problem.kind in ("depthwise", "separable"):
+        first, *second = problem.activations
+        depthwise: Source = Depthwise(ic, multiplier, window, first, dtype)
+        if problem.precision.quantized:
+            between = problem.kind == "separable"
+            depthwise = ByteDepthwise(ic, multiplier, window, first, dtype, between)
+        return (depthwise, *(Matmul(problem.mid_channels, oc, name, dtype) for name in second))
     product = Matmul(ic * window.taps, oc, problem.activations[0], dtype)
     return (product,) if window.trivial else (Gather(ic, window, dtype), product)
 
@@ -88,13 +91,14 @@ class Layer:
 
     @property
     def dtype(self) -> str:
-        return self.dot.dtype
+        """The problem's."""
+        return self.stages[0].dtype
 
     @property
     def reads_input(self) -> bool:
         """Whether the product can read the input itself, with no copy in a tile."""
-        if self.source is not None or self.product is None:
-            return False
+        if self.source is not None or self.product is None or self.dtype.startswith("s8"):
+            return False  # a tile holds bytes without a sign
         return self.dot.reads(self.product.channels)
 
     def gathered(self, scaled: bool = False) -> Layer:
@@ -112,6 +116,8 @@ class Layer:
         source, dot = self.source, self.dot
         if not (isinstance(source, Gather) and self.product and isinstance(dot, VectorDot)):
             return False
+        if PRECISIONS[self.dtype].quantized:
+            return False  # what stands for 0 counts in sums until it is taken off all at once
         padded = source.window.taps > 1 and max(source.window.padding) > 0
         return padded and source.channels % (STEPS_AT_ONCE * dot.k) == 0
 
@@ -165,6 +171,8 @@ def layer_of(problem: Problem, isa: Isa) -> Layer:
     """
     if problem.kind == "depthwise" and problem.channel_multiplier > 1:
         raise ValueError("no kernel for a depthwise convolution alone with a multiplier")
+    if problem.precision.quantized and problem.channel_multiplier > 1:
+        raise ValueError(f"no kernel for a multiplier in {problem.dtype}")
     smaller, kept = trimmed(problem)
     stages, dots = stages_of(smaller), dots_for(problem.dtype, isa)
     layers = [Layer(stages, isa, dot, kept) for dot in dots]
@@ -217,7 +225,7 @@ class OutputSink:
 
     @property
     def element(self) -> ir.Type:
-        return ELEMENTS[self.dtype].type
+        return output_element(self.dtype).type
 
     def store(self, code: Code, values: list[ir.Value], place: ir.Value, lanes: int | None) -> None:
         ELEMENTS[self.dtype].store_block(code, self.isa, values, place, lanes)

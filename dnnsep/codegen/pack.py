@@ -21,9 +21,9 @@ class Packing:
     which taps of the kernel meet it at all.
 
     First come the source's own weights, then, at ``matrix`` bytes from the start, the panels of
-    ``vectors`` vectors of output channels, ``panel_bytes`` each, then, at ``bias``, the product's
-    biases in f32. ``whole_panels`` are as wide as that; where output channels are left, one more
-    panel has ``tail_channels``.
+    ``vectors`` vectors of output channels, ``panel_bytes`` each, then, at ``table``, the product's
+    table (see stages/finish.py). ``whole_panels`` are as wide as that; where output channels are
+    left, one more panel has ``tail_channels``.
     """
 
     layer: Layer
@@ -47,7 +47,7 @@ class Packing:
 
     @cached_property
     def panel_bytes(self) -> int:
-        return self.layer.depth * self.panel_channels * self.layer.dot.bytes
+        return self.layer.depth * self.panel_channels * self.layer.dot.weight_bytes
 
     @cached_property
     def matrix(self) -> int:
@@ -55,15 +55,16 @@ class Packing:
         return _up(source.packed_bytes(self.layer.isa, self.layer.dot) if source else 0)
 
     @cached_property
-    def bias(self) -> int:
+    def table(self) -> int:
         return self.matrix + _up(self.panels * self.panel_bytes)
 
     @cached_property
     def size(self) -> int:
         """Bytes of all packed weights together."""
-        if self.layer.product is None:
+        product = self.layer.product
+        if product is None:
             return self.matrix
-        return self.bias + 4 * self.panels * self.panel_channels
+        return self.table + 4 * product.finish.rows * self.panels * self.panel_channels
 
     def pack(self, weights: Weights) -> NDArray[np.uint8]:
         """Returns the weights laid out, in memory that starts at a cache line."""
@@ -77,7 +78,7 @@ class Packing:
         if product is not None:
             matrix = product.pack(layer.isa, layer.dot, self.vectors, layer.order, weights)
             sections.append((self.matrix, matrix))
-            sections.append((self.bias, product.pack_bias(layer.isa, self.vectors, weights)))
+            sections.append((self.table, product.pack_table(layer.isa, self.vectors, weights)))
         for start, section in sections:
             flat = section.view(np.uint8)
             memory[start : start + flat.size] = flat

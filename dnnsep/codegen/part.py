@@ -36,6 +36,7 @@ class Part:
         self.module, self.layer, self.extent = module, layer, extent
         self.plan, self.extras = plan, extras
         self.packing = Packing(layer, plan.vectors)
+        self.finish_rows = layer.product.finish.rows if layer.product is not None else 0
         self.pitches, self.added = extras.pitches(layer), extras.added(layer)
         self.sink = layer.sink(self.pitches.y, self.added)
         panels = max(1, self.packing.panels // plan.channel_parts)
@@ -150,7 +151,8 @@ class Part:
             matrix = code.at(self.packed, packing.matrix, BYTE)
             weights = code.at(matrix, b.mul(panel, I64(packing.panel_bytes)), BYTE)
             channel = b.mul(panel, I64(packing.panel_channels))
-            bias = code.at(code.at(self.packed, packing.bias, BYTE), channel, F32)
+            table = code.at(self.packed, packing.table, BYTE)
+            table = code.at(table, b.mul(channel, I64(self.finish_rows)), F32)
 
             def one(piece: ir.Value) -> None:
                 target = self.places.output(self.y, piece, channel)
@@ -160,7 +162,7 @@ class Part:
                 in_next_tile = b.add(piece, b.sub(last, first))
                 fetched = self._fetched(in_next_tile, b.sub(panel, panels[0]))
                 ahead = self._ahead(weights, b.sub(piece, first))
-                arguments = [rows_of(piece), weights, bias, target, added]
+                arguments = [rows_of(piece), weights, table, target, added]
                 self._call_product(piece, columns, [*arguments, *self._beside(fetched, ahead)])
 
             code.for_each(first, last, one)

@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from dnnsep.codegen.extent import Extent
 from dnnsep.codegen.extras import Pitches
-from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.dtype import input_element, output_element
 from dnnsep.codegen.lang.emit import I64, Code
 from dnnsep.codegen.layer import Layer
 from dnnsep.codegen.plan import Plan
@@ -26,7 +26,8 @@ class Places:
     ) -> None:
         self.code, self.extent, self.plan, self.pitches = code, extent, plan, pitches
         self.window, self.channels = layer.window, layer.channels
-        self.element = ELEMENTS[layer.dtype].type
+        self.element = input_element(layer.dtype).type
+        self.out_element = output_element(layer.dtype).type
         self.out_height, self.out_width = extent.out_size(layer.window)
         self.out_pixels = extent.batch * self.out_height * self.out_width
 
@@ -141,7 +142,7 @@ class Places:
     def _channel(self, start: ir.Value, piece: ir.Value, channel: ir.Value, pitch: int) -> ir.Value:
         b = self.code.builder
         pixel = b.mul(self.first_pixel(piece), I64(pitch))
-        return self.code.at(start, b.add(pixel, channel), self.element)
+        return self.code.at(start, b.add(pixel, channel), self.out_element)
 
     def pixel(self, x: ir.Value, piece: ir.Value) -> ir.Value:
         """Returns the address of the input pixel under a piece's first pixel, where each output

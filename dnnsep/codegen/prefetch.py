@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llvmlite import ir
 
 from dnnsep.codegen.lang.emit import BYTE, I64, Code
-from dnnsep.dtypes import DTYPES
+from dnnsep.dtypes import PRECISIONS
 
 if TYPE_CHECKING:
     from dnnsep.codegen.extent import Extent
@@ -80,7 +80,7 @@ def prefetch_for(
     if not plan.prefetch or x_pitch > 2 * layer.channels:
         return None
     window = layer.window
-    pixel = x_pitch * DTYPES[layer.dtype].bytes
+    pixel = x_pitch * PRECISIONS[layer.dtype].source.bytes
     pitch = extent.width * pixel
     # Those that the output row above did not have.
     new_rows = min(window.stride[0], (window.kernel[0] - 1) * window.dilation[0] + 1)

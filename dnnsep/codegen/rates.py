@@ -18,7 +18,7 @@ import numpy as np
 from llvmlite import ir
 
 from dnnsep.codegen.dots import DOTS, Dot, VectorDot
-from dnnsep.codegen.dots.amx_bf16 import AmxBf16
+from dnnsep.codegen.dots.amx import AmxDot
 from dnnsep.codegen.lang.emit import I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.lang.jit import Function, machine_code, this_cpu
@@ -176,8 +176,10 @@ class _Loop:
         rng = np.random.default_rng(0)
         matrix = (1 + rng.random((depth, columns))).astype(np.float32)
         self._packed = dot.pack(matrix, isa)
-        ones = dot.pack(np.ones((depth, pixels), np.float32), isa)
-        room = [np.zeros(size, np.uint8) for size in (4 * columns, 4 * pixels * columns)]
+        ones = np.ones(depth * pixels, np.uint8)
+        if dot.bytes > 1:
+            ones = dot.pack(np.ones((depth, pixels), np.float32), isa)
+        room = [np.zeros(size, np.uint8) for size in (4 * 7 * columns, 4 * pixels * columns)]
         self._buffers = [ones, self._packed, *room, np.zeros(_SHADOW, np.uint8)]
         self._addresses = [buffer.ctypes.data for buffer in self._buffers]
         module = _looped(dot, isa, depth, pixels, columns)
@@ -201,12 +203,12 @@ _SHADOW = SHADOW_BYTES + 2 * SUMS_BYTES
 
 
 def _looped(dot: Dot, isa: Isa, depth: int, pixels: int, columns: int) -> ir.Module:
-    """Returns a module with run(rows, weights, bias, y, shadow, times)."""
+    """Returns a module with run(rows, weights, table, y, shadow, times)."""
     stage = Matmul(depth, columns, "none", dot.dtype)
     module = ir.Module()
     module.triple = ""
     code = Code(module, "run", [*[POINTER] * 5, I64])
-    rows, weights, bias, y, shadow, times = code.arguments
+    rows, weights, table, y, shadow, times = code.arguments
     if isinstance(dot, VectorDot):
         product = Product(
             stage,
@@ -222,11 +224,11 @@ def _looped(dot: Dot, isa: Isa, depth: int, pixels: int, columns: int) -> ir.Mod
             residual=None,
             streaming=False,
         ).emit(module, "matmul")
-        arguments = [rows, weights, bias, y, y, rows, weights]
+        arguments = [rows, weights, table, y, y, rows, weights]
         code.for_each(I64(0), times, lambda _: code.builder.call(product, arguments))
         code.end()
         return module
-    assert isinstance(dot, AmxBf16)
+    assert isinstance(dot, AmxDot)
     unit = tile_unit(isa)
     tiles = TileProduct(
         stage,
@@ -246,7 +248,7 @@ def _looped(dot: Dot, isa: Isa, depth: int, pixels: int, columns: int) -> ir.Mod
     set_field(code, shadow, "rows", 0)
     set_field(code, shadow, "free", code.at(shadow, SHADOW_BYTES, ir.IntType(8)))
     state = unit.enter(code, tiles.shapes())
-    arguments = [rows, weights, bias, y, y, shadow, state]
+    arguments = [rows, weights, table, y, y, shadow, state]
     code.for_each(I64(0), times, lambda _: code.builder.call(product, arguments))
     unit.leave(code, state)
     code.end()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dnnsep.codegen.extent import Extent
 from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.layer import Layer
-from dnnsep.dtypes import DTYPES
+from dnnsep.dtypes import PRECISIONS
 
 # Of each operand of a step the bytes, counted from its start.
 Reach = dict[str, range]
@@ -18,18 +18,19 @@ def reach_of(layer: Layer, extras: Extras, extent: Extent, pixels: range) -> Rea
     if layer.source is None and layer.product is None:
         return None
     pitches, out = extras.pitches(layer), layer.out_channels
+    precision = PRECISIONS[layer.dtype]
+    read, written = precision.source.bytes, precision.destination.bytes
     spans = {
-        "x": (_read(layer, extent, pixels), pitches.x, layer.channels),
-        "y": (pixels, pitches.y, out),
+        "x": (_read(layer, extent, pixels), pitches.x, layer.channels, read),
+        "y": (pixels, pitches.y, out, written),
     }
     if extras.residual:
-        spans["residual"] = (pixels, pitches.residual, out)
+        spans["residual"] = (pixels, pitches.residual, out, written)
     if extras.scale:
-        spans["scale"] = (range(extent.batch), layer.channels, layer.channels)
-    size = DTYPES[layer.dtype].bytes
+        spans["scale"] = (range(extent.batch), layer.channels, layer.channels, read)
     return {
         name: range(of.start * pitch * size, ((of.stop - 1) * pitch + channels) * size)
-        for name, (of, pitch, channels) in spans.items()
+        for name, (of, pitch, channels, size) in spans.items()
     }
 
 

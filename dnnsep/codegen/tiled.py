@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from dnnsep.codegen.dots.amx_bf16 import AmxBf16
+from dnnsep.codegen.dots.amx import AmxDot
 from dnnsep.codegen.extent import Extent
 from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.lang.emit import BYTE, I64, POINTER, Code
@@ -43,7 +43,7 @@ class TiledPart(Part):
         super().__init__(module, layer, extent, plan, extras)
         stage, dot = layer.product, layer.dot
         assert stage is not None
-        assert isinstance(dot, AmxBf16)
+        assert isinstance(dot, AmxDot)
         self.unit = tile_unit(layer.isa)
         *_, self.tiles, self.tile_bytes = self.code.arguments
         self.tile = self.code.at(self.scratch, SHADOW_ROOM, BYTE)

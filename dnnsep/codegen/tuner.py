@@ -21,7 +21,7 @@ from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.program import GIVEN, INPUT, OUTPUT
 from dnnsep.codegen.weigh import all_plans, cost, this_caches
-from dnnsep.dtypes import DTYPES
+from dnnsep.dtypes import TensorDtype
 from dnnsep.host.turns import Call, affordable, measuring, short_turns
 from dnnsep.problem import Problem
 
@@ -181,8 +181,9 @@ def _affordable_calls(plans: list[Plan], call: Callable[[Plan], Call]) -> list[C
 
 
 def _bytes(problem: Problem) -> int:
-    values = prod(problem.input_shape) + prod(problem.output_shape)
-    return values * DTYPES[problem.dtype].bytes
+    precision = problem.precision
+    read = prod(problem.input_shape) * precision.source.bytes
+    return read + prod(problem.output_shape) * precision.destination.bytes
 
 
 class Buffers:
@@ -192,10 +193,9 @@ class Buffers:
         problem = question.problem
         # Neither denormal nor negative: activations make no zeros of sums of these.
         values = np.random.default_rng(0).random(_VALUES, np.float32) + np.float32(0.5)
-        dtype = DTYPES[problem.dtype]
-        stored = dtype.stored(dtype.rounded(values))
-        self._x = _filled(stored, prod(problem.input_shape))
-        self._y = _filled(stored, prod(problem.output_shape))
+        precision = problem.precision
+        self._x = _filled(_stored(values, precision.source), prod(problem.input_shape))
+        self._y = _filled(_stored(values, precision.destination), prod(problem.output_shape))
         self._residual = self._y.copy() if question.extras.residual else None
 
     def call(self, program: Program) -> Call:
@@ -203,6 +203,11 @@ class Buffers:
         given = self._x if self._residual is None else self._residual
         buffers = {INPUT: self._x, GIVEN: given, OUTPUT: self._y}
         return program.bound({number: memory.ctypes.data for number, memory in buffers.items()})
+
+
+def _stored(values: NDArray[np.float32], dtype: TensorDtype) -> NDArray[Any]:
+    """Returns values as a dtype has them in memory."""
+    return dtype.stored(dtype.rounded(values))
 
 
 def _filled(values: NDArray[Any], size: int) -> NDArray[Any]:

@@ -30,7 +30,6 @@ from dnnsep.codegen.plan import (
 from dnnsep.codegen.prefetch import Ahead
 from dnnsep.codegen.rates import rates
 from dnnsep.codegen.stages.base import Window
-from dnnsep.dtypes import DTYPES
 from dnnsep.host.caches import sizes_of_caches
 from dnnsep.problem import Problem
 
@@ -135,11 +134,11 @@ def cost(problem: Problem, plan: Plan, caches: Caches) -> Cost:
     if plan.overlap:
         depthwise = max(0.0, depthwise - pointwise)
 
-    panel = layer.depth * isa.lanes * plan.vectors * dot.bytes
+    panel = layer.depth * isa.lanes * plan.vectors * dot.weight_bytes
     pixel = layer.tile_stride * dot.bytes
     tile = tile_bytes(problem, layer, plan)
-    element = DTYPES[problem.dtype].bytes
-    new_input = problem.stride[0] * problem.stride[1] * problem.in_channels * element
+    new_input = problem.stride[0] * problem.stride[1] * problem.in_channels
+    new_input *= problem.precision.source.bytes
     passing = tile + plan.tile * plan.pixels * new_input
     # The first piece of a tile brings a panel in; for the others it may still be there. The first
     # tile's panels come from memory, where other layers have pushed them, by any plan.
@@ -233,10 +232,9 @@ def all_plans(problem: Problem, isa: Isa, threads: int, caches: Caches) -> Itera
     dot = layer.dot
     vectors = min(dot.vectors, product.panels(isa, 1))
     most_channel_parts = product.panels(isa, vectors)
-    element = DTYPES[problem.dtype].bytes
-    out_bytes = problem.out_pixels * problem.out_channels * element
-    in_bytes = problem.batch * problem.height * problem.width * problem.in_channels * element
-    in_row = problem.in_channels * element
+    out_bytes = problem.out_pixels * problem.out_channels * problem.precision.destination.bytes
+    in_row = problem.in_channels * problem.precision.source.bytes
+    in_bytes = problem.batch * problem.height * problem.width * in_row
     one_vector = Packing(layer, 1)
     weight_bytes = one_vector.panel_bytes * one_vector.panels
     panel_bytes = Packing(layer, vectors).panel_bytes

@@ -14,7 +14,6 @@ import numpy as np
 
 from dnnsep.cost import cost
 from dnnsep.descriptor import out_size
-from dnnsep.dtypes import DTYPES
 from dnnsep.problem import Problem
 
 
@@ -54,7 +53,7 @@ def least_of(problem: Problem) -> Least:
     return Least(
         product_flops=product * (pairs if problem.kind == "convolution" else 1),
         depthwise_flops=depthwise * pairs,
-        moved_bytes=counted.bytes_fused - unread * DTYPES[problem.dtype].bytes,
+        moved_bytes=counted.bytes_fused - unread * problem.precision.source.bytes,
     )
 
 

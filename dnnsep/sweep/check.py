@@ -9,12 +9,15 @@ import numpy as np
 
 from dnnsep.activations import Exact
 from dnnsep.backends.reference import error_bound, naive
-from dnnsep.dtypes import DTYPES, Array
+from dnnsep.dtypes import Array
 from dnnsep.problem import Problem
+from dnnsep.quantization import Quantization
 from dnnsep.weights import Weights, integer_data, random_data
 
 # With a smaller share of nonzero outputs a wrong kernel could pass by writing nothing.
 _MIN_NONZERO = 0.1
+
+_QUANTIZATION = "quantization_"  # begins the names of a quantised problem's arrays in a file
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class CheckData:
         weights, x = integer_data(problem, seed)
         if not problem.keeps_integers:
             return cls._bounded(problem, weights, x)
-        expected = DTYPES[problem.dtype].rounded(naive(problem, weights, x))
+        expected = problem.precision.destination.rounded(naive(problem, weights, x))
         if np.count_nonzero(expected) < _MIN_NONZERO * expected.size:
             return cls.random(problem, seed)
         return cls(weights, x, expected.astype(np.float64), None)
@@ -58,6 +61,9 @@ class CheckData:
     def save(self, path: Path) -> None:
         """Writes the data to a .npz file. Raises OSError where it cannot be written."""
         arrays = {**vars(self.weights), "x": self.x, "expected": self.expected, "bound": self.bound}
+        quantization = arrays.pop("quantization")
+        if quantization is not None:
+            arrays |= {f"{_QUANTIZATION}{k}": v for k, v in quantization.arrays().items()}
         with open(path, "wb") as file:
             np.savez(file, **{k: v for k, v in arrays.items() if v is not None})
 
@@ -67,6 +73,9 @@ class CheckData:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         x, expected, bound = arrays.pop("x"), arrays.pop("expected"), arrays.pop("bound", None)
+        names = [name for name in arrays if name.startswith(_QUANTIZATION)]
+        told = {name.removeprefix(_QUANTIZATION): arrays.pop(name) for name in names}
+        arrays["quantization"] = Quantization.of_arrays(told) if told else None
         return cls(Weights(**arrays), x, expected, bound)
 
     def verdict(self, y: Array) -> tuple[bool, str]:

@@ -26,7 +26,7 @@ from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan, without_product
 from dnnsep.codegen.task import KERNEL, Task
 from dnnsep.codegen.weigh import Caches, all_plans
-from dnnsep.dtypes import DTYPES, Array, Dtype
+from dnnsep.dtypes import DTYPES, PRECISIONS, Array, TensorDtype
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
 from tests.codegen.answers import answer
@@ -79,6 +79,8 @@ class Inputs:
     def of(cls, problem: Problem, extras: Extras = PLAIN, seed: int = 0) -> Inputs:
         """Returns small integers, and the answer to the bit where integers stay integers."""
         data = CheckData.exact(problem, seed)
+        if problem.precision.quantized and problem.keeps_integers and seed % 2:
+            data = replace(CheckData.random(problem, seed), bound=None)
         if not (extras.residual or extras.scale):
             return cls(data, extras)
         rng = np.random.default_rng(seed)
@@ -120,13 +122,13 @@ def answer_of(
     their start, for a task without addresses; ``work`` is how many parts there are and the bytes
     that each needs. Between the channels of two pixels there is NaN in what is given, which must
     not come into the answer, and what must stay in the output."""
-    dtype = DTYPES[problem.dtype]
+    source, dtype = problem.precision.source, problem.precision.destination
     pitches = inputs.extras.pitches(packing.layer)
     given = {
-        "x": in_memory(inputs.check.x, dtype, pitches.x),
+        "x": in_memory(inputs.check.x, source, pitches.x),
         "packed": packing.pack(inputs.check.weights),
         "residual": in_memory(inputs.residual, dtype, pitches.residual),
-        "scale": in_memory(inputs.scale, dtype, problem.in_channels),
+        "scale": in_memory(inputs.scale, source, problem.in_channels),
     }
     sizes = {name: content.size for name, content in given.items()}
     n, c, h, w = problem.output_shape
@@ -145,18 +147,18 @@ def answer_of(
     room_of_y[: sizes["y"]] = buffers["y"].bytes
     pixels = room_of_y.reshape(n, h, w, pitches.y * dtype.bytes)
     assert (pixels[..., c * dtype.bytes :] == _UNTOUCHED).all()
-    element = np.float32 if dtype.bytes == 4 else np.uint16
+    element = {1: np.uint8, 2: np.uint16, 4: np.float32}[dtype.bytes]
     y = dtype.loaded(np.ascontiguousarray(pixels[..., : c * dtype.bytes]).view(element))
     return y.transpose(0, 3, 1, 2)
 
 
-def in_memory(values: Array | None, dtype: Dtype, pitch: int) -> NDArray[np.uint8]:
-    """Returns values (N, C, H, W) channels-last with pixels so many elements apart and NaN between
-    them, up to the last channel of the last pixel; nothing of None."""
+def in_memory(values: Array | None, dtype: TensorDtype, pitch: int) -> NDArray[np.uint8]:
+    """Returns values (N, C, H, W) channels-last with pixels so many elements apart and NaN, or
+    bytes of 111, between them, up to the last channel of the last pixel; nothing of None."""
     if values is None:
         return np.zeros(0, np.uint8)
     n, c, h, w = values.shape
-    pixels = np.full((n, h, w, pitch), np.nan, np.float32)
+    pixels = np.full((n, h, w, pitch), np.nan if dtype.bytes > 1 else 111, np.float32)
     pixels[..., :c] = values.transpose(0, 2, 3, 1)
     flat = pixels.reshape(-1)[: (n * h * w - 1) * pitch + c]
     return dtype.stored(flat).view(np.uint8)
@@ -173,14 +175,29 @@ class Case:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, isa: Isa, dot: str | None = None) -> Case:
-        """Returns any kernel on these vectors, or any whose products are by a way of
-        multiplying."""
+        """Returns any kernel on these vectors; with ``dot`` any whose products are by that way of
+        multiplying, or with "bytes" any of a quantised problem."""
+        if dot == "bytes":
+            return cls._of_bytes(rng, isa)
         while True:
             problem = random_problem(rng)
             layer = layer_of(problem, isa)
             if dot is None or (layer.product is not None and layer.dot.name == dot):
                 break
         extras = random_extras(layer, rng, scales=problem.kind == "convolution")
+        return cls(problem, random_plan(problem, isa, rng), extras, bool(rng.integers(2)))
+
+    @classmethod
+    def _of_bytes(cls, rng: np.random.Generator, isa: Isa) -> Case:
+        names = [name for name, precision in PRECISIONS.items() if precision.quantized]
+        while True:
+            problem = random_problem(rng)
+            if problem.kind != "mean" and problem.channel_multiplier == 1:
+                break
+        dtype = "u8s8" if rng.random() < 0.5 else str(rng.choice(names))
+        problem = replace(problem, dtype=dtype)
+        extras = random_extras(layer_of(problem, isa), rng, scales=False)
+        extras = replace(extras, residual=False, after=False, residual_pitch=0)
         return cls(problem, random_plan(problem, isa, rng), extras, bool(rng.integers(2)))
 
     def __str__(self) -> str:
@@ -192,9 +209,9 @@ class Case:
         side = "end" if self.at_end else "start"
         return f"{self.problem} {plan.parts} parts, tile {plan.tile}, {side}, {' '.join(names)}"
 
-    def finding(self) -> str:
+    def finding(self, seed: int = 0) -> str:
         """Runs it; returns what is wrong, nothing where all is right."""
-        inputs = Inputs.of(self.problem, self.extras)
+        inputs = Inputs.of(self.problem, self.extras, seed)
         found = run_guarded(self.problem, self.plan, inputs, self.at_end)
         right, finding = inputs.check.verdict(found)
         return "" if right else finding
@@ -295,10 +312,10 @@ def _draw(rng: np.random.Generator) -> Problem:
 
 def main(seed: int, count: int, dot: str | None = None) -> None:
     rng, isa = np.random.default_rng(seed), this_isa()
-    for _ in range(count):
+    for number in range(count):
         case = Case.draw(rng, isa, dot)
         print(case, flush=True)
-        finding = case.finding()
+        finding = case.finding(number)
         if finding:
             raise SystemExit(f"wrong: {finding}")
 

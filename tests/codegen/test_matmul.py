@@ -121,7 +121,7 @@ class _Code:
             for content in (
                 tile,
                 matrix,
-                p.stage.pack_bias(p.isa, vectors, data.weights),
+                p.stage.pack_table(p.isa, vectors, data.weights),
                 dtype.stored(data.residual),
             )
         ]

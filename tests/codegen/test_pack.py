@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dnnsep.codegen.dots.amx_bf16 import PAIR
+from dnnsep.codegen.dots.amx import PAIR
 from dnnsep.codegen.layer import Layer, stages_of
 from dnnsep.codegen.pack import Packing
 from dnnsep.dtypes import Array
@@ -93,7 +93,7 @@ def test_each_weight_is_in_its_panel(text: str, vectors: int, way: Way) -> None:
     matrix, there = _unpacked(packing, memory), layer.order >= 0
     assert np.array_equal(matrix[there], product.matrix(weights).T[layer.order[there]])
     assert (matrix[~there] == 0).all()
-    bias = memory[packing.bias :].view(np.float32)
+    bias = memory[packing.table :].view(np.float32)
     right = 0 if weights.pointwise_bias is None else weights.pointwise_bias
     assert (bias[: problem.out_channels] == right).all()
     assert (bias[problem.out_channels :] == 0).all()
@@ -110,7 +110,7 @@ def test_a_sources_weights_come_first(text: str, way: Way) -> None:
     own: NDArray[Any] = source.pack(way.isa, way.dot, weights)
     assert own.nbytes == source.packed_bytes(way.isa, way.dot) <= packing.matrix
     assert packing.pack(weights)[: own.nbytes].tobytes() == own.tobytes()
-    assert packing.matrix <= packing.bias
+    assert packing.matrix <= packing.table
     assert layer.gathered() == layer
 
 

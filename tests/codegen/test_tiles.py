@@ -13,7 +13,7 @@ import pytest
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from dnnsep.codegen.dots.amx_bf16 import AmxBf16
+from dnnsep.codegen.dots.amx import AmxBf16
 from dnnsep.codegen.dots.dp_bf16 import DpBf16
 from dnnsep.codegen.kernel import Specialization
 from dnnsep.codegen.lang.emit import POINTER, Code

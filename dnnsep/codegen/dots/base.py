@@ -1,4 +1,5 @@
-"""What a way of multiplying is: a tile's pixels times a panel of weights, summed up in f32.
+"""What a way of multiplying is: a tile's pixels times a panel of weights, summed up in f32, or of
+bytes in int32.
 
 A *step* multiplies some neighbouring channels of each pixel by as many rows of the panel, and adds
 the products to the sums.
@@ -14,7 +15,7 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from dnnsep.codegen.lang.dtype import Element
-from dnnsep.codegen.lang.emit import Code
+from dnnsep.codegen.lang.emit import F32, Code
 from dnnsep.codegen.lang.isa import Isa
 
 # Steps that the loop of a product in vectors has written out.
@@ -31,14 +32,16 @@ class Dot(ABC):
     """A way of multiplying. There is one object of each class.
 
     ``dtype`` is the problems' that it serves; ``needs`` are the features of a CPU beyond its plain
-    vectors, by LLVM's names. A tile and a panel hold elements of type ``element``, ``bytes`` each;
-    a panel is ``vectors`` vectors of output channels wide where there are so many. ``reads_input``
-    says whether a tile is what the input is in memory, so that the input itself can stand for one;
-    ``in_tiles``, whether sums are in the registers of a tile unit (see lang/tiles.py).
+    vectors, by LLVM's names. A tile and a panel hold elements of type ``element``, ``bytes`` each
+    (in a panel ``weight_bytes``), and sums are of the type ``total``; a panel is ``vectors``
+    vectors of output channels wide where there are so many. ``reads_input`` says whether a tile is
+    what the input is in memory, so that the input itself can stand for one; ``in_tiles``, whether
+    sums are in the registers of a tile unit (see lang/tiles.py).
     """
 
     name: str
     dtype: str
+    total: ir.Type = F32
     needs: tuple[str, ...] = ()
     element: ir.Type
     bytes: int
@@ -46,6 +49,10 @@ class Dot(ABC):
     vectors: int
     reads_input: bool
     in_tiles = False
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.bytes
 
     @abstractmethod
     def depth(self, channels: int) -> int:
@@ -86,15 +93,22 @@ class Dot(ABC):
 class VectorDot(Dot):
     """One that keeps sums in vector registers.
 
-    A step takes ``k`` channels of a pixel as one ``word`` and broadcasts it.
+    A step takes ``k`` channels of a pixel as one ``word`` and broadcasts it; for each vector of
+    sums it takes ``factors`` vectors of weights, one multiplication each.
     """
 
     vectors = 2
     word: ir.Type
+    factors = 1
+
+    def split(self, code: Code, words: ir.Value) -> list[ir.Value]:
+        """Returns a vector of words as what each of a step's multiplications takes of it."""
+        return [words]
 
     @abstractmethod
     def step(self, code: Code, total: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Returns sums + products: ``a`` and ``b`` are vectors of words, ``total`` of f32."""
+        """Returns sums + products: ``a`` and ``b`` are vectors that ``split`` gives, and of
+        weights."""
 
     def depth(self, channels: int) -> int:
         a_round = STEPS_AT_ONCE * self.k
@@ -104,9 +118,10 @@ class VectorDot(Dot):
         return self.reads_input and channels % self.k == 0
 
     def pixels(self, isa: Isa, vectors: int) -> int:
-        return (isa.registers - vectors - _SPARE) // vectors
+        return (isa.registers - (vectors + _SPARE) * self.factors) // vectors
 
     def cycles(self, isa: Isa, pixels: int, vectors: int, depth: int) -> float:
         """Two multiply-adds or two loads start each cycle."""
-        a_step = max(pixels * vectors, pixels + vectors, 2 * _LATENCY) / 2
+        products = pixels * vectors * self.factors
+        a_step = max(products, pixels + vectors, 2 * _LATENCY) / 2
         return depth // self.k * a_step + _CALL_CYCLES

@@ -13,8 +13,9 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from dnnsep.codegen.lang.emit import F32, I16, I32, Code
+from dnnsep.codegen.lang.emit import BYTE, F32, I16, I32, Code
 from dnnsep.codegen.lang.isa import Isa
+from dnnsep.dtypes import PRECISIONS
 
 
 class Element(Protocol):
@@ -164,4 +165,77 @@ class Bf16Element:
         return np.arange(2 * isa.lanes).reshape(isa.lanes, 2).T.reshape(-1)
 
 
-ELEMENTS: dict[str, Element] = {"f32": F32Element(), "bf16": Bf16Element()}
+class ByteElement:
+    """Whole numbers of a byte, in registers as f32 from 0 to 255; numbers ``signed`` in memory are
+    less by 128. No stage takes blocks of them: the depthwise one has a way of its own."""
+
+    type: ir.Type = BYTE
+    block_vectors = 4
+
+    def __init__(self, signed: bool) -> None:
+        self.signed = signed
+
+    def moved(self, code: Code, value: ir.Value) -> ir.Value:
+        """Returns a vector of bytes in memory's form as unsigned ones, or the other way around."""
+        return code.builder.xor(value, code.splat(-128, value.type)) if self.signed else value
+
+    def load(self, code: Code, place: ir.Value, count: int, lanes: int | None) -> ir.Value:
+        return self.widened(code, code.load(place, ir.VectorType(BYTE, count), lanes))
+
+    def store(
+        self,
+        code: Code,
+        isa: Isa,
+        value: ir.Value,
+        place: ir.Value,
+        lanes: int | None = None,
+        streaming: bool = False,
+    ) -> None:
+        code.store(self.rounded(code, isa, value), place, lanes, streaming)
+
+    def rounded(self, code: Code, isa: Isa, value: ir.Value) -> ir.Value:
+        """Returns the nearest whole numbers, ties to even, of numbers from 0 to 255."""
+        words = nearest(code, value)
+        return self.moved(code, code.builder.trunc(words, ir.VectorType(BYTE, value.type.count)))
+
+    def widened(self, code: Code, value: ir.Value) -> ir.Value:
+        lanes = value.type.count
+        words = code.builder.zext(self.moved(code, value), ir.VectorType(I32, lanes))
+        return code.builder.sitofp(words, ir.VectorType(F32, lanes))
+
+    def load_block(
+        self, code: Code, isa: Isa, place: ir.Value, lanes: int | None
+    ) -> list[ir.Value]:
+        raise NotImplementedError
+
+    def store_block(
+        self, code: Code, isa: Isa, values: list[ir.Value], place: ir.Value, lanes: int | None
+    ) -> None:
+        raise NotImplementedError
+
+    def block_order(self, isa: Isa) -> NDArray[np.int64]:
+        raise NotImplementedError
+
+
+def nearest(code: Code, value: ir.Value) -> ir.Value:
+    """Returns a vector of f32 as whole numbers of 32 bits, ties to even."""
+    words = ir.VectorType(I32, value.type.count)
+    return code.instruction("vcvtps2dq $1, $0", words, value)
+
+
+ELEMENTS: dict[str, Element] = {
+    "f32": F32Element(),
+    "bf16": Bf16Element(),
+    "u8": ByteElement(signed=False),
+    "s8": ByteElement(signed=True),
+}
+
+
+def input_element(dtype: str) -> Element:
+    """Returns what the input of a problem in a dtype holds."""
+    return ELEMENTS[PRECISIONS[dtype].source.name]
+
+
+def output_element(dtype: str) -> Element:
+    """Returns what the output of a problem in a dtype holds."""
+    return ELEMENTS[PRECISIONS[dtype].destination.name]

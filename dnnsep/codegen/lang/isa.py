@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from dnnsep.codegen.lang.jit import Target, cpu_features, this_cpu
 from dnnsep.host import amx
 
-# Caps what is used, for tests and comparisons: avx2, avx512 (no bf16 instructions), avx512_bf16 (no
-# tiles).
+# Caps what is used, for tests and comparisons: avx2, avx2_vnni (products of bytes on vectors of 256
+# bits), avx512 (neither those nor bf16), avx512_vnni, avx512_bf16 (no tiles).
 CAP_VARIABLE = "DNNSEP_MAX_ISA"
 # With "software" kernels multiply bf16 by a tile unit in software, on any CPU: to test them.
 TILES_VARIABLE = "DNNSEP_TILE_UNIT"
 
-_ORDER = ("avx2", "avx512", "avx512_bf16", "avx512_amx")
-TILES = "amx-bf16"  # the feature, by LLVM's name
+_ORDER = ("avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
+# Features, by LLVM's names: tiles, those of bytes, and products of bytes on vectors.
+TILES, BYTE_TILES = "amx-bf16", "amx-int8"
+VNNI, VEX_VNNI = "avx512vnni", "avxvnni"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def this_isa() -> Isa:
     isa = _best(_ORDER[: _ORDER.index(cap) + 1])
     if unit == "cpu":
         return isa
-    features = tuple(dict.fromkeys((*isa.features, TILES)))
+    features = tuple(dict.fromkeys((*isa.features, TILES, BYTE_TILES)))
     name = f"{isa.name.removesuffix('_amx')}_software_amx"
     return replace(isa, name=name, features=features, software_tiles=True)
 
@@ -65,11 +67,16 @@ def _best(allowed: tuple[str, ...]) -> Isa:
     if "avx512" in allowed and all(has.get(f"avx512{part}") for part in ("f", "bw", "dq", "vl")):
         # Some CPUs' settings in LLVM split 512-bit vectors in two.
         target = Target(this_cpu().cpu, this_cpu().features + ",-prefer-256-bit")
-        if "avx512_bf16" not in allowed or not has.get("avx512bf16"):
+        if "avx512_vnni" not in allowed or not has.get(VNNI):
             return Isa("avx512", 16, 32, (), target)
+        if "avx512_bf16" not in allowed or not has.get("avx512bf16"):
+            return Isa("avx512_vnni", 16, 32, (VNNI,), target)
         if "avx512_amx" in allowed and has.get(TILES) and not amx.refusal():
-            return Isa("avx512_amx", 16, 32, ("avx512bf16", TILES), target)
-        return Isa("avx512_bf16", 16, 32, ("avx512bf16",), target)
+            tiles = tuple(name for name in (TILES, BYTE_TILES) if has.get(name))
+            return Isa("avx512_amx", 16, 32, ("avx512bf16", VNNI, *tiles), target)
+        return Isa("avx512_bf16", 16, 32, ("avx512bf16", VNNI), target)
     if has.get("avx2") and has.get("fma"):
+        if "avx2_vnni" in allowed and has.get(VEX_VNNI):
+            return Isa("avx2_vnni", 8, 16, (VEX_VNNI,), Target("x86-64-v3", f"+{VEX_VNNI}"))
         return Isa("avx2", 8, 16, (), Target("x86-64-v3", ""))
     raise RuntimeError("this CPU has neither AVX-512 nor AVX2 with FMA")

@@ -62,6 +62,11 @@ class TileUnit(ABC):
         """Adds the product of ``a``, rows of pairs of bf16, by ``b``, each of whose rows holds a
         pair for each column, to ``sums`` in f32."""
 
+    @abstractmethod
+    def multiply_bytes(self, code: Code, unit: ir.Value, sums: int, a: int, b: int) -> None:
+        """Adds the product of ``a``, rows of fours of u8, by ``b``, each of whose rows holds four
+        s8 for each column, to ``sums`` in int32."""
+
 
 def tile_unit(isa: Isa) -> TileUnit:
     """Returns the unit that kernels for these instructions use."""
@@ -90,6 +95,9 @@ class CpuTiles(TileUnit):
 
     def multiply_bf16(self, code: Code, unit: ir.Value, sums: int, a: int, b: int) -> None:
         self._call(code, "tdpbf16ps", BYTE(sums), BYTE(a), BYTE(b))
+
+    def multiply_bytes(self, code: Code, unit: ir.Value, sums: int, a: int, b: int) -> None:
+        self._call(code, "tdpbusd", BYTE(sums), BYTE(a), BYTE(b))
 
     def _call(self, code: Code, name: str, *arguments: ir.Value) -> None:
         code.call(f"llvm.x86.{name}", VOID, *arguments)
@@ -148,6 +156,40 @@ class SoftwareTiles(TileUnit):
             inside.call("llvm.x86.sse.ldmxcsr", VOID, saved)
 
         self._call(code, "tile_multiply", body, unit, I64(sums), I64(a), I64(b))
+
+    def multiply_bytes(self, code: Code, unit: ir.Value, sums: int, a: int, b: int) -> None:
+        """As the instruction does, in int32, which wraps. Source: Intel's manual, TDPBUSD."""
+        self._call(code, "tile_bytes", self._rows_of_bytes, unit, I64(sums), I64(a), I64(b))
+
+    def _rows_of_bytes(self, code: Code) -> None:
+        b = code.builder
+        unit, sums, left, right = code.arguments
+        words = ir.VectorType(I32, ROWS)
+        rows, row_bytes = _shape(code, unit, sums)
+        fours = b.udiv(_shape(code, unit, left)[1], I64(4))
+        columns = b.trunc(b.udiv(row_bytes, I64(4)), I32)
+        lanes = ir.Constant(words, [I32(lane) for lane in range(ROWS)])
+        inside = b.icmp_signed("<", lanes, code.broadcast(columns, ROWS))
+        a, matrix, total = (_content(code, unit, number) for number in (left, right, sums))
+
+        def row(m: ir.Value) -> None:
+            def four(k: ir.Value, added: list[ir.Value]) -> list[ir.Value]:
+                at = b.add(b.mul(m, I64(ROW_BYTES // 4)), k)
+                value = code.broadcast(code.load(code.at(a, at, I32), I32), ROWS)
+                factors = code.load(code.at(matrix, k, words), words)
+                (products,) = added
+                for byte in range(4):
+                    up, down = code.splat(24 - 8 * byte, words), code.splat(24, words)
+                    x = b.lshr(b.shl(value, up), down)
+                    w = b.ashr(b.shl(factors, up), down)
+                    products = b.add(products, b.mul(x, w))
+                return [products]
+
+            place = code.at(total, m, words)
+            (result,) = code.for_range(I64(0), fours, four, [code.load(place, words)])
+            code.store(b.select(inside, result, ir.Constant(words, None)), place)
+
+        code.for_each(I64(0), rows, row)
 
     def _rows(self, code: Code) -> None:
         b = code.builder

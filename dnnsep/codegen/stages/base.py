@@ -27,9 +27,10 @@ from dnnsep.weights import Weights
 
 
 class Stage(ABC):
-    """One step of a layer. ``channels`` are its input's."""
+    """One step of a layer of a problem's ``dtype``. ``channels`` are its input's."""
 
     channels: int
+    dtype: str
 
     def pieces_of_image(self, isa: Isa, runs: int) -> int:
         """Returns the pieces that an image is cut into, whose output is so many runs of pixels."""

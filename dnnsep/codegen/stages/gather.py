@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 
 from dnnsep.activations import Exact
 from dnnsep.codegen.dots import Dot
-from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.dtype import input_element
 from dnnsep.codegen.lang.emit import I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.stages.base import Image, Sink, Source, Taps, Window, told_at_run_time
+from dnnsep.dtypes import PRECISIONS
 from dnnsep.weights import Weights
 
 # Longer runs are copied by a loop.
 _WRITTEN_OUT = 4
+
+# Bytes of the vector that padding is filled with.
+_FILLED = 64
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,16 @@ class Gather(Source):
     scaled: bool = False
 
     def naive(self, x: Exact, weights: Weights) -> Exact:
-        return np.concatenate([met for _, _, met in self.window.naive(x)], axis=1)
+        quantization = weights.quantization  # padding holds what stands for 0
+        zero = 0 if quantization is None else quantization.source.zero_point
+        return np.concatenate([met + zero for _, _, met in self.window.naive(x - zero)], axis=1)
 
     def bound(self, scale: Exact, error: Exact, weights: Weights) -> tuple[Exact, Exact]:
-        return self.naive(scale, weights), self.naive(error, weights)
+        sizes, errors = (
+            np.concatenate([met for _, _, met in self.window.naive(of)], axis=1)
+            for of in (scale, error)
+        )
+        return sizes, errors
 
     def depth(self, isa: Isa, dot: Dot) -> int:
         return dot.depth(self.channels * self.window.taps)
@@ -51,10 +61,17 @@ class Gather(Source):
         return self.window.kernel[0]
 
     def pack(self, isa: Isa, dot: Dot, weights: Weights) -> NDArray[Any]:
-        return np.empty(0, np.float32)
+        """Of bytes a vector of the number that stands for 0, as a tile holds it, which padding is
+        filled with."""
+        quantization = weights.quantization
+        if quantization is None or self.window.trivial:
+            return np.empty(0, np.float32)
+        zero = quantization.source.unsigned(PRECISIONS[self.dtype].source).zero_point
+        return np.full(_FILLED, zero, np.uint8)
 
     def packed_bytes(self, isa: Isa, dot: Dot) -> int:
-        return 0
+        padded = PRECISIONS[self.dtype].quantized and not self.window.trivial
+        return _FILLED if padded else 0
 
     def cycles(self, isa: Isa, dot: Dot) -> float:
         """A load and a store each cycle."""
@@ -97,7 +114,7 @@ class _Emitter:
         self.row = self.window.kernel[1] * self.channels  # elements of a kernel's row
         self.gathered = self.row * self.window.kernel[0]
         self.filled = stage.depth(isa, dot) - self.gathered  # with zeros at the end
-        self.element = ELEMENTS[stage.dtype]
+        self.element = input_element(stage.dtype)
         self.lanes = isa.lanes * 4 // dot.bytes
 
     def emit(self) -> ir.Function:
@@ -119,7 +136,7 @@ class _Emitter:
                         self._pixel(line, self._at(place, pixel * self.sink.stride), pixel)
                 with no:
                     for pixel in range(self.taps.width):
-                        self._zeros(self._at(place, pixel * self.sink.stride), 0, self.row)
+                        self._pad(self._at(place, pixel * self.sink.stride), 0, self.row)
 
         def fill() -> None:
             for pixel in range(self.taps.width):
@@ -147,12 +164,12 @@ class _Emitter:
         start = pixel * self.window.stride[1]
         together = step == 1 and self.image.pitch == self.channels
         runs = [taps] if together else [range(tap, tap + 1) for tap in taps]
-        self._zeros(place, 0, taps.start * self.channels)
+        self._pad(place, 0, taps.start * self.channels)
         for run in runs:
             column = start + run.start * step
             source = self.code.at(line, column * self.image.pitch, self.element.type)
             self._copy(source, self._at(place, run.start * self.channels), len(run) * self.channels)
-        self._zeros(place, taps.stop * self.channels, self.row)
+        self._pad(place, taps.stop * self.channels, self.row)
 
     def _told_pixel(self, line: ir.Value, place: ir.Value) -> None:
         """Copies one row of the kernel at a pixel whose columns are told at run time."""
@@ -167,7 +184,7 @@ class _Emitter:
                 with yes:
                     self._copy(source, target, self.channels)
                 with no:
-                    self._zeros(target, 0, self.channels)
+                    self._pad(target, 0, self.channels)
 
         code.for_each(0, self.window.kernel[1], one)
 
@@ -205,11 +222,22 @@ class _Emitter:
         product = code.builder.fmul(element.widened(code, value), element.widened(code, scale))
         return element.rounded(code, self.isa, product)
 
+    def _pad(self, place: ir.Value, start: int, stop: int) -> None:
+        """Fills a range of a row with what stands for 0 in the input."""
+        if not PRECISIONS[self.stage.dtype].quantized or self.window.trivial:
+            self._zeros(place, start, stop)
+        elif start < stop:
+            kind = ir.VectorType(self.sink.element, self.lanes)
+            self._fill(place, start, stop, self.code.load(self.code.arguments[1], kind))
+
     def _zeros(self, place: ir.Value, start: int, stop: int) -> None:
         kind = ir.VectorType(self.sink.element, self.lanes)
+        self._fill(place, start, stop, ir.Constant(kind, None))
+
+    def _fill(self, place: ir.Value, start: int, stop: int, value: ir.Value) -> None:
         for at in range(start, stop, self.lanes):
             lanes = min(self.lanes, stop - at)
-            self.code.store(ir.Constant(kind, None), self._at(place, at), lanes)
+            self.code.store(value, self._at(place, at), lanes)
 
     def _at(self, place: ir.Value, elements: int) -> ir.Value:
         return self.code.at(place, elements, self.sink.element)

@@ -14,12 +14,15 @@ from dnnsep.activations import ACTIVATIONS, Exact
 from dnnsep.codegen.dots import Dot, VectorDot
 from dnnsep.codegen.dots.base import STEPS_AT_ONCE
 from dnnsep.codegen.lang.activate import LONG
-from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.dtype import output_element
 from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.prefetch import Ahead, Prefetch
 from dnnsep.codegen.stages.base import Stage, bound_of_sum
-from dnnsep.codegen.stages.residual import Residual, activated
+from dnnsep.codegen.stages.finish import ByteFinish, Finish, finish_of, laid_out
+from dnnsep.codegen.stages.residual import Residual
+from dnnsep.dtypes import PRECISIONS
+from dnnsep.quantization import Requantization
 from dnnsep.weights import Weights
 
 
@@ -35,16 +38,33 @@ class Matmul(Stage):
     def naive(self, x: Exact, weights: Weights) -> Exact:
         batch, channels, height, width = x.shape
         pixels = x.reshape(batch, channels, height * width)
+        if weights.quantization is not None:
+            pixels = pixels - weights.quantization.input_of("pointwise").zero_point
         y = (self.matrix(weights).astype(np.float64) @ pixels).reshape(batch, -1, height, width)
+        if weights.quantization is not None:
+            return self.requantization(weights).naive(y, self.activation)
         if weights.pointwise_bias is not None:
             y = y + weights.pointwise_bias.astype(np.float64)[:, None, None]
         return ACTIVATIONS[self.activation].naive(y)
 
     def bound(self, scale: Exact, error: Exact, weights: Weights) -> tuple[Exact, Exact]:
+        if weights.quantization is not None:
+            zero = abs(weights.quantization.input_of("pointwise").zero_point)
+            sizes, errors = (
+                np.einsum("oc,nchw->nohw", self.matrix(weights).astype(np.float64), of)
+                for of in (scale + zero, error)
+            )
+            return sizes, self.requantization(weights).bound(sizes, errors, self.activation)
         sums = Matmul(self.channels, self.out_channels, "none", self.dtype)
         carried = sums.naive(error, Weights(pointwise=weights.pointwise))
         terms = self.channels
         return bound_of_sum(sums.naive(scale, weights), carried, terms, self.activation, self.dtype)
+
+    def requantization(self, weights: Weights) -> Requantization:
+        """Returns how the sums of a quantised problem become its output."""
+        assert weights.quantization is not None
+        bias = weights.pointwise_bias
+        return weights.quantization.of_stage("pointwise", self.dtype, bias, self.activation)
 
     def matrix(self, weights: Weights) -> NDArray[np.float32]:
         """Returns the weights as (output channels, channels), an ordinary convolution's in the
@@ -73,12 +93,25 @@ class Matmul(Stage):
             packed.append(dot.pack(np.ascontiguousarray(matrix[:, first : first + columns]), isa))
         return np.concatenate(packed)
 
-    def pack_bias(self, isa: Isa, vectors: int, weights: Weights) -> NDArray[np.float32]:
-        """Returns the biases in f32, zeros where there are none, as many as all panels have."""
-        bias = np.zeros(self.panels(isa, vectors) * vectors * isa.lanes, np.float32)
-        if weights.pointwise_bias is not None:
-            bias[: self.out_channels] = weights.pointwise_bias
-        return bias
+    @property
+    def finish(self) -> Finish:
+        """What becomes of the sums."""
+        return finish_of(self.activation, self.dtype)
+
+    def pack_table(self, isa: Isa, vectors: int, weights: Weights) -> NDArray[np.float32]:
+        """Returns the table of ``finish``, zeros beyond the output channels, for as many as all
+        panels have."""
+        finish, quantization = self.finish, weights.quantization
+        channels = self.panels(isa, vectors) * vectors * isa.lanes
+        table = np.zeros((finish.rows, channels), np.float32)
+        if quantization is not None:
+            assert isinstance(finish, ByteFinish)
+            zero = quantization.input_of("pointwise").unsigned(PRECISIONS[self.dtype].source)
+            how, matrix = self.requantization(weights), self.matrix(weights)
+            table[:, : self.out_channels] = finish.table(how, zero.zero_point, matrix)
+        elif weights.pointwise_bias is not None:
+            table[0, : self.out_channels] = weights.pointwise_bias
+        return laid_out(table, isa)
 
 
 @dataclass(frozen=True)
@@ -134,11 +167,12 @@ class Product:
     met: Met | None = None
 
     def emit(self, module: ir.Module, name: str) -> ir.Function:
-        """Returns f(rows, weights, bias, y, residual, next, ahead), which prefetches from ``next``
+        """Returns f(rows, weights, table, y, residual, next, ahead), which prefetches from ``next``
         and ``ahead``; one for taps that meet the image has one more argument, how many rows of the
         kernel do.
 
-        Weights are as ``Matmul.pack`` has them. Sums run over the channels in order.
+        Weights are as ``Matmul.pack`` has them, the table as ``pack_table`` has it. Sums run over
+        the channels in order.
         """
         arguments = [*[POINTER] * 7, *[I64] * (self.met is not None)]
         return _Emitter(Code(module, name, arguments).internal(), self).emit()
@@ -149,14 +183,14 @@ class _Emitter:
         self.code, self.of, self.isa, self.dot = code, of, of.isa, of.dot
         self.vectors = -(-of.columns // self.isa.lanes)
         self.vector = ir.VectorType(F32, self.isa.lanes)
-        self.element = ELEMENTS[of.stage.dtype]
+        self.element, self.finish = output_element(of.stage.dtype), of.stage.finish
         self.steps = of.depth // self.dot.k
 
     def emit(self) -> ir.Function:
         code = self.code
-        _, _, bias, y, residual, *_ = code.arguments
-        biases = [code.load(code.at(bias, v, self.vector), self.vector) for v in self._columns()]
-        sums = self._sums([biases[v] for _ in self._pixels() for v in self._columns()])
+        _, _, _, y, residual, *_ = code.arguments
+        starts = [self._of_table(v, 0, self.dot.total) for v in self._columns()]
+        sums = self._sums([starts[v] for _ in self._pixels() for v in self._columns()])
         rows = [sums[i : i + self.vectors] for i in range(0, len(sums), self.vectors)]
 
         def store(pixel: ir.Value, values: list[ir.Value]) -> None:
@@ -172,6 +206,11 @@ class _Emitter:
             for pixel, values in enumerate(rows):
                 store(I64(pixel), values)
         return code.end()
+
+    def _of_table(self, v: int, row: int, kind: ir.Type = F32) -> ir.Value:
+        """Loads a row of the table for the v-th vector of sums."""
+        place = self.code.at(self.code.arguments[2], v * self.finish.rows + row, self.vector)
+        return self.code.load(place, ir.VectorType(kind, self.isa.lanes))
 
     def _columns(self) -> range:
         return range(self.vectors)
@@ -228,20 +267,25 @@ class _Emitter:
         tile, weights, *_ = code.arguments
         words = ir.VectorType(word, self.isa.lanes)
         pair = word if self.dot.k == 1 else ir.VectorType(self.dot.element, self.dot.k)
-        panel = code.at(weights, b.mul(at, I64(self.vectors)), words)
+        each = self.dot.factors
+        panel = code.at(weights, b.mul(at, I64(self.vectors * each)), words)
         column = code.at(tile, at, word)
         for step in range(count):
             factors = [
-                code.load(code.at(panel, step * self.vectors + v, words), words)
+                code.load(code.at(panel, (step * self.vectors + v) * each + n, words), words)
                 for v in self._columns()
+                for n in range(each)
             ]
             for index, pixel in enumerate(pixels):
                 elements = pixel * self.of.stride + step * self.dot.k
                 value = code.load(code.at(column, elements, self.dot.element), pair)
-                pixel_value = code.broadcast(b.bitcast(value, word), self.isa.lanes)
+                whole = code.broadcast(b.bitcast(value, word), self.isa.lanes)
+                parts = self.dot.split(code, whole)
                 for v in self._columns():
                     place = index * self.vectors + v
-                    sums[place] = self.dot.step(code, sums[place], pixel_value, factors[v])
+                    for n, part in enumerate(parts):
+                        factor = factors[v * each + n]
+                        sums[place] = self.dot.step(code, sums[place], part, factor)
         return sums
 
     def _there(self, v: int) -> int:
@@ -259,9 +303,13 @@ class _Emitter:
 
     def _store(self, total: ir.Value, row: ir.Value, added: ir.Value, v: int) -> None:
         """Finishes a vector of sums, with a row of the residual, and writes it into a row."""
-        stage, residual = self.of.stage, self.of.residual
-        value = activated(
-            self.code, stage.activation, total, residual, lambda: self._load(added, v)
+        residual = self.of.residual
+        value = self.finish.value(
+            self.code,
+            total,
+            lambda row: self._of_table(v, row),
+            residual,
+            lambda: self._load(added, v),
         )
         place = self.code.at(row, v * self.isa.lanes, self.element.type)
         lanes, streaming = self._there(v), self.of.streaming

@@ -14,29 +14,30 @@ from functools import partial
 
 from llvmlite import ir
 
-from dnnsep.codegen.dots.amx_bf16 import PAIR, AmxBf16
+from dnnsep.codegen.dots.amx import PAIR, AmxDot
 from dnnsep.codegen.dots.dp_bf16 import DpBf16
-from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.dtype import output_element
 from dnnsep.codegen.lang.emit import BYTE, F32, I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.lang.tiles import ROWS, TILES, TileShape, TileUnit
 from dnnsep.codegen.stages.matmul import Matmul
-from dnnsep.codegen.stages.residual import Residual, activated
+from dnnsep.codegen.stages.residual import Residual
 from dnnsep.codegen.task import load_field
+from dnnsep.dtypes import PRECISIONS
 
 # Tiles: sums are in the first four, pixels in the next two, weights in the last two.
 _SUMS, _PIXELS, _WEIGHTS = 4, (4, 5), (6, 7)
 
 # Bytes of the sums of a product: as many pixels and vectors as there are at most.
-SUMS_BYTES = 2 * ROWS * AmxBf16.vectors * ROWS * 4
+SUMS_BYTES = 2 * ROWS * AmxDot.vectors * ROWS * 4
 
 
 class Shadow(ctypes.Structure):
     """What is to be done beside the products of a part.
 
-    The sums of ``rows`` pixels, from the address ``drained`` on, are still to be written to ``y``
-    with what is at ``residual`` added; ``tail`` is 1 where they are of the last, narrower panel.
-    The next product's sums go to ``free``.
+    The sums of ``rows`` pixels, from the address ``drained`` on, are still to be finished by the
+    ``table`` and written to ``y`` with what is at ``residual`` added; ``tail`` is 1 where they are
+    of the last, narrower panel. The next product's sums go to ``free``.
 
     Of the source stage of the next tile the chores from ``chore`` to before ``chores`` are still to
     be done, into ``target``, its first run being ``begin``, from ``x``, ``packed`` and ``scale``;
@@ -46,6 +47,7 @@ class Shadow(ctypes.Structure):
 
     _fields_ = (
         ("drained", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
         ("y", ctypes.c_void_p),
         ("residual", ctypes.c_void_p),
         ("free", ctypes.c_void_p),
@@ -92,7 +94,7 @@ class TileProduct:
 
     stage: Matmul
     isa: Isa
-    dot: AmxBf16
+    dot: AmxDot
     unit: TileUnit
     stride: int
     depth: int
@@ -118,8 +120,8 @@ class TileProduct:
         """Returns the configuration of the tiles, the same for all products of a kernel."""
         taken, columns = self.dot.step_channels(self.depth), 4 * self.isa.lanes
         shapes = [TileShape(self.rows, columns)] * _SUMS
-        shapes += [TileShape(self.rows, 2 * taken)] * len(_PIXELS)
-        shapes += [TileShape(taken // 2, columns)] * len(_WEIGHTS)
+        shapes += [TileShape(self.rows, self.dot.bytes * taken)] * len(_PIXELS)
+        shapes += [TileShape(taken // self.dot.k, columns)] * len(_WEIGHTS)
         assert len(shapes) == TILES
         return shapes
 
@@ -132,7 +134,7 @@ class TileProduct:
     def emit(
         self, module: ir.Module, pixels: int, columns: int, beside: ir.Function | None
     ) -> ir.Function:
-        """Returns f(rows, weights, bias, y, residual, shadow, unit), a product by a panel of so
+        """Returns f(rows, weights, table, y, residual, shadow, unit), a product by a panel of so
         many output channels, whose sums it leaves to be drained; or drains, where they are not to
         overlap.
 
@@ -140,7 +142,7 @@ class TileProduct:
         run over the channels in order, from the bias on.
         """
         code = Code(module, f"tiles_{pixels}x{columns}", [POINTER] * 7).internal()
-        rows, weights, bias, y, residual, shadow, unit = code.arguments
+        rows, weights, table, y, residual, shadow, unit = code.arguments
         b, tiles = code.builder, self.unit
         vectors = -(-columns // self.isa.lanes)
         taken, lanes = self.dot.step_channels(self.depth), self.isa.lanes
@@ -151,7 +153,8 @@ class TileProduct:
         for group in groups:
             sums = [(v, start) for v in group for start in starts]
             for tile, (v, _) in enumerate(sums):
-                tiles.load(code, unit, tile, code.at(bias, v * lanes, F32), 0)
+                row = code.at(table, v * lanes * self.stage.finish.rows, F32)
+                tiles.load(code, unit, tile, row, 0)
 
             def step(
                 at: ir.Value, group: range = group, sums: list[tuple[int, int]] = sums
@@ -168,9 +171,10 @@ class TileProduct:
                         if index == 0:
                             first = code.at(rows, start * self.stride, self.dot.element)
                             place = code.at(first, channel, self.dot.element)
-                            tiles.load(code, unit, _PIXELS[half], place, self.stride * 2)
+                            pitch = self.stride * self.dot.bytes
+                            tiles.load(code, unit, _PIXELS[half], place, pitch)
                         total = sums.index((v, start))
-                        tiles.multiply_bf16(code, unit, total, _PIXELS[half], factors)
+                        self.dot.multiply(code, tiles, unit, total, _PIXELS[half], factors)
                 if beside is not None:
                     b.call(beside, [shadow, I64(share)])
 
@@ -180,7 +184,10 @@ class TileProduct:
                 tiles.store(code, unit, tile, place, vectors * lanes * 4)
         # What was drained meanwhile is free now.
         set_field(code, shadow, "free", self._start_of_drained(code, shadow, free))
-        for name, value in (("drained", free), ("y", y), ("residual", residual)):
+        for name, value in (
+            *(("drained", free), ("table", table), ("y", y)),
+            ("residual", residual),
+        ):
             set_field(code, shadow, name, value)
         set_field(code, shadow, "rows", pixels)
         set_field(code, shadow, "tail", int(columns == self.panels[1]))
@@ -221,15 +228,19 @@ class TileProduct:
 
     def _drain(self, code: Code, shadow: ir.Value, count: ir.Value, columns: int) -> None:
         """Emits draining so many rows of a panel of so many output channels."""
-        b, lanes, element = code.builder, self.isa.lanes, ELEMENTS[self.stage.dtype]
-        vectors = -(-columns // lanes)
-        vector = ir.VectorType(F32, lanes)
+        b, lanes, element = code.builder, self.isa.lanes, output_element(self.stage.dtype)
+        vectors, size = -(-columns // lanes), PRECISIONS[self.stage.dtype].destination.bytes
+        vector, finish = ir.VectorType(F32, lanes), self.stage.finish
         pitches = {
             "drained": vectors * lanes * 4,
-            "y": self.y_pitch * self.dot.bytes,
-            "residual": self.residual.pitch * self.dot.bytes if self.residual else 0,
+            "y": self.y_pitch * size,
+            "residual": self.residual.pitch * size if self.residual else 0,
         }
         starts = {name: field(code, shadow, name) for name in pitches}
+        table = field(code, shadow, "table")
+
+        def of_table(v: int, row: int) -> ir.Value:
+            return code.load(code.at(table, v * finish.rows + row, vector), vector)
 
         def one(row: ir.Value) -> None:
             sums, y, residual = (
@@ -242,10 +253,10 @@ class TileProduct:
                 return element.load(code, place, lanes, min(lanes, columns - v * lanes))
 
             values = [
-                activated(
+                finish.value(
                     code,
-                    self.stage.activation,
-                    code.load(code.at(sums, v, vector), vector),
+                    code.load(code.at(sums, v, vector), ir.VectorType(self.dot.total, lanes)),
+                    partial(of_table, v),
                     self.residual,
                     partial(added, v),
                 )
@@ -260,11 +271,12 @@ class TileProduct:
 
     def _write(self, code: Code, values: list[ir.Value], y: ir.Value, columns: int) -> None:
         """Writes a row of results: two vectors in one store of a whole line where they fill it."""
-        lanes, element = self.isa.lanes, ELEMENTS[self.stage.dtype]
+        lanes, element = self.isa.lanes, output_element(self.stage.dtype)
         at = 0
         while at < len(values):
             place = code.at(y, at * lanes, element.type)
-            lined = self.isa.has("avx512bf16") and (at + 2) * lanes <= columns
+            lined = self.dot.dtype == "bf16" and self.isa.has("avx512bf16")
+            lined = lined and (at + 2) * lanes <= columns
             if self.streaming:  # such a store needs an address that is a multiple of its size
                 lined = lined and self.stage.out_channels % (2 * lanes) == 0
             if lined:

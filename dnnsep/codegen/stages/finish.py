@@ -1,0 +1,141 @@
+"""What becomes of sums on their way out: they are activated, or made whole numbers of a byte.
+
+A stage's *table* is what that takes for each output channel: vectors of a number for each channel,
+``rows`` of them for each vector of sums, one after the other. The first row is what sums begin
+with.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from dnnsep.codegen.lang.activate import activate
+from dnnsep.codegen.lang.emit import F32, I32, Code
+from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.stages.residual import Residual, activated
+from dnnsep.dtypes import PRECISIONS, TensorDtype
+from dnnsep.quantization import LIMITS, Requantization
+
+
+class Finish(ABC):
+    """Emits it for vectors of sums, which are of LLVM's type ``total``."""
+
+    rows: int
+    total: ir.Type
+
+    @abstractmethod
+    def value(
+        self,
+        code: Code,
+        total: ir.Value,
+        row: Callable[[int], ir.Value],
+        residual: Residual | None,
+        load: Callable[[], ir.Value],
+    ) -> ir.Value:
+        """Returns what ``Element.store`` takes of a vector of sums, in f32: ``row(n)`` reads the
+        n-th of its rows of the table, and ``load`` the residual, which is added where there is
+        one."""
+
+
+@dataclass(frozen=True)
+class FloatFinish(Finish):
+    """Sums begin with the bias and are activated."""
+
+    activation: str
+    rows = 1
+    total = F32
+
+    def value(
+        self,
+        code: Code,
+        total: ir.Value,
+        row: Callable[[int], ir.Value],
+        residual: Residual | None,
+        load: Callable[[], ir.Value],
+    ) -> ir.Value:
+        return activated(code, self.activation, total, residual, load)
+
+
+@dataclass(frozen=True)
+class ByteFinish(Finish):
+    """Sums in int32 become what Requantization says, of an output of the dtype ``target``.
+
+    The rows: what sums begin with, which is less what the input's zero point adds to them;
+    multipliers and offsets; of steps their limits; and those that make steps of activated numbers.
+    """
+
+    activation: str
+    target: TensorDtype
+    total = I32
+
+    @property
+    def to_bytes(self) -> bool:
+        return self.target.bytes == 1
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether the activation is one of limits, so that the first multiply-add gives steps."""
+        return self.to_bytes and self.activation in LIMITS
+
+    @property
+    def rows(self) -> int:  # type: ignore[override]
+        return 3 if not self.to_bytes else 5 if self.in_steps else 7
+
+    def table(
+        self, how: Requantization, zero_point: int, weights: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Returns (rows, output channels); whole numbers of 32 bits by their bits. ``weights`` are
+        (output channels, all that a sum is of)."""
+        count = len(weights)
+        starts = (-zero_point * weights.astype(np.float64).sum(axis=1)).astype(np.int32)
+        low, high = how.limits
+        rows: list[NDArray[np.float32]] = [starts.view(np.float32), how.multiplier, how.offset]
+        for number in (low, high, *how.steps):
+            rows.append(np.full(count, number, np.float32))
+        return np.stack(rows[: self.rows])
+
+    def steps(self, code: Code, total: ir.Value, row: Callable[[int], ir.Value]) -> ir.Value:
+        """Returns what is rounded and limited, or the number itself of an output in f32."""
+        number = code.builder.sitofp(total, ir.VectorType(F32, total.type.count))
+        number = code.fma(number, row(1), row(2))
+        if self.in_steps:
+            return number
+        active = activate(code, self.activation, number)
+        return code.fma(active, row(5), row(6)) if self.to_bytes else active
+
+    def value(
+        self,
+        code: Code,
+        total: ir.Value,
+        row: Callable[[int], ir.Value],
+        residual: Residual | None,
+        load: Callable[[], ir.Value],
+    ) -> ir.Value:
+        b, steps = code.builder, self.steps(code, total, row)
+        if not self.to_bytes:
+            return steps
+        low, high = row(3), row(4)
+        steps = b.select(b.fcmp_ordered(">", low, steps), low, steps)
+        return b.select(b.fcmp_ordered("<", high, steps), high, steps)
+
+
+def finish_of(activation: str, dtype: str, between: bool = False) -> Finish:
+    """Returns how a stage of a problem in a dtype ends, whose output is the problem's or lies
+    ``between`` its stages."""
+    precision = PRECISIONS[dtype]
+    if not precision.quantized:
+        return FloatFinish(activation)
+    return ByteFinish(activation, precision.between if between else precision.destination)
+
+
+def laid_out(table: NDArray[np.float32], isa: Isa) -> NDArray[np.float32]:
+    """Returns a table (rows, channels), channels being whole vectors, as it lies in memory."""
+    rows, channels = table.shape
+    vectors = table.reshape(rows, channels // isa.lanes, isa.lanes)
+    return np.ascontiguousarray(vectors.transpose(1, 0, 2)).reshape(-1)
