@@ -84,7 +84,8 @@ class ByteDtype:
 
     def rounded(self, values: NDArray[np.floating]) -> Array:
         """Returns the nearest values of this dtype, ties to even, as float32."""
-        return np.clip(np.rint(values), self.low, self.high).astype(np.float32)
+        nearest: Array = np.clip(np.rint(values), self.low, self.high).astype(np.float32)
+        return nearest
 
     def stored(self, values: Array) -> NDArray[Any]:
         """Returns values that this dtype can hold as int8 or uint8."""

@@ -177,6 +177,8 @@ def _random_input(problem: Problem) -> Tensor:
     from dnnsep.backends.tensors import to_channels_last
 
     values = np.random.default_rng(0).random(problem.input_shape, np.float32)
+    if problem.precision.quantized:
+        values = values * 100
     return to_channels_last(values + np.float32(0.5), problem.dtype)
 
 

@@ -28,6 +28,13 @@ class Verdict:
         return self.ok
 
 
+def unquantized_verdict(problem: Problem, engine: str) -> Verdict:
+    """Returns no for a quantised problem, which this backend has no way to give to an engine."""
+    if problem.precision.quantized:
+        return Verdict(False, f"{engine} is given no quantised problems here ({problem.dtype})")
+    return Verdict(True, "")
+
+
 class Backend(Protocol):
     """An engine that runs problems."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dnnsep.backends.base import Verdict
+from dnnsep.backends.base import Verdict, unquantized_verdict
 from dnnsep.backends.onednn_faults import grouped_verdict
 from dnnsep.backends.versions import torch_verdict
 from dnnsep.problem import Pair, Problem
@@ -28,6 +28,9 @@ class EagerBackend:
         return torch_verdict()
 
     def supports(self, problem: Problem) -> Verdict:
+        known = unquantized_verdict(problem, "torch's convolution")
+        if not known:
+            return known
         return grouped_verdict(problem)  # torch's conv2d runs on oneDNN
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:

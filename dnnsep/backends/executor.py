@@ -11,9 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnnsep.dtypes import PRECISIONS
 from dnnsep.problem import Problem
 
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+_TENSORS = {**TORCH_DTYPES, "u8": torch.uint8, "s8": torch.int8}
+
+# What the input and the output of a problem are in torch, by its dtype.
+INPUT_DTYPES = {name: _TENSORS[p.source.name] for name, p in PRECISIONS.items()}
+OUTPUT_DTYPES = {name: _TENSORS[p.destination.name] for name, p in PRECISIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,8 @@ class Executor:
         self.problem = problem
         self.stages = tuple(stages)
         # Looked up once: the checks of a call take half a microsecond.
-        self._dtype = TORCH_DTYPES[problem.dtype]
+        self._input_dtype = INPUT_DTYPES[problem.dtype]
+        self._output_dtype = OUTPUT_DTYPES[problem.dtype]
         self._input_shape = torch.Size(problem.input_shape)
         self._output_shape = torch.Size(problem.output_shape)
 
@@ -54,9 +61,9 @@ class Executor:
         so ``out``, where given, costs one copy. No gradient is recorded. Raises ValueError if x
         or out do not fit the problem.
         """
-        self._check("x", x, self._input_shape)
+        self._check_input(x)
         if out is not None:
-            self._check("out", out, self._output_shape)
+            self._check("out", out, self._output_shape, self._output_dtype)
         if torch.is_grad_enabled():
             with torch.no_grad():
                 return self.run(x, out)
@@ -69,7 +76,7 @@ class Executor:
         (N, OC, OH, OW) in the engine's own layout, possibly the same memory each time, and may be
         made from one thread only. Raises ValueError if x does not fit the problem.
         """
-        self._check("x", x, self._input_shape)
+        self._check_input(x)
         return partial(self, x)
 
     def plans(self) -> list[dict[str, Any]]:
@@ -82,10 +89,13 @@ class Executor:
             x = stage.run(x)
         return x if out is None else out.copy_(x)
 
-    def _check(self, name: str, tensor: Tensor, shape: torch.Size) -> None:
+    def _check_input(self, x: Tensor) -> None:
+        self._check("x", x, self._input_shape, self._input_dtype)
+
+    def _check(self, name: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
         if tensor.shape != shape:
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}, the problem has {tuple(shape)}")
-        if tensor.dtype is not self._dtype:
+        if tensor.dtype is not dtype:
             raise ValueError(f"{name}: dtype {tensor.dtype}, the problem has {self.problem.dtype}")
         if not tensor.is_contiguous(memory_format=torch.channels_last):
             raise ValueError(f"{name}: must be channels-last in memory")
@@ -115,13 +125,13 @@ class EngineExecutor(Executor):
         self.impls = tuple(impls)
 
     def bind(self, x: Tensor) -> Callable[[], Tensor]:
-        self._check("x", x, self._input_shape)
+        self._check_input(x)
         return self._bind_input(x)
 
     def run(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = torch.empty(
-                self._output_shape, dtype=self._dtype, memory_format=torch.channels_last
+                self._output_shape, dtype=self._output_dtype, memory_format=torch.channels_last
             )
         with self._lock:  # the engine has one set of bound buffers
             return out.copy_(self._bind_input(x)())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnnsep.backends.executor import TORCH_DTYPES, Executor
+from dnnsep.backends.executor import OUTPUT_DTYPES, Executor
 from dnnsep.codegen.choose import describe
 from dnnsep.codegen.generalstep import GeneralStep
 from dnnsep.codegen.layer import layer_of
@@ -30,7 +30,7 @@ class FusedProgram:
     def __init__(self, step: LayerStep) -> None:
         self._program = Program([step.alone()])
         problem = step.problem
-        self._shape, self._dtype = torch.Size(problem.output_shape), TORCH_DTYPES[problem.dtype]
+        self._shape, self._dtype = torch.Size(problem.output_shape), OUTPUT_DTYPES[problem.dtype]
         self.impl = impl_name([step])
 
     def run(self, x: Tensor, given: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -89,7 +89,7 @@ class FusedExecutor(Executor):
         return describe(self.problem, self.plan, self._threads, chosen_by)
 
     def bind(self, x: Tensor) -> Callable[[], Tensor]:
-        self._check("x", x, self._input_shape)
+        self._check_input(x)
         return self._program.bind(x)
 
     def run(self, x: Tensor, out: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from dnnsep.backends.base import Verdict
+from dnnsep.backends.base import Verdict, unquantized_verdict
 from dnnsep.backends.onednn import onednn_verdict
 from dnnsep.backends.versions import ipex_verdict, x86_verdict
 from dnnsep.problem import Pair, Problem
@@ -60,6 +60,9 @@ class IpexBackend:
         return ipex_verdict() if x86 else x86
 
     def supports(self, problem: Problem) -> Verdict:
+        known = unquantized_verdict(problem, "IPEX")
+        if not known:
+            return known
         _import_ipex()
         return onednn_verdict(problem)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dnnsep.backends.base import Verdict
+from dnnsep.backends.base import Verdict, unquantized_verdict
 from dnnsep.backends.onednn_faults import depthwise_verdict
 from dnnsep.backends.versions import torch_verdict, x86_verdict
 from dnnsep.problem import Pair, Problem
@@ -36,6 +36,9 @@ class OneDNNBackend:
 
         if not torch._C._has_mkldnn:
             return Verdict(False, "this torch was built without oneDNN")
+        known = unquantized_verdict(problem, "oneDNN")
+        if not known:
+            return known
         return onednn_verdict(problem)
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:

@@ -2,8 +2,9 @@
 
 Seen alike with oneDNN 3.7.1, 3.7.2 and 3.12.0 on AVX-512 CPUs; what is unwritten and what hangs in
 OpenVINO 2026.4 too. What is wrong on tiles was seen with oneDNN 3.7.1, IPEX 2.8 and OpenVINO 2026.4
-on a CPU with AMX. A backend that would run into one refuses the problem, and pads an image
-itself where oneDNN would do that wrongly. Linear layers and means are not concerned.
+on a CPU with AMX, what ends the process there with oneDNN 3.7.1. A backend that would run into one
+refuses the problem, and pads an image itself where oneDNN would do that wrongly. Linear layers and
+means are not concerned.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ _WRONG_ON_TILES = Verdict(
     "oneDNN gives wrong results on AMX for an ordinary bf16 convolution of fewer than 16 channels "
     "with 64 or more inputs under a row of its kernel, a multiple of 32, and several output rows",
 )
+_ENDS_ON_TILES = Verdict(
+    False,
+    "oneDNN ends the process on AMX for a bf16 convolution that is not depthwise and whose kernel "
+    "meets no row of the image",
+)
 _NONE = Verdict(True, "no known fault")
 
 # What a row of an AMX tile holds of bf16, and the fewest channels that were seen to be right.
@@ -43,6 +49,8 @@ def depthwise_verdict(problem: Problem) -> Verdict:
         affected = problem.in_channels == 1 or problem.kernel[1] > 1
         if affected and _strides_to_one_column(problem):
             return _UNWRITTEN
+        if _misses_on_tiles(problem):
+            return _ENDS_ON_TILES
         return _WRONG_ON_TILES if _is_wrong_on_tiles(problem) else _NONE
     # 17 channels, a kernel width of 14, a stride of 2 or an output width of 30 do not hang.
     hangs = (
@@ -61,7 +69,9 @@ def grouped_verdict(problem: Problem) -> Verdict:
     if problem.channel_multiplier == 1:
         return depthwise_verdict(problem)
     affected = problem.dtype == "bf16" or problem.in_channels == 1
-    return _UNWRITTEN if affected and _strides_to_one_column(problem) else _NONE
+    if affected and _strides_to_one_column(problem):
+        return _UNWRITTEN
+    return _ENDS_ON_TILES if _misses_on_tiles(problem) else _NONE
 
 
 def padding_verdict(problem: Problem) -> Verdict:
@@ -96,6 +106,19 @@ def padded_by_a_window(problem: Problem) -> bool:
 
 def _strides_to_one_column(problem: Problem) -> bool:
     return problem.out_width == 1 and problem.stride[1] > 1
+
+
+def _misses_on_tiles(problem: Problem) -> bool:
+    """Returns whether AMX would be used for outputs of padding only: dilated taps may all pass over
+    an image of few rows."""
+    met = any(
+        0
+        <= row * problem.stride[0] + tap * problem.dilation[0] - problem.padding[0]
+        < problem.height
+        for row in range(problem.out_height)
+        for tap in range(problem.kernel[0])
+    )
+    return problem.dtype == "bf16" and not met and amx.is_there()
 
 
 def _is_wrong_on_tiles(problem: Problem) -> bool:

@@ -34,12 +34,14 @@ class ReferenceBackend:
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
         weights.check(problem)
-        from dnnsep.backends.executor import Executor, Stage
-        from dnnsep.backends.tensors import to_channels_last
+        import torch
+
+        from dnnsep.backends.executor import OUTPUT_DTYPES, Executor, Stage
+        from dnnsep.backends.tensors import channels_last
 
         def run(x: Tensor) -> Tensor:
             y = naive(problem, weights, x.float().numpy())
-            return to_channels_last(y.astype(np.float32), problem.dtype)
+            return channels_last(torch.from_numpy(y).to(OUTPUT_DTYPES[problem.dtype]))
 
         return Executor(self.name, problem, [Stage(problem.kind, run)])
 

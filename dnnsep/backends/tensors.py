@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnnsep.backends.executor import TORCH_DTYPES, Stage
+from dnnsep.backends.executor import INPUT_DTYPES, Stage
 from dnnsep.backends.onednn_faults import padding_verdict
 from dnnsep.backends.operations import Operation, Shape
 from dnnsep.dtypes import Array
@@ -59,12 +59,12 @@ TORCH_ACTIVATIONS: dict[str, TorchActivation] = {
 
 
 def to_tensor(array: Array, dtype: str) -> Tensor:
-    """A contiguous tensor of a problem's dtype."""
-    return torch.from_numpy(array).to(TORCH_DTYPES[dtype])
+    """A contiguous tensor of what a problem of a dtype has as its input."""
+    return torch.from_numpy(array).to(INPUT_DTYPES[dtype])
 
 
 def to_channels_last(array: Array, dtype: str) -> Tensor:
-    """An (N, C, H, W) array as a tensor of a problem's dtype, channels-last in memory."""
+    """An (N, C, H, W) array as the input of a problem of a dtype, channels-last in memory."""
     return channels_last(to_tensor(array, dtype))
 
 

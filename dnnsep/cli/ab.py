@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnnsep.cli.common import MOST_THREADS, AsJson, CacheState, Dtype, bad_input, console
+from dnnsep.cli.common import MOST_THREADS, AsJson, CacheState, ProblemDtype, bad_input, console
+from dnnsep.cli.common import Dtype as ModelDtype
 from dnnsep.cli.measure import BarObserver
 from dnnsep.cli.sweep import cache_names, load
 
@@ -44,7 +45,7 @@ def ab(
         typer.Option(min=1, max=MOST_THREADS, help="[default: the file's, or the physical cores]"),
     ] = None,
     dtype: Annotated[
-        list[Dtype] | None,
+        list[ProblemDtype] | None,
         typer.Option(help="Instead of the file's. [default with --models: f32]"),
     ] = None,
     batch: Annotated[
@@ -140,7 +141,7 @@ def _models(
     input_shape: str | None,
     threads: Sequence[int] | None,
     batches: Sequence[int] | None,
-    dtypes: Sequence[Dtype] | None,
+    dtypes: Sequence[ProblemDtype] | None,
     engine: str,
     caches: Sequence[CacheState] | None,
 ) -> Sequence[AnyCase]:
@@ -153,7 +154,11 @@ def _models(
     # The workers start in other folders.
     places = [os.path.abspath(name) if ".py:" in name else name for name in names]
     counts = threads or [default_threads()]
-    cases = model_cases(places, input_shape, counts, (engine,), batches or (), dtypes or ())
+    try:
+        of_models = [ModelDtype(dtype.value) for dtype in dtypes or ()]
+    except ValueError:
+        bad_input("--dtype: of a model f32 or bf16")
+    cases = model_cases(places, input_shape, counts, (engine,), batches or (), of_models)
     return [
         dataclasses.replace(case, cache=c) for case in cases for c in cache_names(caches) or ["hot"]
     ]

@@ -21,10 +21,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Dtype(str, Enum):
-    """The dtypes an option can take (typer has no Literal for options that can be repeated)."""
+    """The dtypes of a model, for an option: typer has no Literal for those that can be repeated."""
 
     f32 = "f32"
     bf16 = "bf16"
+
+
+class ProblemDtype(str, Enum):
+    """The dtypes of problems, as PRECISIONS has them."""
+
+    f32 = "f32"
+    bf16 = "bf16"
+    u8s8 = "u8s8"
+    s8s8 = "s8s8"
+    u8s8s8 = "u8s8s8"
+    u8s8f32 = "u8s8f32"
+    s8s8u8 = "s8s8u8"
+    s8s8f32 = "s8s8f32"
 
 
 class CacheState(str, Enum):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dnnsep.cli.common import MOST_THREADS, AsJson, Dtype, bad_input, console
+from dnnsep.cli.common import MOST_THREADS, AsJson, ProblemDtype, bad_input, console
 
 if TYPE_CHECKING:
     from dnnsep.codegen.lang.isa import Isa
@@ -28,7 +28,7 @@ def explain(
     backend: Annotated[
         str, typer.Option(help="A backend, e.g. ipex or ipex:pointwise=conv1x1.")
     ] = "auto",
-    dtype: Annotated[Dtype | None, typer.Option(help="Instead of the descriptor's.")] = None,
+    dtype: Annotated[ProblemDtype | None, typer.Option(help="Instead of the descriptor's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=MOST_THREADS)] = None,
     as_json: AsJson = False,
     dump: Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnnsep.cli.common import MOST_THREADS, CacheState, Dtype, bad_input
+from dnnsep.cli.common import MOST_THREADS, CacheState, ProblemDtype, bad_input
 from dnnsep.cli.measure import (
     Memory,
     Output,
@@ -34,7 +34,7 @@ def sweep(
     threads: Annotated[
         list[int] | None, typer.Option(min=1, max=MOST_THREADS, help="Instead of the file's.")
     ] = None,
-    dtype: Annotated[list[Dtype] | None, typer.Option(help="Instead of the file's.")] = None,
+    dtype: Annotated[list[ProblemDtype] | None, typer.Option(help="Instead of the file's.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the file's.")] = None,
     cache: Annotated[
         list[CacheState] | None,
@@ -74,7 +74,7 @@ def load(
     config: Sequence[str],
     backends: Sequence[str],
     threads: Sequence[int] | None,
-    dtypes: Sequence[Dtype] | None,
+    dtypes: Sequence[ProblemDtype] | None,
     batches: Sequence[int] | None,
     caches: Sequence[CacheState] | None,
 ) -> Sweep:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnnsep.cli.common import MOST_THREADS, AsJson, Dtype, console
+from dnnsep.cli.common import MOST_THREADS, AsJson, ProblemDtype, console
 from dnnsep.cli.measure import BarObserver
 from dnnsep.cli.sweep import load
 
@@ -23,7 +23,7 @@ def tune(
     threads: Annotated[
         list[int] | None, typer.Option(min=1, max=MOST_THREADS, help="Instead of the file's.")
     ] = None,
-    dtype: Annotated[list[Dtype] | None, typer.Option(help="Instead of the file's.")] = None,
+    dtype: Annotated[list[ProblemDtype] | None, typer.Option(help="Instead of the file's.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Instead of the file's.")] = None,
     every: Annotated[
         bool,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from dnnsep.cost import cost
+from dnnsep.dtypes import PRECISIONS
 from dnnsep.measure.least import Least, least_of
 from dnnsep.problem import Problem
 
@@ -161,7 +162,8 @@ class Roofs(BaseModel):
         - without one the two share the vector unit: P / max(f32, dtype) + D / f32.
 
         f32 and dtype are those of ``fma_gflops``: a depthwise stage in bf16 is computed as f32, and
-        a product may be as well, where that is faster or there is no instruction. Input, weights
+        a product may be as well, where that is faster or there is no instruction. Of a quantised
+        problem dtype is int8, for both stages. Input, weights
         and output are moved once. With hot caches a level moves what the caches inside of it do not
         hold, with cold ones DRAM moves it all. An engine that runs the stages one after the other
         is measured by the same roof.
@@ -178,12 +180,18 @@ class Roofs(BaseModel):
 
     def _unit_times_ns(self, least: Least, dtype: str) -> dict[str, float]:
         """Returns how long each unit takes at least, in nanoseconds."""
-        f32 = self.fma_gflops["f32"]
+        f32 = depthwise_rate = self.fma_gflops["f32"]
+        if PRECISIONS[dtype].quantized:
+            dtype = "int8"
+            depthwise_rate = max(f32, self.fma_gflops.get(dtype, 0))
         product, depthwise = least.product_flops, least.depthwise_flops
         if dtype in self.tile_gflops:
-            return {TILE_UNIT: product / self.tile_gflops[dtype], VECTOR_UNIT: depthwise / f32}
+            return {
+                TILE_UNIT: product / self.tile_gflops[dtype],
+                VECTOR_UNIT: depthwise / depthwise_rate,
+            }
         fastest = max(f32, self.fma_gflops.get(dtype, 0))
-        return {VECTOR_UNIT: product / fastest + depthwise / f32}
+        return {VECTOR_UNIT: product / fastest + depthwise / depthwise_rate}
 
     def _memory_times_ns(self, moved: float, cache: str) -> dict[str, float]:
         """Returns how long each level takes at least to move these bytes, in nanoseconds.

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from dnnsep.dtypes import DTYPES
 from dnnsep.measure.roofs import Roofs
 from dnnsep.report.labels import SYMBOLS, Style, hover_text, labels_of
 from dnnsep.sweep.results import Record
@@ -33,7 +32,8 @@ def roofline(records: Sequence[Record], roofs: Roofs, styles: dict[str, Style]) 
     if not points:
         return None
     intensities = [r.roof.intensity for r in points if r.roof is not None]
-    data = _roof_lines(roofs, min(intensities), max(intensities))
+    quantized = any(r.dtype not in ("f32", "bf16") for r in points)
+    data = _roof_lines(roofs, min(intensities), max(intensities), quantized)
     in_legend = set()
     kinds = [(r.backend, r.dtype) for r in points]
     for backend, dtype in dict.fromkeys(kinds):
@@ -147,14 +147,14 @@ def heat_map(records: Sequence[Record]) -> Figure | None:
     return {"data": [data], "layout": layout}
 
 
-def _roof_lines(roofs: Roofs, least: float, most: float) -> list[Figure]:
+def _roof_lines(roofs: Roofs, least: float, most: float, quantized: bool) -> list[Figure]:
     """Draws the slope of each memory level, up to the highest ceiling, and the ceiling of each unit
     in each dtype.
 
-    They reach beyond the intensities ``least`` and ``most``, in FLOP/byte.
+    They reach beyond the intensities ``least`` and ``most``, in FLOP/byte; the ceilings of int8 are
+    there where a layer is ``quantized``.
     """
-    # Roofs have int8 too, problems do not.
-    ceilings = [unit for unit in roofs.units if unit.dtype in DTYPES]
+    ceilings = [unit for unit in roofs.units if unit.dtype in ("f32", "bf16") or quantized]
     top = max(unit.gflops for unit in ceilings)
     fastest = max(level.gbs for level in roofs.memory)
     slowest = min(level.gbs for level in roofs.memory)

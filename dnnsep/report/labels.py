@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from html import escape
 
+from dnnsep.dtypes import PRECISIONS
 from dnnsep.problem import Problem
 from dnnsep.report.table import impl_text
 from dnnsep.sweep.results import Record, parse_model
@@ -16,7 +17,8 @@ _COLOURS = (
     *("#0072B2", "#E69F00", "#009E73", "#D55E00"),
     *("#CC79A7", "#56B4E9", "#000000", "#F0E442"),
 )
-SYMBOLS = {"f32": "circle", "bf16": "diamond"}
+_SYMBOLS = {"f32": "circle", "bf16": "diamond"}
+SYMBOLS = {dtype: _SYMBOLS.get(dtype, "square") for dtype in PRECISIONS}
 _LABEL_LENGTH = 26
 _HOVER_WIDTH = 46
 

@@ -32,7 +32,7 @@ from dnnsep.sweep.results import Cache
 
 DEFAULT_BACKENDS = ("ipex", "onednn", "eager", "fused")
 
-Dtype = Literal["f32", "bf16"]
+Dtype = Literal["f32", "bf16", "u8s8", "s8s8", "u8s8s8", "u8s8f32", "s8s8u8", "s8s8f32"]
 Count = Annotated[int, Field(ge=1, strict=True)]
 # Pydantic would take bytes for text, and text for numbers.
 Text = Annotated[str, Field(strict=True, max_length=1000)]

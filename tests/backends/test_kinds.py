@@ -145,7 +145,12 @@ def test_known_faults_of_onednn_are_refused(refused: str, beside: str) -> None:
 
 @pytest.mark.parametrize("name", ["onednn", "eager"])
 @pytest.mark.parametrize(
-    "text", ["g1ic8oc3ih7iw10kh3kw8sh1_bf16", "g1ic4oc3ih7iw26kh3kw16sh1_bf16"]
+    "text",
+    [
+        "g1ic8oc3ih7iw10kh3kw8sh1_bf16",
+        "g1ic4oc3ih7iw26kh3kw16sh1_bf16",
+        "g1ic8oc7ih1iw5kh3kw1sh2sw1ph3pw0dh1dw0_bf16",  # the process would end
+    ],
 )
 def test_what_onednn_gets_wrong_on_amx_is_refused_there(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from dnnsep.backends.base import Verdict
+from dnnsep.backends.base import Verdict, unquantized_verdict
 from dnnsep.backends.onednn_faults import grouped_verdict
 from dnnsep.backends.versions import torch_verdict
 from dnnsep.problem import Problem
@@ -50,6 +50,9 @@ class InductorBackend:
         return Verdict(True, f"{torch_ok.reason}, {compiler}")
 
     def supports(self, problem: Problem) -> Verdict:
+        known = unquantized_verdict(problem, "inductor")
+        if not known:
+            return known
         return convolutions_verdict(problem)
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:

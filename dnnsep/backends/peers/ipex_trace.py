@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from dnnsep.backends.base import Verdict
+from dnnsep.backends.base import Verdict, unquantized_verdict
 from dnnsep.backends.peers.inductor import convolutions_verdict
 from dnnsep.backends.versions import ipex_verdict, x86_verdict
 from dnnsep.problem import Problem
@@ -33,6 +33,9 @@ class IpexTraceBackend:
         return ipex_verdict() if x86 else x86
 
     def supports(self, problem: Problem) -> Verdict:
+        known = unquantized_verdict(problem, "IPEX")
+        if not known:
+            return known
         _import_ipex()
         return convolutions_verdict(problem)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnnsep.backends.base import Verdict
+from dnnsep.backends.base import Verdict, unquantized_verdict
 from dnnsep.backends.operations import Operation, operations
 from dnnsep.dtypes import Array
 from dnnsep.host.packages import installed_version
@@ -64,6 +64,9 @@ class NcnnBackend:
         return Verdict(True, f"ncnn {found}")
 
     def supports(self, problem: Problem) -> Verdict:
+        known = unquantized_verdict(problem, "ncnn")
+        if not known:
+            return known
         if problem.dtype == "bf16":
             # Told to store in bf16, its grouped form reads f32 as bf16.
             return Verdict(False, "ncnn runs in f32 only: its bf16 is wrong for grouped layers")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dnnsep.backends.base import Verdict
+from dnnsep.backends.base import Verdict, unquantized_verdict
 from dnnsep.backends.operations import Operation, operations
 from dnnsep.host.packages import installed_version
 from dnnsep.problem import Problem
@@ -42,6 +42,9 @@ class OnnxRuntimeBackend:
         return Verdict(True, f"onnxruntime {found}")
 
     def supports(self, problem: Problem) -> Verdict:
+        known = unquantized_verdict(problem, "ONNX Runtime")
+        if not known:
+            return known
         if problem.dtype == "bf16":
             return Verdict(False, "ONNX Runtime's CPU provider has no bf16 kernels for x86")
         return Verdict(True, "ONNX Runtime has an operator for each part")

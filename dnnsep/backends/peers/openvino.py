@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dnnsep.backends.base import Verdict
+from dnnsep.backends.base import Verdict, unquantized_verdict
 from dnnsep.backends.onednn_faults import grouped_verdict, padded_by_a_window
 from dnnsep.backends.operations import Operation, operations
 from dnnsep.host.packages import installed_version
@@ -31,6 +31,9 @@ class OpenVinoBackend:
         return Verdict(True, f"openvino {found}")
 
     def supports(self, problem: Problem) -> Verdict:
+        known = unquantized_verdict(problem, "OpenVINO")
+        if not known:
+            return known
         if problem.dtype == "bf16":
             import openvino
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dnnsep.backends.base import Verdict
+from dnnsep.backends.base import Verdict, unquantized_verdict
 from dnnsep.backends.operations import Operation, operations
 from dnnsep.host.packages import installed_version
 from dnnsep.problem import Problem
@@ -37,6 +37,9 @@ class XnnpackBackend:
         return Verdict(True, f"ai-edge-litert {found}")
 
     def supports(self, problem: Problem) -> Verdict:
+        known = unquantized_verdict(problem, "XNNPACK")
+        if not known:
+            return known
         if problem.dtype == "bf16":
             return Verdict(False, "LiteRT has no operators in bf16")
         # What XNNPACK takes does not depend on the weights' values.
