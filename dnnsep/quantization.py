@@ -150,7 +150,9 @@ class Requantization:
         factor = self.multiplier.astype(np.float64)[channels] * follows.lipschitz
         if self.target.bytes > 1:
             size = size * factor + np.abs(self.offset.astype(np.float64))[channels]
-            return error * factor + (4 + follows.approximation) * 2.0**-24 * (1 + size)
+            # Engines may round the bias to a whole number of what sums count.
+            rounding = (4 + follows.approximation) * 2.0**-24 * (1 + size)
+            return (error + 0.5) * factor + rounding
         return np.ceil(error * factor * (self.steps[0] if activation not in LIMITS else 1)) + 1
 
 

@@ -222,12 +222,14 @@ def quantized_data(
     before they add the zero point, or that have it in their multiply-add, agree.
     """
     precision, arrays = problem.precision, {}
-    source = _affine(precision.source, rng, exact)
+    source = _affine(precision.source, rng, exact, problem.activations[-1])
     fields: dict[str, Affine | Array | None] = {"source": source, "destination": None}
     shapes = _shapes(problem)
     target_of = {"depthwise": "middle", "pointwise": "destination"}
     if problem.kind != "separable":
         target_of["depthwise"] = "destination"
+    last = problem.activations[-1]
+    activations = {"depthwise": problem.activations[0], "pointwise": last}
     for name, target in target_of.items():
         shape = shapes[name]
         if shape is None:
@@ -236,7 +238,9 @@ def quantized_data(
         terms, channels = prod(shape[1:]), shape[0]
         most = min(127, int(2**24 / (255 * terms))) if exact else 127
         arrays[name] = rng.integers(-most, most + 1, shape).astype(np.float32)
-        out = _affine(kind, rng, exact) if isinstance(kind, ByteDtype) else None
+        out = None
+        if isinstance(kind, ByteDtype):
+            out = _affine(kind, rng, exact, activations[name])
         fields[target] = out
         step = out.scale if out is not None else 0.02
         deviation = terms**0.5 * _BYTE_DEVIATION * max(1.0, _WEIGHT_DEVIATION * most / 127)
@@ -257,9 +261,14 @@ def quantized_data(
     return Weights(**arrays, quantization=Quantization(**fields)), x  # type: ignore[arg-type]
 
 
-def _affine(dtype: TensorDtype, rng: np.random.Generator, exact: bool) -> Affine:
+def _affine(dtype: TensorDtype, rng: np.random.Generator, exact: bool, activation: str) -> Affine:
+    """Returns what bytes stand for after an activation (of an input, that of a layer like this
+    one). After a limit at 0 they begin there, as quantisers have it; where data is not ``exact``
+    that is so in one case of two."""
     assert isinstance(dtype, ByteDtype)
     zero = int(rng.integers(dtype.low // 4, dtype.low // 4 + 100))
+    if activation in ("relu", "relu6") and (exact or rng.random() < 0.5):
+        zero = dtype.low
     if exact:
-        return Affine(2.0 ** float(rng.integers(-7, -4)), zero // 2 * 2)
+        return Affine(2.0 ** float(rng.integers(-8, -5)), zero // 2 * 2)
     return Affine(float(np.float32(rng.uniform(0.01, 0.05))), zero)

@@ -15,11 +15,11 @@ from dnnsep.dtypes import PRECISIONS
 from dnnsep.problem import Problem
 
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-_TENSORS = {**TORCH_DTYPES, "u8": torch.uint8, "s8": torch.int8}
+TENSOR_DTYPES = {**TORCH_DTYPES, "u8": torch.uint8, "s8": torch.int8}
 
 # What the input and the output of a problem are in torch, by its dtype.
-INPUT_DTYPES = {name: _TENSORS[p.source.name] for name, p in PRECISIONS.items()}
-OUTPUT_DTYPES = {name: _TENSORS[p.destination.name] for name, p in PRECISIONS.items()}
+INPUT_DTYPES = {name: TENSOR_DTYPES[p.source.name] for name, p in PRECISIONS.items()}
+OUTPUT_DTYPES = {name: TENSOR_DTYPES[p.destination.name] for name, p in PRECISIONS.items()}
 
 
 @dataclass(frozen=True)

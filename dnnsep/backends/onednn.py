@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dnnsep.backends.base import Verdict, unquantized_verdict
-from dnnsep.backends.onednn_faults import depthwise_verdict
+from dnnsep.backends.base import Verdict
+from dnnsep.backends.onednn_faults import depthwise_verdict, padded_by_a_window
 from dnnsep.backends.versions import torch_verdict, x86_verdict
 from dnnsep.problem import Pair, Problem
 from dnnsep.weights import Weights
@@ -36,9 +36,8 @@ class OneDNNBackend:
 
         if not torch._C._has_mkldnn:
             return Verdict(False, "this torch was built without oneDNN")
-        known = unquantized_verdict(problem, "oneDNN")
-        if not known:
-            return known
+        if problem.precision.quantized:
+            return quantized_verdict(problem)
         return onednn_verdict(problem)
 
     def prepare(self, problem: Problem, weights: Weights) -> Executor:
@@ -49,6 +48,8 @@ class OneDNNBackend:
         from dnnsep.backends.executor import Executor, Stage
         from dnnsep.backends.operations import operations
 
+        if problem.precision.quantized:
+            return _quantized(problem, weights)
         stages, padding, shape = tensors.convolution_input(problem)
         for operation in operations(problem, weights):
             if operation.name == "mean":
@@ -59,6 +60,39 @@ class OneDNNBackend:
                 run = _convolution(operation, padding, shape, problem.dtype)
             stages.append(Stage(operation.name, run))
         return Executor(self.name, problem, stages)
+
+
+def _quantized(problem: Problem, weights: Weights) -> Executor:
+    """Returns the executor of a quantised problem."""
+    from dnnsep.backends import onednn_bytes
+    from dnnsep.backends.executor import Executor, Stage
+    from dnnsep.backends.operations import operations
+
+    padding, stages = problem.symmetric_padding, []
+    assert padding is not None
+    for operation in operations(problem, weights):
+        if operation.name in ("pointwise", "linear"):
+            run = onednn_bytes.linear(operation)
+        else:
+            run = onednn_bytes.convolution(operation, padding, operation.input_shape)
+        stages.append(Stage(operation.name, run))
+    return Executor("onednn", problem, stages)
+
+
+def quantized_verdict(problem: Problem) -> Verdict:
+    """Returns whether torch's quantised oneDNN operators take a problem."""
+    from dnnsep.codegen.lang.jit import cpu_features
+
+    if problem.dtype not in ("u8s8", "u8s8f32"):
+        reason = f"torch's oneDNN operators take u8 and give u8 or f32 ({problem.dtype})"
+        return Verdict(False, reason)
+    if not (cpu_features().get("avx512vnni") or cpu_features().get("avxvnni")):
+        return Verdict(False, "oneDNN's sums of bytes may saturate on a CPU without VNNI")
+    if problem.channel_multiplier > 1:
+        return Verdict(False, "oneDNN is given no multiplier in a quantised problem here")
+    if problem.symmetric_padding is None or padded_by_a_window(problem):
+        return Verdict(False, "torch pads both sides of an axis alike, by less than a window")
+    return depthwise_verdict(problem)
 
 
 def _convolution(operation: Operation, padding: Pair, input_shape: Shape, dtype: str) -> View:

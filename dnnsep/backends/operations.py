@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dnnsep.dtypes import Array
+from dnnsep.dtypes import Array, TensorDtype
 from dnnsep.problem import Pair, Problem
+from dnnsep.quantization import Affine
 from dnnsep.weights import Weights
 
 Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Bytes:
+    """What a quantised operation's tensors hold: ``source`` what the bytes of its input stand for,
+    ``scales`` (OC,) of its weights, ``target`` what the bytes of its output stand for, None where
+    that is f32. Its activation comes before the output is made bytes."""
+
+    source: Affine
+    source_dtype: TensorDtype
+    scales: Array
+    target: Affine | None
+    target_dtype: TensorDtype
+
+    @classmethod
+    def of(cls, problem: Problem, weights: Weights, stage: str) -> Bytes | None:
+        """Returns that of a stage, ``depthwise`` or ``pointwise``; None where nothing is
+        quantised."""
+        precision, told = problem.precision, weights.quantization
+        if told is None:
+            return None
+        between = stage == "depthwise" and problem.kind == "separable"
+        target = precision.between if between else precision.destination
+        scales = told.depthwise if stage == "depthwise" else told.pointwise
+        assert scales is not None
+        return cls(told.input_of(stage), precision.source, scales, told.target_of(stage), target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +52,7 @@ class Operation:
 
     ``input_shape`` and ``output_shape`` are (N, C, H, W). ``weight`` is (OC, C / groups, kh, kw)
     and ``bias`` (OC,), float32. ``padding`` is (top, bottom, left, right); bottom and right may be
-    negative.
+    negative. Of a quantised problem ``quantized`` says what the tensors hold.
     """
 
     name: str
@@ -37,6 +64,7 @@ class Operation:
     stride: Pair = (1, 1)
     padding: Shape = (0, 0, 0, 0)
     dilation: Pair = (1, 1)
+    quantized: Bytes | None = None
 
     @property
     def filters(self) -> Array:
@@ -88,9 +116,12 @@ def operations(problem: Problem, weights: Weights) -> list[Operation]:
             problem.stride,
             problem.padding,
             problem.dilation,
+            Bytes.of(problem, weights, "depthwise" if name == "depthwise" else "pointwise"),
         )
     ]
     for activation in after:
         weight, bias = weights.pointwise, weights.pointwise_bias
-        found.append(Operation("pointwise", shape, problem.output_shape, weight, bias, activation))
+        quantized = Bytes.of(problem, weights, "pointwise")
+        pointwise = Operation("pointwise", shape, problem.output_shape, weight, bias, activation)
+        found.append(replace(pointwise, quantized=quantized))
     return found

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dnnsep.backends.base import Verdict, unquantized_verdict
+from dnnsep.backends.base import Verdict
 from dnnsep.backends.operations import Operation, operations
+from dnnsep.dtypes import TensorDtype
 from dnnsep.host.packages import installed_version
 from dnnsep.problem import Problem
+from dnnsep.quantization import Affine
 from dnnsep.weights import Weights
 
 if TYPE_CHECKING:
@@ -42,9 +44,6 @@ class OnnxRuntimeBackend:
         return Verdict(True, f"onnxruntime {found}")
 
     def supports(self, problem: Problem) -> Verdict:
-        known = unquantized_verdict(problem, "ONNX Runtime")
-        if not known:
-            return known
         if problem.dtype == "bf16":
             return Verdict(False, "ONNX Runtime's CPU provider has no bf16 kernels for x86")
         return Verdict(True, "ONNX Runtime has an operator for each part")
@@ -53,17 +52,17 @@ class OnnxRuntimeBackend:
         import onnxruntime
         import torch
 
-        from dnnsep.backends.executor import EngineExecutor
+        from dnnsep.backends.executor import OUTPUT_DTYPES, EngineExecutor
 
         verdict = self.supports(problem)
         if not verdict:
             raise ValueError(verdict.reason)
-        session, impls = session_of(_model(problem, weights), torch.get_num_threads())
+        session, impls = session_of(onnx_model(problem, weights), torch.get_num_threads())
 
         def bind(x: Tensor) -> Callable[[], Tensor]:
             # Its kernels take (N, C, H, W), or blocks of channels that they make themselves.
             images = x.contiguous().clone(memory_format=torch.contiguous_format)
-            y = torch.empty(problem.output_shape)
+            y = torch.empty(problem.output_shape, dtype=OUTPUT_DTYPES[problem.dtype])
             binding = session.io_binding()
             share = onnxruntime.OrtValue.ortvalue_from_numpy
             binding.bind_ortvalue_input("x", share(images.numpy()))
@@ -97,8 +96,12 @@ def session_of(model: bytes, threads: int) -> tuple[Any, list[str]]:
     return session, [f"{node.op_type}:{node.domain or 'ai.onnx'}" for node in nodes]
 
 
-def _model(problem: Problem, weights: Weights) -> bytes:
+def onnx_model(problem: Problem, weights: Weights, anew: bool = False) -> bytes:
     """Returns the layer as an ONNX model from (N, C, H, W) to (N, OC, OH, OW).
+
+    A quantised one is its operations in f32 between DequantizeLinear and QuantizeLinear, as
+    quantisers for ONNX write it, which runtimes make operators of bytes of. With ``anew`` its input
+    is made f32 and quantised once more first, as inside of a model whose input is f32.
 
     Raises ValueError if the weights are not the problem's.
     """
@@ -108,15 +111,22 @@ def _model(problem: Problem, weights: Weights) -> bytes:
     nodes: list[Any] = []
     arrays: dict[str, NDArray[Any]] = {}
     x = "x"
+    if anew:
+        x = _quantized_anew(operations(problem, weights)[0], nodes, arrays)
     for operation in operations(problem, weights):
         x = _add(operation, x, nodes, arrays)
     nodes[-1].output[0] = "y"
-    f32 = onnx.TensorProto.FLOAT
+    precision = problem.precision
+    kinds = {"u8": onnx.TensorProto.UINT8, "s8": onnx.TensorProto.INT8}
+    source, target = (
+        kinds.get(dtype.name, onnx.TensorProto.FLOAT)
+        for dtype in (precision.source, precision.destination)
+    )
     graph = helper.make_graph(
         nodes,
         problem.kind,
-        [helper.make_tensor_value_info("x", f32, problem.input_shape)],
-        [helper.make_tensor_value_info("y", f32, problem.output_shape)],
+        [helper.make_tensor_value_info("x", source, problem.input_shape)],
+        [helper.make_tensor_value_info("y", target, problem.output_shape)],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     opsets = [helper.make_opsetid("", _OPSET)]
@@ -141,11 +151,25 @@ def _add(operation: Operation, x: str, nodes: list[Any], arrays: dict[str, NDArr
 
     if operation.name == "mean":
         return node("GlobalAveragePool", [x])
-    inputs = [constant("weight", operation.filters)]
-    if operation.bias is not None:
-        inputs.append(constant("bias", operation.bias))
+    told, weight = operation.quantized, operation.filters
     if operation.name == "linear":
-        arrays[inputs[0]] = operation.filters.reshape(operation.filters.shape[:2])
+        weight = weight.reshape(weight.shape[:2])
+    if told is None:
+        inputs = [constant("weight", weight)]
+        if operation.bias is not None:
+            inputs.append(constant("bias", operation.bias))
+    else:
+        x = node("DequantizeLinear", [x, *_affine(constant, "x", told.source, told.source_dtype)])
+        zeros = constant("zeros", np.zeros(len(weight), np.int8))
+        scales = constant("scales", told.scales)
+        whole = constant("weight", weight.astype(np.int8))
+        inputs = [node("DequantizeLinear", [whole, scales, zeros], axis=0)]
+        if operation.bias is not None:
+            # Biases of such operators are whole numbers of what their sums count.
+            units = (told.scales * told.source.scale).astype(np.float32)
+            whole = constant("bias", np.rint(operation.bias / units).astype(np.int32))
+            inputs.append(node("DequantizeLinear", [whole, constant("units", units)], axis=0))
+    if operation.name == "linear":
         y = node("Gemm", [node("Flatten", [x]), *inputs], transB=1)
     else:
         top, bottom, left, right = operation.padding
@@ -169,6 +193,32 @@ def _add(operation: Operation, x: str, nodes: list[Any], arrays: dict[str, NDArr
         y = node("HardSigmoid", [y], alpha=1 / 6, beta=0.5)
     elif operation.activation != "none":
         y = node(_ACTIVATIONS[operation.activation], [y])
+    if told is not None and told.target is not None:
+        y = node("QuantizeLinear", [y, *_affine(constant, "y", told.target, told.target_dtype)])
     if operation.name == "linear":
         y = node("Reshape", [y, constant("shape", np.array(operation.output_shape))])
     return y
+
+
+def _quantized_anew(first: Operation, nodes: list[Any], arrays: dict[str, NDArray[Any]]) -> str:
+    """Adds making the input f32 and quantising it again; returns the result's name."""
+    from onnx import helper
+
+    def constant(name: str, array: NDArray[Any]) -> str:
+        arrays[f"input_{name}"] = array
+        return f"input_{name}"
+
+    assert first.quantized is not None
+    affine = _affine(constant, "x", first.quantized.source, first.quantized.source_dtype)
+    nodes.append(helper.make_node("DequantizeLinear", ["x", *affine], ["input_f32"]))
+    nodes.append(helper.make_node("QuantizeLinear", ["input_f32", *affine], ["input_bytes"]))
+    return "input_bytes"
+
+
+def _affine(
+    constant: Callable[[str, NDArray[Any]], str], name: str, affine: Affine, dtype: TensorDtype
+) -> tuple[str, str]:
+    """Adds the constants of a tensor's scale and zero point; returns their names."""
+    zero = dtype.stored(np.array(affine.zero_point, np.float32))
+    scale = constant(f"{name}_scale", np.array(affine.scale, np.float32))
+    return scale, constant(f"{name}_zero", zero)

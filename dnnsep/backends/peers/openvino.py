@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dnnsep.backends.base import Verdict, unquantized_verdict
+from dnnsep.backends.base import Verdict
 from dnnsep.backends.onednn_faults import grouped_verdict, padded_by_a_window
 from dnnsep.backends.operations import Operation, operations
+from dnnsep.backends.peers.onnxruntime import onnx_model
 from dnnsep.host.packages import installed_version
 from dnnsep.problem import Problem
 from dnnsep.weights import Weights
@@ -31,9 +32,6 @@ class OpenVinoBackend:
         return Verdict(True, f"openvino {found}")
 
     def supports(self, problem: Problem) -> Verdict:
-        known = unquantized_verdict(problem, "OpenVINO")
-        if not known:
-            return known
         if problem.dtype == "bf16":
             import openvino
 
@@ -53,7 +51,7 @@ class OpenVinoBackend:
         import openvino
         import torch
 
-        from dnnsep.backends.executor import TORCH_DTYPES, EngineExecutor
+        from dnnsep.backends.executor import OUTPUT_DTYPES, EngineExecutor
 
         verdict = self.supports(problem)
         if not verdict:
@@ -66,7 +64,7 @@ class OpenVinoBackend:
         batch, channels, height, width = problem.output_shape
 
         def bind(x: Tensor) -> Callable[[], Tensor]:
-            rows = torch.empty((batch, height, width, channels), dtype=TORCH_DTYPES[problem.dtype])
+            rows = torch.empty((batch, height, width, channels), dtype=OUTPUT_DTYPES[problem.dtype])
             request = compiled.create_infer_request()
             request.set_input_tensor(_shared(x.permute(0, 2, 3, 1)))
             request.set_output_tensor(_shared(rows))
@@ -93,9 +91,11 @@ def settings(dtype: str) -> dict[str, Any]:
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         # Its default is bf16 wherever the CPU has it, for f32 models too.
-        "INFERENCE_PRECISION_HINT": dtype,
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bf16" else "f32",
         # It would choose cores without regard to those the process is held to.
         "ENABLE_CPU_PINNING": False,
+        # It would make bytes of the f32 input of a linear layer with weights in bytes.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }
 
 
@@ -108,6 +108,8 @@ def _model(problem: Problem, weights: Weights) -> Any:
     import openvino
     from openvino import opset13 as ops
 
+    if problem.precision.quantized:
+        return _quantized_model(problem, weights)
     dtype = getattr(openvino.Type, problem.dtype)
     batch, channels, height, width = problem.input_shape
     x = ops.parameter([batch, height, width, channels], dtype)
@@ -115,6 +117,23 @@ def _model(problem: Problem, weights: Weights) -> Any:
     for operation in operations(problem, weights):
         y = _operation(operation, y, dtype)
     return openvino.Model([ops.transpose(y, [0, 2, 3, 1])], [x])
+
+
+def _quantized_model(problem: Problem, weights: Weights) -> Any:
+    """Returns the same of a quantised layer, from the model that ONNX Runtime is given.
+
+    Its input is quantised anew: what is bytes from the start the plugin computes in f32, in up to
+    three times as long.
+    """
+    import openvino
+    from openvino.preprocess import PrePostProcessor
+
+    model = openvino.Core().read_model(onnx_model(problem, weights, anew=True))
+    process = PrePostProcessor(model)
+    for end in (process.input(), process.output()):
+        end.tensor().set_layout(openvino.Layout("NHWC"))
+        end.model().set_layout(openvino.Layout("NCHW"))
+    return process.build()
 
 
 def _operation(operation: Operation, x: Any, dtype: Any) -> Any:
