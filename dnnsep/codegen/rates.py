@@ -16,6 +16,7 @@ from time import perf_counter_ns
 
 import numpy as np
 from llvmlite import ir
+from numpy.typing import NDArray
 
 from dnnsep.codegen.dots import DOTS, Dot, VectorDot
 from dnnsep.codegen.dots.amx import AmxDot
@@ -34,6 +35,7 @@ FEW, MANY = 32, 128
 _SLICES, _SLICE_NS = 12, 100_000
 # How often each level of the memory is read, how much of it at most, by how many vectors at a time.
 _READS, _MOST_BYTES, _VECTORS = 5, 64 << 20, 8
+_LINE = 64
 _lock = Lock()
 
 
@@ -175,12 +177,13 @@ class _Loop:
         pixels, columns = dot.pixels(isa, dot.vectors), dot.vectors * isa.lanes
         rng = np.random.default_rng(0)
         matrix = (1 + rng.random((depth, columns))).astype(np.float32)
-        self._packed = dot.pack(matrix, isa)
+        packed = dot.pack(matrix, isa)
         ones = np.ones(depth * pixels, np.uint8)
         if dot.bytes > 1:
             ones = dot.pack(np.ones((depth, pixels), np.float32), isa)
         room = [np.zeros(size, np.uint8) for size in (4 * 7 * columns, 4 * pixels * columns)]
-        self._buffers = [ones, self._packed, *room, np.zeros(_SHADOW, np.uint8)]
+        buffers = [ones, packed, *room, np.zeros(_SHADOW, np.uint8)]
+        self._buffers = [_aligned(buffer.view(np.uint8)) for buffer in buffers]
         self._addresses = [buffer.ctypes.data for buffer in self._buffers]
         module = _looped(dot, isa, depth, pixels, columns)
         code = machine_code(module, isa.target)
@@ -197,6 +200,15 @@ class _Loop:
         start = perf_counter_ns()
         self._run(*self._addresses, self._times)
         return perf_counter_ns() - start
+
+
+def _aligned(content: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns bytes in memory that starts at a line, as kernels find theirs: rows of tiles that
+    cross lines take twice as long."""
+    room = np.empty(content.size + _LINE, np.uint8)
+    memory = room[-room.ctypes.data % _LINE :][: content.size]
+    memory[:] = content
+    return memory
 
 
 _SHADOW = SHADOW_BYTES + 2 * SUMS_BYTES

@@ -24,6 +24,7 @@ from dnnsep.codegen.dots.bytes import FOUR
 from dnnsep.codegen.lang.dtype import ByteElement, input_element, nearest, output_element
 from dnnsep.codegen.lang.emit import BYTE, F32, I16, I32, I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.lang.saturate import packed
 from dnnsep.codegen.stages.base import Image, Sink, Source, Taps, Window, told_at_run_time
 from dnnsep.codegen.stages.finish import ByteFinish
 from dnnsep.dtypes import PRECISIONS, TensorDtype
@@ -145,7 +146,7 @@ class ByteDepthwise(Source):
         unsigned = source.unsigned(PRECISIONS[self.dtype].source).zero_point
         table = self.finish.table(how, unsigned, filters.reshape(self.channels, -1))
         header = np.repeat(np.array([source.zero_point, *how.limits]).astype(np.uint8), 64)
-        packed: list[NDArray[np.uint8]] = [header]
+        content: list[NDArray[np.uint8]] = [header]
         for start, width in self.blocks(isa):
             there = slice(start, min(start + width, self.channels))
             count = there.stop - start
@@ -157,10 +158,10 @@ class ByteDepthwise(Source):
             # (group, column, row of it, vector of sums, word) as columns of small matrices
             words = taps[order].reshape(*order.shape, groups, FOUR, kw).transpose(2, 4, 3, 0, 1)
             for matrix in words.reshape(groups * kw, FOUR, width):
-                packed.append(way.pack_words(matrix, width // FOUR).view(np.uint8))
+                content.append(way.pack_words(matrix, width // FOUR).view(np.uint8))
             laid = rows[:, order].transpose(1, 0, 2)
-            packed.append(np.ascontiguousarray(laid).reshape(-1).view(np.uint8))
-        return np.concatenate(packed)
+            content.append(np.ascontiguousarray(laid).reshape(-1).view(np.uint8))
+        return np.concatenate(content)
 
     def cycles(self, isa: Isa, dot: Dot) -> float:
         """Two operations start each cycle."""
@@ -461,7 +462,7 @@ class _Emitter:
             self._store_numbers(block, place, steps)
             return
         words = [nearest(code, value) for value in steps]
-        value = self._packed(block, words)
+        value = packed(code, words)
         limits = (
             code.load(code.at(self.weights, n * 64, BYTE), ir.VectorType(BYTE, block.width))
             for n in (1, 2)
@@ -472,19 +473,6 @@ class _Emitter:
             assert isinstance(self.out, ByteElement)
             value = self.out.moved(code, value)
         code.store(value, place, block.written if block.written < block.width else None)
-
-    def _packed(self, block: _Block, words: list[ir.Value]) -> ir.Value:
-        """Returns four vectors of words, in the order that weaving leaves, as saturated unsigned
-        bytes in memory's order."""
-        bits = 8 * block.width
-        name = {128: "sse2", 256: "avx2", 512: "avx512"}[bits]
-        suffix = f".{bits}" if bits != 256 else ""
-        halves, whole = ir.VectorType(I16, block.width // 2), ir.VectorType(BYTE, block.width)
-        pairs = [
-            self.code.call(f"llvm.x86.{name}.packssdw{suffix}", halves, *words[n : n + 2])
-            for n in (0, 2)
-        ]
-        return self.code.call(f"llvm.x86.{name}.packuswb{suffix}", whole, *pairs)
 
     def _store_numbers(self, block: _Block, place: ir.Value, values: list[ir.Value]) -> None:
         """Writes f32, which weaving leaves in fours."""

@@ -8,16 +8,19 @@ with.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
 from dnnsep.codegen.lang.activate import activate
-from dnnsep.codegen.lang.emit import F32, I32, Code
+from dnnsep.codegen.lang.dtype import nearest
+from dnnsep.codegen.lang.emit import BYTE, F32, I32, Code
 from dnnsep.codegen.lang.isa import Isa
+from dnnsep.codegen.lang.saturate import as_bytes
 from dnnsep.codegen.stages.residual import Residual, activated
 from dnnsep.dtypes import PRECISIONS, TensorDtype
 from dnnsep.quantization import LIMITS, Requantization
@@ -67,7 +70,8 @@ class ByteFinish(Finish):
     """Sums in int32 become what Requantization says, of an output of the dtype ``target``.
 
     The rows: what sums begin with, which is less what the input's zero point adds to them;
-    multipliers and offsets; of steps their limits; and those that make steps of activated numbers.
+    multipliers and offsets; bytes that are the lower limit of steps, and bytes that are the upper
+    one; and the multipliers and offsets that make steps of activated numbers.
     """
 
     activation: str
@@ -94,9 +98,10 @@ class ByteFinish(Finish):
         (output channels, all that a sum is of)."""
         count = len(weights)
         starts = (-zero_point * weights.astype(np.float64).sum(axis=1)).astype(np.int32)
-        low, high = how.limits
         rows: list[NDArray[np.float32]] = [starts.view(np.float32), how.multiplier, how.offset]
-        for number in (low, high, *how.steps):
+        for limit in how.limits:
+            rows.append(np.full(4 * count, limit, np.uint8).view(np.float32))
+        for number in how.steps:
             rows.append(np.full(count, number, np.float32))
         return np.stack(rows[: self.rows])
 
@@ -117,12 +122,26 @@ class ByteFinish(Finish):
         residual: Residual | None,
         load: Callable[[], ir.Value],
     ) -> ir.Value:
-        b, steps = code.builder, self.steps(code, total, row)
-        if not self.to_bytes:
-            return steps
-        low, high = row(3), row(4)
-        steps = b.select(b.fcmp_ordered(">", low, steps), low, steps)
-        return b.select(b.fcmp_ordered("<", high, steps), high, steps)
+        assert not self.to_bytes, "bytes are made of several vectors at a time"
+        return self.steps(code, total, row)
+
+    def bytes(
+        self, code: Code, totals: Sequence[ir.Value], row: Callable[[int, int], ir.Value]
+    ) -> ir.Value:
+        """Returns up to four vectors of sums as one of as many unsigned bytes; ``row(v, n)`` reads
+        the n-th row of the table for the v-th vector."""
+        words = [
+            nearest(code, self.steps(code, total, partial(row, v)))
+            for v, total in enumerate(totals)
+        ]
+        value, b = as_bytes(code, words), code.builder
+        for n, name in ((3, "llvm.umax"), (4, "llvm.umin")):
+            limits = b.bitcast(row(0, n), ir.VectorType(BYTE, 4 * words[0].type.count))
+            if limits.type != value.type:
+                mask = ir.Constant(ir.VectorType(I32, value.type.count), None)
+                limits = b.shuffle_vector(limits, limits, mask)
+            value = code.intrinsic(name, value, limits)
+        return value
 
 
 def finish_of(activation: str, dtype: str, between: bool = False) -> Finish:

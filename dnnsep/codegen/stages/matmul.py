@@ -3,7 +3,9 @@ convolution; alone it is a pointwise convolution or a linear layer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from dnnsep.activations import ACTIVATIONS, Exact
 from dnnsep.codegen.dots import Dot, VectorDot
 from dnnsep.codegen.dots.base import STEPS_AT_ONCE
 from dnnsep.codegen.lang.activate import LONG
-from dnnsep.codegen.lang.dtype import output_element
+from dnnsep.codegen.lang.dtype import ByteElement, output_element
 from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.prefetch import Ahead, Prefetch
@@ -188,24 +190,45 @@ class _Emitter:
 
     def emit(self) -> ir.Function:
         code = self.code
-        _, _, _, y, residual, *_ = code.arguments
         starts = [self._of_table(v, 0, self.dot.total) for v in self._columns()]
         sums = self._sums([starts[v] for _ in self._pixels() for v in self._columns()])
         rows = [sums[i : i + self.vectors] for i in range(0, len(sums), self.vectors)]
-
-        def store(pixel: ir.Value, values: list[ir.Value]) -> None:
-            row, added = self._row(y, pixel, self.of.y_pitch), residual
-            if self.of.residual:
-                added = self._row(residual, pixel, self.of.residual.pitch)
-            for v, value in enumerate(values):
-                self._store(value, row, added, v)
-
         if self.of.stage.activation in LONG:
-            code.for_rows(rows, store)
-        else:
-            for pixel, values in enumerate(rows):
-                store(I64(pixel), values)
+            code.for_rows(rows, partial(self._store_row, self._of_table))
+            return code.end()
+        # Read once: that stores do not overwrite the table is more than LLVM knows.
+        read = {
+            (v, row): self._of_table(v, row)
+            for v in self._columns()
+            for row in range(1, self.finish.rows)
+        }
+        for pixel, values in enumerate(rows):
+            self._store_row(lambda v, row: read[v, row], I64(pixel), values)
         return code.end()
+
+    def _store_row(
+        self, table: Callable[[int, int], ir.Value], pixel: ir.Value, sums: list[ir.Value]
+    ) -> None:
+        """Finishes the sums of a pixel and writes them; ``table(v, n)`` is the n-th row of the
+        table for the v-th vector."""
+        _, _, _, y, residual, *_ = self.code.arguments
+        row, finish = self._row(y, pixel, self.of.y_pitch), self.finish
+        if isinstance(finish, ByteFinish) and finish.to_bytes:
+            assert isinstance(self.element, ByteElement)
+            value = self.element.moved(self.code, finish.bytes(self.code, sums, table))
+            self.code.store(value, row, self.of.columns, self._streams)
+            return
+        added = residual
+        if self.of.residual:
+            added = self._row(residual, pixel, self.of.residual.pitch)
+        for v, total in enumerate(sums):
+            self._store(partial(table, v), total, row, added, v)
+
+    @property
+    def _streams(self) -> bool:
+        """Whether bytes are streamed: where a pixel begins at a multiple of a store's size."""
+        whole = self.vectors * self.isa.lanes
+        return self.of.streaming and self.of.stage.out_channels % whole == 0 and self.vectors != 3
 
     def _of_table(self, v: int, row: int, kind: ir.Type = F32) -> ir.Value:
         """Loads a row of the table for the v-th vector of sums."""
@@ -301,13 +324,20 @@ class _Emitter:
         place = self.code.at(row, v * self.isa.lanes, self.element.type)
         return self.element.load(self.code, place, self.isa.lanes, self._there(v))
 
-    def _store(self, total: ir.Value, row: ir.Value, added: ir.Value, v: int) -> None:
+    def _store(
+        self,
+        table: Callable[[int], ir.Value],
+        total: ir.Value,
+        row: ir.Value,
+        added: ir.Value,
+        v: int,
+    ) -> None:
         """Finishes a vector of sums, with a row of the residual, and writes it into a row."""
         residual = self.of.residual
         value = self.finish.value(
             self.code,
             total,
-            lambda row: self._of_table(v, row),
+            table,
             residual,
             lambda: self._load(added, v),
         )

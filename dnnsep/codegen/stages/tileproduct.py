@@ -16,10 +16,11 @@ from llvmlite import ir
 
 from dnnsep.codegen.dots.amx import PAIR, AmxDot
 from dnnsep.codegen.dots.dp_bf16 import DpBf16
-from dnnsep.codegen.lang.dtype import output_element
+from dnnsep.codegen.lang.dtype import ByteElement, output_element
 from dnnsep.codegen.lang.emit import BYTE, F32, I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.lang.tiles import ROWS, TILES, TileShape, TileUnit
+from dnnsep.codegen.stages.finish import ByteFinish
 from dnnsep.codegen.stages.matmul import Matmul
 from dnnsep.codegen.stages.residual import Residual
 from dnnsep.codegen.task import load_field
@@ -242,6 +243,14 @@ class TileProduct:
         def of_table(v: int, row: int) -> ir.Value:
             return code.load(code.at(table, v * finish.rows + row, vector), vector)
 
+        # Read once: that stores do not overwrite the table is more than LLVM knows.
+        known = {
+            (v, row): of_table(v, row) for v in range(vectors) for row in range(1, finish.rows)
+        }
+
+        def table_row(v: int, row: int) -> ir.Value:
+            return known[v, row]
+
         def one(row: ir.Value) -> None:
             sums, y, residual = (
                 code.at(starts[name], b.mul(row, I64(pitch)), BYTE)
@@ -252,11 +261,23 @@ class TileProduct:
                 place = code.at(residual, v * lanes, element.type)
                 return element.load(code, place, lanes, min(lanes, columns - v * lanes))
 
+            totals = [
+                code.load(code.at(sums, v, vector), ir.VectorType(self.dot.total, lanes))
+                for v in range(vectors)
+            ]
+            if isinstance(finish, ByteFinish) and finish.to_bytes:
+                assert isinstance(element, ByteElement)
+                value = finish.bytes(code, totals, table_row)
+                # A pixel begins at a multiple of the size, which streaming needs.
+                whole = self.stage.out_channels % (vectors * lanes) == 0 and vectors != 3
+                streams = self.streaming and whole
+                code.store(element.moved(code, value), y, columns, streams)
+                return
             values = [
                 finish.value(
                     code,
-                    code.load(code.at(sums, v, vector), ir.VectorType(self.dot.total, lanes)),
-                    partial(of_table, v),
+                    totals[v],
+                    partial(table_row, v),
                     self.residual,
                     partial(added, v),
                 )
