@@ -10,6 +10,7 @@ import pytest
 
 from dnnsep.codegen.dots import DOTS, Dot
 from dnnsep.codegen.lang.isa import CAP_VARIABLE, TILES_VARIABLE, Isa, this_isa
+from dnnsep.dtypes import DTYPES
 
 # What the environment says of each kind of vectors, and of the tile unit in software on some.
 SETTINGS = tuple(
@@ -29,6 +30,11 @@ def _isa(setting: dict[str, str]) -> Isa:
 
 # On a CPU that has less two settings come to the same.
 SETTING_OF = {_isa(setting): setting for setting in reversed(SETTINGS)}
+# Products of bytes are on further kinds of vectors other ones.
+_OF_BYTES = tuple(
+    {CAP_VARIABLE: cap, TILES_VARIABLE: "cpu"} for cap in ("avx2_vnni", "avx512_vnni")
+)
+BYTE_SETTING_OF = {**{_isa(setting): setting for setting in _OF_BYTES}, **SETTING_OF}
 ISAS = tuple(reversed(SETTING_OF))
 
 
@@ -43,11 +49,13 @@ class Way:
         return f"{self.isa.name}-{self.dot.name}"
 
 
+# Those of f32 and of bf16; bytes have tests of their own, test_bytes.py.
 WAYS = tuple(
     Way(isa, dot)
     for isa in ISAS
     for dot in DOTS
     if all(map(isa.has, dot.needs)) and (dot.in_tiles or not isa.software_tiles)
+    if dot.dtype in DTYPES
 )
 VECTOR_WAYS = tuple(way for way in WAYS if not way.dot.in_tiles)
 

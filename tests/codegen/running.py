@@ -27,11 +27,12 @@ def run_parts(
     Work([phase], threads, scratch, scratch_bytes).run()
 
 
-def run_alone(module: str, setting: dict[str, str], seed: int, count: int) -> None:
+def run_alone(module: str, setting: dict[str, str], seed: int, count: int, *more: str) -> None:
     """Runs so many random problems of a module in a process of its own, with these environment
-    variables: touching a forbidden page kills it. Asserts that it ran them all."""
+    variables: touching a forbidden page kills it; ``more`` are its last arguments. Asserts that it
+    ran them all."""
     run = subprocess.run(
-        [sys.executable, "-m", module, str(seed), str(count)],
+        [sys.executable, "-m", module, str(seed), str(count), *more],
         env={**os.environ, **setting, "OMP_WAIT_POLICY": "passive"},
         capture_output=True,
         text=True,
