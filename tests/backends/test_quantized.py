@@ -34,7 +34,7 @@ def test_right_or_refused(name: str, text: str, dtype: str) -> None:
     check(get_backend(name), problem, CheckData.random(problem))
 
 
-@pytest.mark.parametrize("name", ["eager", "ipex", "ipex-trace", "inductor", "xnnpack", "ncnn"])
+@pytest.mark.parametrize("name", ["eager", "ipex", "ipex-trace", "inductor", "ncnn"])
 def test_who_is_given_none_says_so(name: str) -> None:
     backend, problem = get_backend(name), Problem.parse("ic8oc8ih8kh3ph1_u8s8")
     if backend.available():

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dnnsep.backends.base import Verdict, unquantized_verdict
+from dnnsep.backends.base import Verdict
 from dnnsep.backends.operations import Operation, operations
 from dnnsep.host.packages import installed_version
 from dnnsep.problem import Problem
+from dnnsep.quantization import Affine, Quantization
 from dnnsep.weights import Weights
 
 if TYPE_CHECKING:
@@ -37,11 +38,14 @@ class XnnpackBackend:
         return Verdict(True, f"ai-edge-litert {found}")
 
     def supports(self, problem: Problem) -> Verdict:
-        known = unquantized_verdict(problem, "XNNPACK")
-        if not known:
-            return known
         if problem.dtype == "bf16":
             return Verdict(False, "LiteRT has no operators in bf16")
+        if problem.precision.quantized:
+            if problem.dtype != "s8s8":
+                reason = f"LiteRT has weights by channel for s8 to s8 only, not {problem.dtype}"
+                return Verdict(False, reason)
+            if set(problem.activations) - {"none", *_FUSED}:
+                return Verdict(False, "LiteRT is given no quantised problems with such activations")
         # What XNNPACK takes does not depend on the weights' values.
         interpreter = _interpreter(_model(problem, _zero_weights(problem)), threads=1)
         if not _runs_on_xnnpack(interpreter):
@@ -100,7 +104,7 @@ def _impls(interpreter: Any) -> list[str]:
 
 
 def _memory(interpreter: Any, details: list[dict[str, Any]]) -> Tensor:
-    """The only input or output's own memory in the interpreter: f32 (N, H, W, C).
+    """The only input or output's own memory in the interpreter: f32 or s8 (N, H, W, C).
 
     The interpreter refuses to run while a NumPy array of its own is alive, so only the address is
     taken from that.
@@ -108,9 +112,12 @@ def _memory(interpreter: Any, details: list[dict[str, Any]]) -> Tensor:
     import torch
 
     array = interpreter.tensor(details[0]["index"])()
-    values: Any = (ctypes.c_float * array.size).from_address(array.ctypes.data)
+    bytes_only = array.dtype == np.int8
+    element: Any = ctypes.c_int8 if bytes_only else ctypes.c_float
+    dtype = torch.int8 if bytes_only else torch.float32
+    values: Any = (element * array.size).from_address(array.ctypes.data)
     values.owner = interpreter  # the tensor may outlive the bound call
-    return torch.frombuffer(values, dtype=torch.float32).view(array.shape)
+    return torch.frombuffer(values, dtype=dtype).view(array.shape)
 
 
 def _zero_weights(problem: Problem) -> Weights:
@@ -122,18 +129,30 @@ def _zero_weights(problem: Problem) -> Weights:
         None if weight is None or not problem.bias else np.zeros(len(weight), np.float32)
         for weight in (depthwise, pointwise)
     )
-    return Weights(depthwise, depthwise_bias, pointwise, pointwise_bias)
+    quantization = None
+    if problem.precision.quantized:
+        one, scales = (
+            Affine(1.0, 0),
+            (
+                None if weight is None else np.full(len(weight), 2.0**-16, np.float32)
+                for weight in (depthwise, pointwise)
+            ),
+        )
+        middle = one if problem.kind == "separable" else None
+        quantization = Quantization(one, one, middle, *scales)
+    return Weights(depthwise, depthwise_bias, pointwise, pointwise_bias, quantization)
 
 
 def _model(problem: Problem, weights: Weights) -> bytes:
-    """Returns the layer as a TFLite model from (N, H, W, C) to (N, OH, OW, OC), f32.
+    """Returns the layer as a TFLite model from (N, H, W, C) to (N, OH, OW, OC), f32 or s8.
 
     Raises ValueError if the weights are not the problem's.
     """
     graph = _Graph()
     batch, channels, height, width = problem.input_shape
-    x = y = graph.tensor((batch, height, width, channels))
-    for operation in operations(problem, weights):
+    found = operations(problem, weights)
+    x = y = graph.tensor((batch, height, width, channels), **_input(found[0]))
+    for operation in found:
         y = _operation(graph, operation, y)
     return graph.serialize(x, y)
 
@@ -163,8 +182,25 @@ def _operation(graph: _Graph, operation: Operation, x: int) -> int:
         operator = "CONV_2D"
     fused = _FUSED.get(operation.activation, "NONE")
     options["fusedActivationFunction"] = graph.number("ActivationFunctionType", fused)
-    inputs = [_padded(graph, operation, x), graph.constant(weight), graph.constant(bias)]
-    return _activated(graph, graph.add(operator, inputs, shape, kind, **options), operation)
+    padded, told = _padded(graph, operation, x), operation.quantized
+    if told is not None:
+        assert told.target is not None
+        axis = weight.ndim - 1 if operation.name == "depthwise" else 0
+        units = (told.scales * told.source.scale).astype(np.float32)
+        inputs = [
+            padded,
+            graph.constant(weight.astype(np.int8), told.scales, axis),
+            graph.constant(np.rint(bias / units).astype(np.int32), units),
+        ]
+        return graph.add(operator, inputs, shape, kind, told.target, **options)
+    inputs = [padded, graph.constant(weight), graph.constant(bias)]
+    y = graph.add(operator, inputs, shape, kind, None, **options)
+    return _activated(graph, y, operation)
+
+
+def _input(operation: Operation) -> dict[str, Any]:
+    """Returns what the tensor that an operation reads is, beside its shape."""
+    return {} if operation.quantized is None else {"affine": operation.quantized.source}
 
 
 def _padded(graph: _Graph, operation: Operation, x: int) -> int:
@@ -177,11 +213,11 @@ def _padded(graph: _Graph, operation: Operation, x: int) -> int:
     sides = np.array([[0, 0], [top, max(bottom, 0)], [left, max(right, 0)], [0, 0]], np.int32)
     shape = (batch, height + sum(sides[1]), width + sum(sides[2]), channels)
     if sides.any():
-        x = graph.add("PAD", [x, graph.constant(sides)], shape, "PadOptions")
+        x = graph.add("PAD", [x, graph.constant(sides)], shape, "PadOptions", **_input(operation))
     if min(bottom, right) < 0:
         shape = (batch, height + top + bottom, width + left + right, channels)
         begin, size = (graph.constant(np.array(v, np.int32)) for v in ((0, 0, 0, 0), shape))
-        x = graph.add("SLICE", [x, begin, size], shape, "SliceOptions")
+        x = graph.add("SLICE", [x, begin, size], shape, "SliceOptions", **_input(operation))
     return x
 
 
@@ -221,23 +257,52 @@ class _Graph:
         value: int = getattr(getattr(self._schema, enumeration), name)
         return value
 
-    def tensor(self, shape: Sequence[int], dtype: str = "FLOAT32", buffer: int = 0) -> int:
-        dtype_number = self.number("TensorType", dtype)
-        self._tensors.append(
-            self._table("Tensor", shape=list(shape), type=dtype_number, buffer=buffer)
-        )
-        return len(self._tensors) - 1
+    def tensor(self, shape: Sequence[int], affine: Affine | None = None) -> int:
+        """A tensor that is computed: of f32, or of s8 that stand for what ``affine`` says."""
+        if affine is None:
+            return self._tensor(shape, "FLOAT32")
+        return self._tensor(shape, "INT8", 0, [affine.scale], [affine.zero_point])
 
-    def constant(self, array: NDArray[Any]) -> int:
+    def constant(
+        self, array: NDArray[Any], scales: NDArray[np.float32] | None = None, axis: int = 0
+    ) -> int:
+        """A tensor of these values, which stand for as many ``scales`` along an axis."""
         data = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
         self._buffers.append(self._table("Buffer", data=data))
-        return self.tensor(array.shape, array.dtype.name.upper(), len(self._buffers) - 1)
+        told = () if scales is None else (scales.tolist(), [0] * len(scales), axis)
+        return self._tensor(array.shape, array.dtype.name.upper(), len(self._buffers) - 1, *told)
+
+    def _tensor(
+        self,
+        shape: Sequence[int],
+        dtype: str,
+        buffer: int = 0,
+        scales: Sequence[float] = (),
+        zero_points: Sequence[int] = (),
+        axis: int = 0,
+    ) -> int:
+        fields: dict[str, Any] = {"type": self.number("TensorType", dtype), "buffer": buffer}
+        if scales:
+            fields["quantization"] = self._table(
+                "QuantizationParameters",
+                scale=list(scales),
+                zeroPoint=list(zero_points),
+                quantizedDimension=axis,
+            )
+        self._tensors.append(self._table("Tensor", shape=list(shape), **fields))
+        return len(self._tensors) - 1
 
     def add(
-        self, operator: str, inputs: list[int], shape: Sequence[int], kind: str = "", **options: int
+        self,
+        operator: str,
+        inputs: list[int],
+        shape: Sequence[int],
+        kind: str = "",
+        affine: Affine | None = None,
+        **options: int,
     ) -> int:
-        """An operator with options of the kind; its result's tensor, f32 of the shape."""
-        y = self.tensor(shape)
+        """An operator with options of the kind; its result's tensor, of the shape."""
+        y = self.tensor(shape, affine)
         if operator not in self._names:
             self._names.append(operator)
         fields = {"opcodeIndex": self._names.index(operator), "inputs": inputs, "outputs": [y]}
