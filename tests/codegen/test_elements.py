@@ -9,7 +9,7 @@ import pytest
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from dnnsep.codegen.lang.dtype import ELEMENTS, Element
+from dnnsep.codegen.lang.dtype import ELEMENTS, FloatElement
 from dnnsep.codegen.lang.emit import F32, I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.lang.jit import Function
@@ -42,7 +42,7 @@ def _random_floats(count: int) -> Array:
     return normal
 
 
-def _storing(isa: Isa, element: Element, lanes: int | None = None) -> Function:
+def _storing(isa: Isa, element: FloatElement, lanes: int | None = None) -> Function:
     """Returns f(source, target, vectors): f32 there to elements, vector by vector."""
     kind = ir.VectorType(F32, isa.lanes)
 
@@ -58,7 +58,7 @@ def _storing(isa: Isa, element: Element, lanes: int | None = None) -> Function:
     return function_of(isa, [POINTER, POINTER, I64], body)
 
 
-def _loading(isa: Isa, element: Element, count: int, lanes: int | None = None) -> Function:
+def _loading(isa: Isa, element: FloatElement, count: int, lanes: int | None = None) -> Function:
     """Returns f(source, target, vectors): elements there to f32, vector by vector."""
     kind = ir.VectorType(F32, count)
 
@@ -142,7 +142,7 @@ def test_only_the_first_lanes_are_read_and_written(dtype: str, isa: Isa) -> None
             assert np.array_equal(stores.loaded(target.array), right)
 
 
-def _through_block(isa: Isa, element: Element, lanes: int | None) -> Function:
+def _through_block(isa: Isa, element: FloatElement, lanes: int | None) -> Function:
     """Returns f(source, vectors, target): a block read, as its vectors of f32, written again."""
     kind = ir.VectorType(F32, isa.lanes)
 

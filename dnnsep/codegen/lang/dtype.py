@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dnnsep.codegen.lang.emit import BYTE, F32, I16, I32, Code
 from dnnsep.codegen.lang.isa import Isa
-from dnnsep.dtypes import PRECISIONS
+from dnnsep.dtypes import PRECISIONS, TensorDtype
 
 
 class Element(Protocol):
@@ -25,10 +25,6 @@ class Element(Protocol):
     @property
     def type(self) -> ir.Type:
         """LLVM's type of an element in memory."""
-
-    @property
-    def block_vectors(self) -> int:
-        """How many vectors of f32 a block is."""
 
     def load(self, code: Code, place: ir.Value, count: int, lanes: int | None) -> ir.Value:
         """Returns ``count`` neighbouring elements as a vector of f32."""
@@ -49,6 +45,14 @@ class Element(Protocol):
 
     def widened(self, code: Code, value: ir.Value) -> ir.Value:
         """Returns a vector of elements as f32."""
+
+
+class FloatElement(Element, Protocol):
+    """One that the depthwise stage takes in blocks."""
+
+    @property
+    def block_vectors(self) -> int:
+        """How many vectors of f32 a block is."""
 
     def load_block(
         self, code: Code, isa: Isa, place: ir.Value, lanes: int | None
@@ -167,10 +171,9 @@ class Bf16Element:
 
 class ByteElement:
     """Whole numbers of a byte, in registers as f32 from 0 to 255; numbers ``signed`` in memory are
-    less by 128. No stage takes blocks of them: the depthwise one has a way of its own."""
+    less by 128."""
 
     type: ir.Type = BYTE
-    block_vectors = 4
 
     def __init__(self, signed: bool) -> None:
         self.signed = signed
@@ -203,19 +206,6 @@ class ByteElement:
         words = code.builder.zext(self.moved(code, value), ir.VectorType(I32, lanes))
         return code.builder.sitofp(words, ir.VectorType(F32, lanes))
 
-    def load_block(
-        self, code: Code, isa: Isa, place: ir.Value, lanes: int | None
-    ) -> list[ir.Value]:
-        raise NotImplementedError
-
-    def store_block(
-        self, code: Code, isa: Isa, values: list[ir.Value], place: ir.Value, lanes: int | None
-    ) -> None:
-        raise NotImplementedError
-
-    def block_order(self, isa: Isa) -> NDArray[np.int64]:
-        raise NotImplementedError
-
 
 def nearest(code: Code, value: ir.Value) -> ir.Value:
     """Returns a vector of f32 as whole numbers of 32 bits, ties to even."""
@@ -223,19 +213,20 @@ def nearest(code: Code, value: ir.Value) -> ir.Value:
     return code.instruction("vcvtps2dq $1, $0", words, value)
 
 
-ELEMENTS: dict[str, Element] = {
-    "f32": F32Element(),
-    "bf16": Bf16Element(),
-    "u8": ByteElement(signed=False),
-    "s8": ByteElement(signed=True),
-}
+# Of floating point, and of bytes.
+ELEMENTS: dict[str, FloatElement] = {"f32": F32Element(), "bf16": Bf16Element()}
+_BYTES = {"u8": ByteElement(signed=False), "s8": ByteElement(signed=True)}
 
 
 def input_element(dtype: str) -> Element:
     """Returns what the input of a problem in a dtype holds."""
-    return ELEMENTS[PRECISIONS[dtype].source.name]
+    return _of_tensor(PRECISIONS[dtype].source)
 
 
 def output_element(dtype: str) -> Element:
     """Returns what the output of a problem in a dtype holds."""
-    return ELEMENTS[PRECISIONS[dtype].destination.name]
+    return _of_tensor(PRECISIONS[dtype].destination)
+
+
+def _of_tensor(dtype: TensorDtype) -> Element:
+    return _BYTES.get(dtype.name) or ELEMENTS[dtype.name]
