@@ -8,7 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 # Beside this folder, the sources that decide what is generated of a problem and how weights lie.
-_NOUNS = ("problem.py", "descriptor.py", "weights.py", "activations.py", "dtypes.py")
+_NOUNS = (
+    *("problem.py", "descriptor.py", "weights.py", "activations.py", "dtypes.py"),
+    "quantization.py",
+)
 
 
 @cache
