@@ -13,6 +13,7 @@ from dnnsep.weights import BatchNorm, Weights, fold_batchnorm
 if TYPE_CHECKING:
     from dnnsep.graph.loaded import load
     from dnnsep.graph.optimize import optimize, what_ran
+    from dnnsep.graph.quantize import quantize
     from dnnsep.graph.repack import repack
     from dnnsep.graph.saved import save
     from dnnsep.graph.warm import warm_up
@@ -33,6 +34,7 @@ __all__ = [
     "get_backend",
     "load",
     "optimize",
+    "quantize",
     "repack",
     "save",
     "separable_conv2d",
@@ -45,6 +47,7 @@ _TORCH_MODULES = {
     "SeparableConv2d": "dnnsep.nn.module",
     "load": "dnnsep.graph.loaded",
     "optimize": "dnnsep.graph.optimize",
+    "quantize": "dnnsep.graph.quantize",
     "repack": "dnnsep.graph.repack",
     "save": "dnnsep.graph.saved",
     "separable_conv2d": "dnnsep.nn.functional",

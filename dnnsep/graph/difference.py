@@ -17,6 +17,10 @@ from torch.utils import _pytree as pytree
 # and folded normalisations add up through some fifty layers.
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
+# Of a quantised model: where a number is between two steps, the last bit of a sum decides which one
+# it becomes, and the layers after it go on from there.
+QUANTIZED_BOUND = 0.1
+
 _INFINITE = float("inf")
 
 

@@ -32,7 +32,10 @@ def faulty_layers(
         except Exception as error:
             text = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
-            apart = difference(actual, values[group.result], bound)
+            right = values[group.result]
+            if isinstance(group, LayerGroup) and group.scales is not None:  # bytes, in steps
+                actual, right = actual.float(), right.float()
+            apart = difference(actual, right, bound)
             if apart <= bound:
                 continue
             text = f"differs by {apart:.1e}"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import fx
 
@@ -23,6 +24,7 @@ from dnnsep.graph.network import Buffer, Call, Native, Value
 from dnnsep.graph.predict import predicted, view_of
 from dnnsep.graph.rewrite import shape_of
 from dnnsep.nn.layer import array
+from dnnsep.quantization import Quantization
 from dnnsep.weights import Weights
 
 
@@ -35,6 +37,9 @@ def add_layer(build: Builder, group: LayerGroup) -> list[LayerStep]:
     if group.scale is not None:
         operands["scale"] = _dense(build, group.scale)
     base = predicted(group.anchors[-1])
+    if group.scales is not None:  # the result may be bytes
+        dtype = predicted(group.result).dtype
+        base = torch.empty_strided(base.shape, base.stride(), dtype=dtype, device="meta")
     y = operands["y"] = build.result(group.result, base, in_slot=not group.views)
     steps = _add_steps(build, group, operands, dims)
     like = y.like
@@ -147,6 +152,8 @@ def _weights(build: Builder, group: LayerGroup, number: int) -> Weights:
 
     problem = group.problem
     arrays = [(part(filters.weight), part(filters.bias)) for filters in group.filters]
+    if group.scales is not None:
+        return _quantized(group, arrays)
     if problem.kind == "separable":
         (depthwise, its_bias), (pointwise, bias) = arrays
         if problem.bias:  # both have one, or neither
@@ -159,6 +166,22 @@ def _weights(build: Builder, group: LayerGroup, number: int) -> Weights:
     if problem.kind == "linear":
         weight = weight[:, :, None, None]
     return Weights(pointwise=weight, pointwise_bias=bias)
+
+
+def _quantized(group: LayerGroup, arrays: list[tuple[Any, Any]]) -> Weights:
+    """Returns the weights of a quantised layer, whose arrays are what its bytes stand for."""
+    problem, scales = group.problem, group.scales
+    assert scales is not None
+    whole = []
+    for (weight, bias), of in zip(arrays, scales.weights, strict=True):
+        steps = np.rint(weight / of.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+        steps = steps[:, :, None, None] if steps.ndim == 2 else steps
+        whole.append((steps, _or_zeros(bias, len(steps)) if problem.bias else None, of))
+    nothing = (None, None, None)
+    first, its_bias, its_scales = whole.pop(0) if problem.depthwise_shape else nothing
+    second, bias, second_scales = whole.pop() if whole else nothing
+    told = Quantization(scales.source, scales.destination, scales.middle, its_scales, second_scales)
+    return Weights(first, its_bias, second, bias, told)
 
 
 def _or_zeros(bias: NDArray[np.float32] | None, channels: int) -> NDArray[np.float32]:

@@ -10,17 +10,18 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from dnnsep.backends import get_backend
 from dnnsep.codegen import tuner
 from dnnsep.graph.account import kernels_of, kernels_of_size
-from dnnsep.graph.difference import BOUNDS, difference
+from dnnsep.graph.difference import BOUNDS, QUANTIZED_BOUND, difference
 from dnnsep.graph.dims import condition_of
 from dnnsep.graph.parts import replace_parts
 from dnnsep.graph.prepare import Options
+from dnnsep.graph.quantized import quantized
 from dnnsep.graph.report import Report
 from dnnsep.graph.rewrite import CaptureError
 from dnnsep.graph.runner import Runner
@@ -78,7 +79,7 @@ def optimize(
     if isinstance(model, ExportedProgram):
         # Not to be copied: a copy would not check the sizes that it was exported for.
         model = _module_of(model)
-    if model.training:
+    if model.training and not _has_no_modes(model):
         raise ValueError("model: is in training mode, call eval() first")
     if dtype is not None and dtype not in BOUNDS:
         raise ValueError(f"dtype={dtype}: must be torch.float32 or torch.bfloat16")
@@ -92,6 +93,10 @@ def optimize(
         except ValueError:  # values that the model does not take
             inputs.pop()
         optimized = model if inplace or of_program else copy.deepcopy(model)
+        for (
+            part
+        ) in optimized.modules():  # of a graph that has no modes, the others are in eval mode
+            part.training = False
         options = Options(backend, filter, tune, condition_of(dynamic_shapes, example))
         report = _replaced(optimized, inputs, expected, options, dtype)
     report.tuning_seconds = seconds_spent() - spent
@@ -108,6 +113,21 @@ def _module_of(program: ExportedProgram) -> nn.Module:
     return module
 
 
+def _has_no_modes(model: nn.Module) -> bool:
+    """Returns whether a module is a graph of operators alone, as PT2E makes it: it computes the
+    same whatever mode it says that it is in."""
+    if not isinstance(model, fx.GraphModule):
+        return False
+    return all(node.op != "call_module" for node in model.graph.nodes)
+
+
+def _bound(model: nn.Module, dtype: torch.dtype) -> float:
+    """Returns how far a model's outputs may differ from the original's."""
+    if isinstance(model, fx.GraphModule) and any(map(quantized, model.graph.nodes)):
+        return QUANTIZED_BOUND
+    return BOUNDS[dtype]
+
+
 def _replaced(
     model: nn.Module,
     inputs: list[tuple[Any, ...]],
@@ -116,7 +136,7 @@ def _replaced(
     dtype: torch.dtype | None,
 ) -> Report:
     """Replaces a model's ``forward``, or those of its parts, and returns the report."""
-    bound = BOUNDS[dtype or _dtype_of(expected[0])]
+    bound = _bound(model, dtype or _dtype_of(expected[0]))
     own = _Tensors(model)
     if dtype is not None:
         model.to(dtype)

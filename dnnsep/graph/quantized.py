@@ -1,0 +1,98 @@
+"""Reads what a quantised model's graph says of its tensors: the dialect quantized_decomposed, which
+torch's and torchao's PT2E flow writes.
+
+Imports torch: import it from inside functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from dnnsep.dtypes import Array
+from dnnsep.quantization import Affine
+
+_QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
+_DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
+_DEQUANTIZE_WEIGHT = "quantized_decomposed.dequantize_per_channel.default"
+# dtype: the limits that all its numbers are within.
+_WHOLE_RANGE = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
+_NAMES = {torch.uint8: "u8", torch.int8: "s8"}
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """A tensor of bytes: the node of it, of dtype ``u8`` or ``s8``, and what it stands for."""
+
+    node: fx.Node
+    dtype: str
+    affine: Affine
+
+
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """The scales and zero points of a layer's tensors; ``weights`` are by stage, of its output
+    channels."""
+
+    source: Affine
+    middle: Affine | None
+    destination: Affine | None
+    weights: tuple[Array, ...]
+
+
+def dequantized(node: Any) -> Bytes | None:
+    """Returns the bytes that a node makes f32 of."""
+    found = _per_tensor(node, _DEQUANTIZE)
+    if found is None or not isinstance(node.args[0], fx.Node):
+        return None
+    return Bytes(node.args[0], *found)
+
+
+def quantized(node: Any) -> Bytes | None:
+    """Returns what a node quantises its argument to: bytes of all the numbers that they hold."""
+    found = _per_tensor(node, _QUANTIZE)
+    return None if found is None else Bytes(node, *found)
+
+
+def weight_scales(node: Any) -> Array | None:
+    """Returns the scales, by output channel, of weights s8 without zero points, which a node makes
+    f32 of; None where it is no such node."""
+    if not _calls(node, _DEQUANTIZE_WEIGHT) or node.kwargs or len(node.args) != 7:
+        return None
+    _, scales, zeros, axis, _, _, dtype = node.args
+    of_scales, of_zeros = _tensor(scales), _tensor(zeros)
+    if axis != 0 or dtype is not torch.int8 or of_scales is None:
+        return None
+    if zeros is not None and (of_zeros is None or bool(of_zeros.any())):
+        return None
+    found: Array = of_scales.detach().to(torch.float32).reshape(-1).numpy().astype(np.float32)
+    return found
+
+
+def _per_tensor(node: Any, name: str) -> tuple[str, Affine] | None:
+    if not _calls(node, name) or set(node.kwargs) - {"out_dtype"} or len(node.args) != 6:
+        return None
+    _, scale, zero_point, least, most, dtype = node.args
+    if _WHOLE_RANGE.get(dtype) != (least, most) or node.kwargs.get("out_dtype") is not None:
+        return None
+    if not isinstance(scale, float) or not isinstance(zero_point, int):
+        return None
+    return _NAMES[dtype], Affine(scale, zero_point)
+
+
+def _calls(node: Any, name: str) -> bool:
+    return isinstance(node, fx.Node) and str(node.target) == name
+
+
+def _tensor(node: Any) -> Tensor | None:
+    """Returns the tensor of a graph's module that a node gets."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    value: Any = node.graph.owning_module
+    for part in str(node.target).split("."):
+        value = getattr(value, part, None)
+    return value if isinstance(value, Tensor) else None

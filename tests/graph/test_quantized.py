@@ -1,0 +1,119 @@
+"""Quantised models: what PT2E makes of a model runs as layers of bytes, and answers alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import dnnsep
+from dnnsep.graph.difference import difference
+from dnnsep.graph.optimize import report_of
+from tests.conftest import HAS_IPEX
+
+# torch 2.8 has PT2E itself; later ones need torchao, which the second profile does without.
+pytestmark = pytest.mark.skipif(not HAS_IPEX, reason="this profile's torch has no PT2E")
+
+
+def _separable(channels: int, out: int, stride: int = 1) -> list[nn.Module]:
+    depthwise = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
+    norms = (nn.BatchNorm2d(channels), nn.BatchNorm2d(out))
+    for norm in norms:
+        norm.running_mean = torch.randn(norm.num_features) * 0.1
+        norm.running_var = torch.rand(norm.num_features) + 0.5
+    pointwise = nn.Conv2d(channels, out, 1, bias=False)
+    return [depthwise, norms[0], nn.ReLU6(), pointwise, norms[1], nn.ReLU()]
+
+
+class Net(nn.Module):
+    """MobileNet's layers, with an addition and an activation that is not quantised with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.ReLU())
+        self.first = nn.Sequential(*_separable(12, 20))
+        self.second = nn.Sequential(*_separable(20, 20))
+        self.silu = nn.Sequential(nn.Conv2d(20, 16, 1), nn.SiLU())
+        self.head = nn.Linear(16, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(self.stem(x))
+        y = self.silu(y + self.second(y))
+        found: Tensor = self.head(y.mean((2, 3)))
+        return found
+
+
+def _made(seed: int = 0) -> tuple[nn.Module, fx.GraphModule, Tensor]:
+    """Returns a model, the model quantised, and an input."""
+    torch.manual_seed(seed)
+    model = Net().eval()
+    batches = [torch.randn(2, 3, 21, 17) for _ in range(4)]
+    return model, dnnsep.quantize(model, batches), batches[0]
+
+
+def test_layers_run_on_bytes() -> None:
+    model, quantized, x = _made()
+    with torch.no_grad():
+        optimized = dnnsep.optimize(quantized, x)
+        right, found, plain = quantized(x), optimized(x), model(x)
+    report = report_of(optimized)
+    problems = [str(layer.problem) for layer in report.entries if layer.problem]
+    kinds = [layer.kind for layer in report.entries]
+    assert kinds == ["convolution", "separable", "separable", "convolution", "linear"], problems
+    assert all("_u8s8" in problem for problem in problems)
+    assert problems[0].endswith("act:relu_u8s8")
+    # Its result is also read in f32.
+    assert problems[1].endswith("act:relu6,relu_u8s8f32")
+    # No further from the quantised model than quantising is from the model.
+    assert difference(found, right) <= 0.5 * difference(plain, right)
+
+
+def test_an_exported_program_is_taken() -> None:
+    _, quantized, x = _made(1)
+    with torch.no_grad():
+        program = torch.export.export(quantized, (x,))
+        optimized = dnnsep.optimize(program, x)
+        assert difference(optimized(x), quantized(x)) < 0.05
+    assert all("u8s8" in str(layer.problem) for layer in report_of(optimized).entries)
+
+
+def test_weights_with_zero_points_stay_in_f32() -> None:
+    _, quantized, x = _made(2)
+    zeros = [name for name, _ in quantized.named_buffers() if "zero_point" in name]
+    assert zeros
+    getattr(quantized, zeros[0]).fill_(1)
+    with torch.no_grad():
+        optimized = dnnsep.optimize(quantized, x)
+        assert difference(optimized(x), quantized(x)) < 0.05
+    problems = [str(layer.problem) for layer in report_of(optimized).entries]
+    assert sum("u8s8" not in problem for problem in problems) == 1
+
+
+def test_bytes_that_two_layers_read() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.one(x), self.other(x)
+
+    torch.manual_seed(3)
+    x = torch.randn(1, 4, 9, 9)
+    quantized = dnnsep.quantize(Two().eval(), [x])
+    with torch.no_grad():
+        optimized = dnnsep.optimize(quantized, x)
+        assert difference(optimized(x), quantized(x)) < 0.02
+    assert [layer.kind for layer in report_of(optimized).entries] == ["convolution"] * 2
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [([], "batches: at least one"), ([torch.zeros(1, 3, 21, 17)], "model: is in training mode")],
+)
+def test_what_cannot_be_quantised(batches: list[Any], message: str) -> None:
+    model = Net().train() if batches else Net().eval()
+    with pytest.raises(ValueError, match=message):
+        dnnsep.quantize(model, batches)
