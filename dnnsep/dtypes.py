@@ -102,7 +102,9 @@ BF16 = Dtype("bf16", bytes=2, roundoff=2.0**-8)
 U8 = ByteDtype("u8", 0, 255)
 S8 = ByteDtype("s8", -128, 127)
 
+# Those of floating point, and all that a tensor can hold.
 DTYPES: dict[str, Dtype] = {dtype.name: dtype for dtype in (F32, BF16)}
+TENSOR_DTYPES: dict[str, TensorDtype] = {**DTYPES, "u8": U8, "s8": S8}
 
 
 @dataclass(frozen=True)

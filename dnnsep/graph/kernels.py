@@ -24,7 +24,7 @@ from dnnsep.graph.pooling import pooling_of
 from dnnsep.graph.predict import predicted
 from dnnsep.graph.reductions import pixel_rows, reduced, reduction_of
 from dnnsep.graph.rewrite import arguments, dtype_of, shape_of
-from dnnsep.graph.rows import RowGroup, expression_of
+from dnnsep.graph.rows import TENSORS, RowGroup, expression_of
 from dnnsep.nn.layer import DTYPES
 
 aten = torch.ops.aten
@@ -38,7 +38,7 @@ def add_rows(build: Builder, group: RowGroup) -> None:
     rows = layout.rows_of(y.like, dim)
     assert rows is not None
     of_operands = [layout.rows_of(value.like, dim) for value in operands.values()]
-    dtype = DTYPES[dtype_of(group.result)]
+    dtype = TENSORS[dtype_of(group.result)]
     step = RowwiseStep(
         Rowwise(expression_of(group), rows.channels, dtype, this_isa()),
         images=group.images,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from dnnsep.dtypes import Array
+from dnnsep.dtypes import TENSOR_DTYPES, Array
 from dnnsep.quantization import Affine
 
 _QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
@@ -21,7 +21,7 @@ _DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
 _DEQUANTIZE_WEIGHT = "quantized_decomposed.dequantize_per_channel.default"
 # dtype: the limits that all its numbers are within.
 _WHOLE_RANGE = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
-_NAMES = {torch.uint8: "u8", torch.int8: "s8"}
+BYTES = {torch.uint8: "u8", torch.int8: "s8"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Bytes:
     node: fx.Node
     dtype: str
     affine: Affine
+
+    @property
+    def unsigned(self) -> Affine:
+        """What they stand for as u8."""
+        return self.affine.unsigned(TENSOR_DTYPES[self.dtype])
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +86,7 @@ def _per_tensor(node: Any, name: str) -> tuple[str, Affine] | None:
         return None
     if not isinstance(scale, float) or not isinstance(zero_point, int):
         return None
-    return _NAMES[dtype], Affine(scale, zero_point)
+    return BYTES[dtype], Affine(scale, zero_point)
 
 
 def _calls(node: Any, name: str) -> bool:

@@ -25,10 +25,14 @@ from dnnsep.codegen.rowwise.expression import (
 from dnnsep.graph import layout, ops
 from dnnsep.graph.groups import dtype_of, shape_of
 from dnnsep.graph.predict import predicted
+from dnnsep.graph.quantized import BYTES, dequantized, quantized
 from dnnsep.graph.rewrite import arguments
 from dnnsep.nn.layer import DTYPES
 
 aten = torch.ops.aten
+
+# What a tensor that such a kernel reads or writes holds.
+TENSORS = {**DTYPES, **BYTES}
 
 Term = Callable[[Any], Expression]
 
@@ -126,6 +130,8 @@ def _joined(before: RowGroup, after: RowGroup) -> RowGroup | None:
     """Returns two groups as one, if nothing else reads the first one's result and they are rows of
     the same channels."""
     source = before.result
+    if dtype_of(source) in BYTES:  # what is rounded in memory only
+        return None
     if (before.whole, before.channel_dim) != (after.whole, after.channel_dim):
         return None
     if any(user not in after.nodes for user in source.users):
@@ -143,12 +149,21 @@ def _fits(node: fx.Node) -> bool:
     """Returns whether a row-wise kernel knows the operator of a node, with these arguments."""
     if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
         return False
-    if dtype_of(node) not in DTYPES:
+    if dequantized(node) is not None:
+        return dtype_of(node) in DTYPES and dtype_of(node.args[0]) in BYTES
+    if dtype_of(node) not in DTYPES and quantized(node) is None:
         return False
     if any(not _is_float(source) for source in node.all_input_nodes):
         return False
-    known = _OPERATORS.get(node.target)
+    known = _operator_of(node)
     return known is not None and known(node, _placeholder) is not None
+
+
+def _operator_of(node: fx.Node) -> Callable[[fx.Node, Term], Expression | None] | None:
+    """Returns what makes a node an expression, if there is something."""
+    if dequantized(node) is not None:
+        return _dequantize
+    return _quantize if quantized(node) is not None else _OPERATORS.get(node.target)
 
 
 def _is_float(node: fx.Node) -> bool:
@@ -183,7 +198,7 @@ def kind_of(shape: tuple[int, ...], whole: tuple[int, ...], channel_dim: int) ->
 def expression_of(group: RowGroup) -> Expression:
     """Returns what a group computes of its inputs."""
     numbers = {node: index for index, node in enumerate(group.inputs)}
-    result = DTYPES[dtype_of(group.result)]
+    result = TENSORS[dtype_of(group.result)]
     made: dict[fx.Node, Expression] = {}
 
     def term(value: Any) -> Expression:
@@ -191,12 +206,13 @@ def expression_of(group: RowGroup) -> Expression:
             return number(float(value))
         if value in made:
             return made[value]
-        dtype = DTYPES[dtype_of(value)]
+        dtype = TENSORS[dtype_of(value)]
         kind: Any = group.kinds[value][0]
         return operand(numbers[value], kind, None if dtype == result else dtype)
 
     for node in group.nodes:
-        found = _OPERATORS[node.target](node, term)
+        operator = _operator_of(node)
+        found = None if operator is None else operator(node, term)
         assert found is not None
         made[node] = found
     return made[group.result]
@@ -220,6 +236,22 @@ def _unary(name: str) -> Callable[[fx.Node, Term], Expression | None]:
 
 def _activation(node: fx.Node, term: Term) -> Expression | None:
     return apply(str(node.args[1]), term(node.args[0]))
+
+
+def _quantize(node: fx.Node, term: Term) -> Expression | None:
+    """Steps within a byte, which are rounded when they are written."""
+    found = quantized(node)
+    assert found is not None
+    to = found.unsigned
+    steps = term(node.args[0]) * (1.0 / to.scale) + float(to.zero_point)
+    return apply("minimum", apply("maximum", steps, 0.0), 255.0)
+
+
+def _dequantize(node: fx.Node, term: Term) -> Expression | None:
+    found = dequantized(node)
+    assert found is not None
+    of = found.unsigned
+    return (term(node.args[0]) - float(of.zero_point)) * of.scale
 
 
 def _power(node: fx.Node, term: Term) -> Expression | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dnnsep.codegen.lang.emit import BYTE, F32, I16, I32, Code
 from dnnsep.codegen.lang.isa import Isa
-from dnnsep.dtypes import PRECISIONS, TensorDtype
+from dnnsep.dtypes import PRECISIONS
 
 
 class Element(Protocol):
@@ -213,20 +213,20 @@ def nearest(code: Code, value: ir.Value) -> ir.Value:
     return code.instruction("vcvtps2dq $1, $0", words, value)
 
 
-# Of floating point, and of bytes.
+# Those of floating point, and all that a tensor can hold.
 ELEMENTS: dict[str, FloatElement] = {"f32": F32Element(), "bf16": Bf16Element()}
-_BYTES = {"u8": ByteElement(signed=False), "s8": ByteElement(signed=True)}
+TENSOR_ELEMENTS: dict[str, Element] = {
+    **ELEMENTS,
+    "u8": ByteElement(signed=False),
+    "s8": ByteElement(signed=True),
+}
 
 
 def input_element(dtype: str) -> Element:
     """Returns what the input of a problem in a dtype holds."""
-    return _of_tensor(PRECISIONS[dtype].source)
+    return TENSOR_ELEMENTS[PRECISIONS[dtype].source.name]
 
 
 def output_element(dtype: str) -> Element:
     """Returns what the output of a problem in a dtype holds."""
-    return _of_tensor(PRECISIONS[dtype].destination)
-
-
-def _of_tensor(dtype: TensorDtype) -> Element:
-    return _BYTES.get(dtype.name) or ELEMENTS[dtype.name]
+    return TENSOR_ELEMENTS[PRECISIONS[dtype].destination.name]

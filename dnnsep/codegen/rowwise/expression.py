@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dnnsep.codegen.rowwise.operators import OPERATORS, REDUCTIONS
-from dnnsep.dtypes import DTYPES
+from dnnsep.dtypes import TENSOR_DTYPES
 
 # pixels: a row for each pixel. image: a row for each image, the same for all of its pixels.
 # channels: one row for all. pixel: a number for each pixel, the same for all of its channels.
@@ -138,8 +138,8 @@ def operand(number: int, kind: Kind, dtype: str | None = None) -> Expression:
         raise ValueError(f"kind {kind!r}: must be one of {', '.join(get_args(Kind))}")
     if not 0 <= number < MOST_INPUTS:
         raise ValueError(f"input {number}: a kernel has {MOST_INPUTS} at most")
-    if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype {dtype!r}: must be one of {', '.join(DTYPES)}")
+    if dtype not in (None, *TENSOR_DTYPES):
+        raise ValueError(f"dtype {dtype!r}: must be one of {', '.join(TENSOR_DTYPES)}")
     return Expression((Input(number, kind, dtype),))
 
 

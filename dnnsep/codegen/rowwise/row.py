@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.dtype import TENSOR_ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, Code
 from dnnsep.codegen.rowwise.expression import Input, Number, Operation
 from dnnsep.codegen.rowwise.fold import UNIFORM, folded, inside, shuffled, tree
@@ -88,7 +88,7 @@ class RowCode:
     def _write_row(self, row: int, values: _Values) -> None:
         """Emits writing a row. Its last vector has channels of the one before: it is read before
         that one is written, which may be in the same place."""
-        element, isa = ELEMENTS[self.special.dtype], self.special.isa
+        element, isa = TENSOR_ELEMENTS[self.special.dtype], self.special.isa
         result = len(self.terms) - 1
 
         def store(place: _Place, value: ir.Value) -> None:
@@ -276,7 +276,7 @@ class RowCode:
         code, operand = self.code, row.operands[term.number]
         if self.joined > 1 and term in self.special.repeated:
             return code.load(code.at(operand, place.start, F32), self.vector)
-        element = ELEMENTS[self.special.dtype_of(term)]
+        element = TENSOR_ELEMENTS[self.special.dtype_of(term)]
         if term.kind == "pixel":  # of rows that are one; of others it is uniform
             assert place.number is not None
             pixels = element.load(code, operand, self.joined, None)
@@ -293,7 +293,7 @@ class RowCode:
             if isinstance(term, Number):
                 value = self.code.splat(term.value, UNIFORM)
             elif isinstance(term, Input):
-                element, count = ELEMENTS[self.special.dtype_of(term)], len(self.rows)
+                element, count = TENSOR_ELEMENTS[self.special.dtype_of(term)], len(self.rows)
                 first = self.rows[0].operands[term.number]
                 of_rows = element.load(self.code, first, count, None)
                 lanes = [min(lane, count - 1) for lane in range(UNIFORM.count)]

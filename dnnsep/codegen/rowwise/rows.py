@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.dtype import TENSOR_ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, Code
 from dnnsep.codegen.rowwise.expression import Input
 from dnnsep.codegen.rowwise.row import Row, RowCode
@@ -124,7 +124,7 @@ class _Part:
         vector of each time is what the next time begins with."""
         code, b = self.code, self.code.builder
         channels, lanes = self.special.channels, self.special.isa.lanes
-        element = ELEMENTS[self.special.dtype_of(operand)]
+        element = TENSOR_ELEMENTS[self.special.dtype_of(operand)]
         values = [
             element.load(
                 code, code.at(source, start, element.type), lanes, min(lanes, channels - start)
@@ -154,7 +154,7 @@ class _Part:
 
     def _row_of(self, operand: Input, row: ir.Value, image: ir.Value) -> ir.Value:
         """Returns the address of a row of an operand."""
-        b, kind = self.code.builder, ELEMENTS[self.special.dtype_of(operand)].type
+        b, kind = self.code.builder, TENSOR_ELEMENTS[self.special.dtype_of(operand)].type
         place = {
             "pixels": lambda: b.mul(row, self.pitches[operand.number]),
             "image": lambda: b.mul(image, I64(self.special.channels)),
@@ -164,5 +164,5 @@ class _Part:
         return self.code.at(self.x[operand.number], place, kind)
 
     def _target(self, row: ir.Value) -> ir.Value:
-        kind = ELEMENTS[self.special.dtype].type
+        kind = TENSOR_ELEMENTS[self.special.dtype].type
         return self.code.at(self.y, self.code.builder.mul(row, self.y_pitch), kind)

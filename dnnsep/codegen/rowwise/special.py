@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.activations import Exact
-from dnnsep.codegen.lang.dtype import ELEMENTS
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.rowwise.expression import Expression, Input, pixels
 from dnnsep.codegen.rowwise.naive import bounded, naive
 from dnnsep.codegen.rowwise.operators import REDUCTIONS, TINY, Inexact
 from dnnsep.codegen.rowwise.schedule import schedule
-from dnnsep.dtypes import DTYPES
+from dnnsep.dtypes import DTYPES, TENSOR_DTYPES
 
 # Rows of so many vectors are written out, and what is computed of them stays in registers. Longer
 # ones are loops.
@@ -38,7 +37,7 @@ class Rowwise:
     """An expression of each row of so many channels.
 
     ``dtype`` is that of the result and of all operands that have none of their own; what is between
-    is f32.
+    is f32. Bytes are numbers from 0 to 255, which a result has to be within; s8 are those less 128.
     """
 
     expression: Expression
@@ -48,7 +47,7 @@ class Rowwise:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no kernel can be."""
-        _check(self.channels, self.dtype)
+        _check(self.channels, self.dtype, TENSOR_DTYPES)
         _ = self.inputs
 
     def naive(self, operands: Sequence[NDArray[np.floating]]) -> Exact:
@@ -142,7 +141,7 @@ class PixelReduction:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no kernel can be."""
-        _check(self.channels, self.dtype)
+        _check(self.channels, self.dtype, DTYPES)
         if self.reduction not in REDUCTIONS:
             raise ValueError(
                 f"reduction {self.reduction!r}: must be one of {', '.join(REDUCTIONS)}"
@@ -168,16 +167,18 @@ class PixelReduction:
         return _stored_error(result, self.dtype)[:, 0]
 
 
-def _check(channels: int, dtype: str) -> None:
+def _check(channels: int, dtype: str, known: Collection[str]) -> None:
     if channels < 1:
         raise ValueError(f"channels {channels}: must be at least 1")
-    if dtype not in ELEMENTS:
-        raise ValueError(f"dtype {dtype!r}: must be one of {', '.join(ELEMENTS)}")
+    if dtype not in known:
+        raise ValueError(f"dtype {dtype!r}: must be one of {', '.join(known)}")
 
 
 def _stored_error(result: Inexact, dtype: str) -> Exact:
     """Returns how far off a result may be that was rounded to a dtype; what is less than any normal
     number may have become zero."""
+    if dtype not in DTYPES:
+        return result.error + 0.5  # of whole numbers
     size = np.abs(result.value) + result.error
     error: Exact = result.error + DTYPES[dtype].roundoff * size + TINY
     return error

@@ -13,7 +13,7 @@ from dnnsep.codegen.rowwise.kernel import compiled
 from dnnsep.codegen.rowwise.rows import emit_rows
 from dnnsep.codegen.rowwise.special import PixelReduction, Rowwise
 from dnnsep.codegen.rowwise.task import RowwiseTask
-from dnnsep.dtypes import DTYPES
+from dnnsep.dtypes import DTYPES, TENSOR_DTYPES
 
 # Less work than this, in bytes read and written, is not worth waking a thread for.
 PART_BYTES = 16 * 1024
@@ -58,7 +58,7 @@ class RowwiseStep:
         of_pixels = [operand for operand in self.special.inputs if operand.kind == "pixels"]
         dtypes = [self.special.dtype, *map(self.special.dtype_of, of_pixels)]
         rows = self.images * self.pixels
-        return rows * self.special.channels * sum(DTYPES[dtype].bytes for dtype in dtypes)
+        return rows * self.special.channels * sum(TENSOR_DTYPES[dtype].bytes for dtype in dtypes)
 
     @property
     def parts(self) -> int:
