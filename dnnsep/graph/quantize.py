@@ -68,4 +68,6 @@ def _pt2e() -> tuple[Any, Any]:
             warnings.simplefilter("ignore")
             return import_module(_TORCH[0]), import_module(_TORCH[1])
     except ImportError:
-        raise ImportError("quantize: this torch has no PT2E any more, install torchao") from None
+        raise ImportError(
+            "quantize: this torch has no PT2E any more, install torchao (extra: quantize)"
+        ) from None

@@ -11,10 +11,6 @@ from torch import Tensor, fx, nn
 import dnnsep
 from dnnsep.graph.difference import difference
 from dnnsep.graph.optimize import report_of
-from tests.conftest import HAS_IPEX
-
-# torch 2.8 has PT2E itself; later ones need torchao, which the second profile does without.
-pytestmark = pytest.mark.skipif(not HAS_IPEX, reason="this profile's torch has no PT2E")
 
 
 def _separable(channels: int, out: int, stride: int = 1) -> list[nn.Module]:
