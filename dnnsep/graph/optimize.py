@@ -27,7 +27,6 @@ from dnnsep.graph.rewrite import CaptureError
 from dnnsep.graph.runner import Runner
 from dnnsep.host.turns import seconds_spent
 
-
 # The module that checks sizes in what torch.export makes.
 _CHECKS = "_guards_fn"
 
