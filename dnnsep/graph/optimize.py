@@ -44,19 +44,20 @@ def optimize(
 ) -> nn.Module:
     """Returns the model with a ``forward`` that runs it as a network of generated kernels.
 
-    ``model`` must be in eval mode and on a CPU; a program of torch.export is taken, too. Its graph
-    is captured by torch.export for ``example_inputs``, the model's arguments; normalisations are
-    folded into weights, branches that are added up become one, and what the generator has kernels
-    for is run by them, the rest by torch's operators. A model whose graph cannot be captured is
-    taken part by part. In training,
-    with gradients, and while torch traces or compiles, the result is the model as it was: its
-    class, its parameters and its state are the same, and later changes of them are seen.
+    ``model`` must be in eval mode and on a CPU; a program of torch.export is taken, too, and a
+    quantised model as ``dnnsep.quantize`` or PT2E makes it, whose layers then run on bytes. Its
+    graph is captured by torch.export for ``example_inputs``, the model's arguments; normalisations
+    are folded into weights, branches that are added up become one, and what the generator has
+    kernels for is run by them, the rest by torch's operators. A model whose graph cannot be
+    captured is taken part by part. In training, with gradients, and while torch traces or compiles,
+    the result is the model as it was: its class, its parameters and its state are the same, and
+    later changes of them are seen.
 
     With a ``backend`` other than "auto" and "fused" (see ``dnnsep.get_backend``) separable layers
     run on that one and all else by torch's operators.
 
     The result is compared with the original on the example and on a second, random input: a layer
-    that differs by more than BOUNDS, or fails, is left to torch and named in the report. ``dtype``
+    that differs by more than BOUNDS (QUANTIZED_BOUND), or fails, is left to torch and named in the report. ``dtype``
     torch.bfloat16 converts the whole model; inputs are then converted on the way in and outputs on
     the way out. ``filter`` takes the name of a module with a convolution or a linear layer and
     returns whether that may be run by a kernel. ``model`` itself is not changed, unless ``inplace``
