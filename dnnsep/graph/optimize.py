@@ -57,7 +57,8 @@ def optimize(
     run on that one and all else by torch's operators.
 
     The result is compared with the original on the example and on a second, random input: a layer
-    that differs by more than BOUNDS (QUANTIZED_BOUND), or fails, is left to torch and named in the report. ``dtype``
+    that differs by more than BOUNDS or QUANTIZED_BOUND, or fails, is left to torch and named in the
+    report. ``dtype``
     torch.bfloat16 converts the whole model; inputs are then converted on the way in and outputs on
     the way out. ``filter`` takes the name of a module with a convolution or a linear layer and
     returns whether that may be run by a kernel. ``model`` itself is not changed, unless ``inplace``
