@@ -35,8 +35,8 @@ from dnnsep.weights import Weights
 _LANE = 16
 # Up to so many rows and columns the kernel is written out.
 _SHORT_KERNEL = 8
-# The stage's own weights begin with vectors of the input's zero point and of the output's limits.
-_HEADER = 3 * 64
+# The stage's own weights begin with a vector of the input's zero point.
+_HEADER = 64
 # Registers of a pixel loop that hold no sums.
 _SPARE = 8
 # Operations to weave a column, and to finish the sums of a block.
@@ -145,7 +145,7 @@ class ByteDepthwise(Source):
         filters = weights.depthwise.reshape(self.channels, kh, kw)
         unsigned = source.unsigned(PRECISIONS[self.dtype].source).zero_point
         table = self.finish.table(how, unsigned, filters.reshape(self.channels, -1))
-        header = np.repeat(np.array([source.zero_point, *how.limits]).astype(np.uint8), 64)
+        header = np.full(_HEADER, source.zero_point).astype(np.uint8)
         content: list[NDArray[np.uint8]] = [header]
         for start, width in self.blocks(isa):
             there = slice(start, min(start + width, self.channels))
@@ -182,7 +182,7 @@ class ByteDepthwise(Source):
     ) -> ir.Function:
         """As Source.emit; weights are as ``pack`` has them. A group is a block of channels."""
         arguments = [POINTER, POINTER, POINTER, I64, I64, *[I64] * by_groups]
-        arguments += [I64] * told_at_run_time(image, taps)
+        assert not told_at_run_time(image, taps), "there are no general kernels of bytes"
         code = Code(module, name, arguments).internal()
         return _Emitter(code, self, isa, dot, image, taps, sink).emit(by_groups)
 
@@ -229,7 +229,7 @@ class _Emitter:
     def emit(self, by_groups: bool) -> ir.Function:
         code, b = self.code, self.code.builder
         kh, kw = self.window.kernel
-        if self.taps.columns is None or max(kh, kw) > _SHORT_KERNEL:
+        if max(kh, kw) > _SHORT_KERNEL:
             self._blocks(self._pixel_by_pixel, by_groups)
             return code.end()
         whole = b.and_(
@@ -289,7 +289,7 @@ class _Emitter:
         count = -(-self.taps.width // at_once)
         bounds = [self.taps.width * n // count for n in range(count + 1)]
         stride, step = self.window.stride[1], self.window.dilation[1]
-        pitch = self.image.known_width * self.image.pitch * self.window.dilation[0]
+        pitch = self._pitch
         for start, stop in pairwise(bounds):
             first = self._row(block, 0, I32)
             sums = [list(first) for _ in range(start, stop)]
@@ -327,11 +327,8 @@ class _Emitter:
         not the zero point is read."""
         code, b = self.code, self.code.builder
         (kh, kw), stride, step = self.window.kernel, self.window.stride[1], self.window.dilation[1]
-        count = told_at_run_time(self.image, self.taps)
-        told = list(code.arguments[len(code.arguments) - count :])
-        width = told.pop(0) if self.image.width is None else I64(self.image.width)
-        pitch = b.mul(width, I64(self.image.pitch * self.window.dilation[0]))
-        left, right = self._inside(told)
+        pitch = I64(self._pitch)
+        left, right = self._inside
 
         def one(pixel: ir.Value) -> None:
             def group(g: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
@@ -364,14 +361,16 @@ class _Emitter:
 
         code.for_each(0, self.taps.width, one)
 
-    def _inside(self, told: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
-        """Returns the range of input columns, counted from the first pixel's first tap, that are in
-        the image, as far as the run meets them."""
+    @property
+    def _pitch(self) -> int:
+        """Bytes from a row of the kernel to the next in the input."""
+        return self.image.known_width * self.image.pitch * self.window.dilation[0]
+
+    @property
+    def _inside(self) -> tuple[ir.Value, ir.Value]:
+        """The range of input columns, counted from the first pixel's first tap, that are in the
+        image, as far as the run meets them."""
         stride, step = self.window.stride[1], self.window.dilation[1]
-        if self.taps.columns is None:
-            b = self.code.builder
-            left, end = (b.mul(column, I64(step)) for column in told)
-            return left, b.sub(end, I64(step - 1)) if step > 1 else end
         met = [
             pixel * stride + tap * step
             for pixel, columns in enumerate(self.taps.known)
@@ -461,14 +460,8 @@ class _Emitter:
         if not self.finish.to_bytes:
             self._store_numbers(block, place, steps)
             return
-        words = [nearest(code, value) for value in steps]
-        value = packed(code, words)
-        limits = (
-            code.load(code.at(self.weights, n * 64, BYTE), ir.VectorType(BYTE, block.width))
-            for n in (1, 2)
-        )
-        value = code.intrinsic("llvm.umax", value, next(limits))
-        value = code.intrinsic("llvm.umin", value, next(limits))
+        value = packed(code, [nearest(code, value) for value in steps])
+        value = self.finish.limited(code, value, partial(self._of_table, block, 0))
         if not self.stage.between:
             assert isinstance(self.out, ByteElement)
             value = self.out.moved(code, value)

@@ -134,9 +134,15 @@ class ByteFinish(Finish):
             nearest(code, self.steps(code, total, partial(row, v)))
             for v, total in enumerate(totals)
         ]
-        value, b = as_bytes(code, words), code.builder
+        return self.limited(code, as_bytes(code, words), partial(row, 0))
+
+    def limited(self, code: Code, value: ir.Value, row: Callable[[int], ir.Value]) -> ir.Value:
+        """Returns a vector of unsigned bytes within the limits of steps; ``row(n)`` reads the n-th
+        row of the table, as many bytes as there are or more."""
+        b = code.builder
         for n, name in ((3, "llvm.umax"), (4, "llvm.umin")):
-            limits = b.bitcast(row(0, n), ir.VectorType(BYTE, 4 * words[0].type.count))
+            read = row(n)
+            limits = b.bitcast(read, ir.VectorType(BYTE, 4 * read.type.count))
             if limits.type != value.type:
                 mask = ir.Constant(ir.VectorType(I32, value.type.count), None)
                 limits = b.shuffle_vector(limits, limits, mask)
