@@ -129,10 +129,13 @@ def _channels_of_group(value: Value, dim: int, number: int, groups: int) -> Valu
 def _packed(build: Builder, group: LayerGroup, number: int) -> Packer:
     nodes = [node for f in group.filters for node in (f.weight, f.bias) if node is not None]
     names = tuple(build.keys[node] for node in nodes)
+    # Weights that several quantised layers share are packed with each one's own scales.
+    of = group.scales
+    scales = None if of is None else (of.source, of.middle, of.destination)
     packings = build.settings.packings
 
     def packed(packing: Packing) -> NDArray[np.uint8]:
-        key = (names, number, packing)
+        key = (names, number, packing, scales)
         if key not in packings:
             packings[key] = packing.pack(_weights(build, group, number))
         return packings[key]

@@ -156,6 +156,22 @@ def test_outputs_beyond_the_limits(text: str, activation: str, isa: Isa) -> None
             assert set(np.unique(right)) >= {low, high}
 
 
+@pytest.mark.parametrize("activation", ["relu", "hardswish"])
+@pytest.mark.parametrize("text", ["g1ic20oc70ih6kh1", "g70ic70oc70ih6kh3ph1"])
+def test_outputs_beyond_what_32_bits_hold(text: str, activation: str, isa: Isa) -> None:
+    """As a layer has that was calibrated on zeros: a scale that is nearly 0."""
+    problem = Problem.parse(f"{text}_act:{activation}_u8s8")
+    weights, x = random_data(problem, seed=6)
+    assert weights.quantization is not None
+    told = replace(weights.quantization, destination=Affine(1e-15, 9))
+    weights = replace(weights, quantization=told)
+    right = naive(problem, weights, x)
+    assert {0 if activation == "hardswish" else 9, 255} <= set(np.unique(right))
+    plan = random_plan(problem, isa, np.random.default_rng(1))
+    found = run_guarded(problem, plan, Inputs(CheckData(weights, x, right, None)), at_end=True)
+    np.testing.assert_array_equal(found, right)
+
+
 def test_what_is_not_there_is_refused(isa: Isa) -> None:
     with pytest.raises(ValueError, match="no kernel for a multiplier in u8s8"):
         layer_of(Problem.parse("ic4oc4ih4kh1cm2_u8s8"), isa)

@@ -105,6 +105,26 @@ def test_bytes_that_two_layers_read() -> None:
     assert [layer.kind for layer in report_of(optimized).entries] == ["convolution"] * 2
 
 
+def test_a_layer_that_is_used_twice() -> None:
+    """With the same weights, but with other scales of what it reads and gives."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.layer(torch.relu(self.layer(x)) * 20))
+
+    torch.manual_seed(4)
+    x = torch.randn(1, 8, 9, 9)
+    quantized = dnnsep.quantize(Twice().eval(), [x])
+    with torch.no_grad():
+        optimized = dnnsep.optimize(quantized, x)
+        assert difference(optimized(x), quantized(x)) < 0.01
+    assert sum("u8s8" in str(layer.problem) for layer in report_of(optimized).entries) == 2
+
+
 @pytest.mark.parametrize(
     ("batches", "message"),
     [([], "batches: at least one"), ([torch.zeros(1, 3, 21, 17)], "model: is in training mode")],

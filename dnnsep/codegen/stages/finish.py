@@ -23,7 +23,7 @@ from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.lang.saturate import as_bytes
 from dnnsep.codegen.stages.residual import Residual, activated
 from dnnsep.dtypes import PRECISIONS, TensorDtype
-from dnnsep.quantization import LIMITS, Requantization
+from dnnsep.quantization import LIMITS, MOST_STEPS, Requantization
 
 
 class Finish(ABC):
@@ -109,10 +109,14 @@ class ByteFinish(Finish):
         """Returns what is rounded and limited, or the number itself of an output in f32."""
         number = code.builder.sitofp(total, ir.VectorType(F32, total.type.count))
         number = code.fma(number, row(1), row(2))
-        if self.in_steps:
-            return number
-        active = activate(code, self.activation, number)
-        return code.fma(active, row(5), row(6)) if self.to_bytes else active
+        if not self.in_steps:
+            number = activate(code, self.activation, number)
+            if not self.to_bytes:
+                return number
+            number = code.fma(number, row(5), row(6))
+        # Beyond 32 bits a conversion gives the least number, which is right of small ones only.
+        most = code.splat(MOST_STEPS, number.type)
+        return code.builder.select(code.builder.fcmp_ordered(">", number, most), most, number)
 
     def value(
         self,
