@@ -74,12 +74,11 @@ class Weights:
                 raise ValueError(f"quantization.{name}: shape {scales.shape}, not one of a channel")
             if not ((weights == np.rint(weights)) & (weights >= -128) & (weights <= 127)).all():
                 raise ValueError(f"{name}: must be whole numbers from -128 to 127")
-            target = found.middle if name == "depthwise" and found.middle else found.destination
+            target = found.target_of(name)
             if target is None:
                 continue
-            source = found.middle if name == "pointwise" and found.middle else found.source
             sums = np.abs(weights).sum(axis=(1, 2, 3), dtype=np.float64) * 255
-            steps = sums * scales * source.scale / target.scale
+            steps = sums * scales * found.input_of(name).scale / target.scale
             if not (steps < MOST_STEPS).all():
                 raise ValueError(
                     f"quantization.{name}: sums could be more than 2^30 steps of {target.scale:g}"
