@@ -39,7 +39,8 @@ class Quantization:
 
     ``destination`` is None where the output is f32, ``middle`` (what is between two stages) where
     there is one stage. Weights are symmetric: ``depthwise`` (C·m,) and ``pointwise`` (OC,) are
-    their scales by output channel of the stage, None without such a stage.
+    their scales by output channel of the stage, None without such a stage. ``residual`` is of bytes
+    like the output's, which a layer adds before its last activation; None where it adds none.
     """
 
     source: Affine
@@ -47,6 +48,7 @@ class Quantization:
     middle: Affine | None = None
     depthwise: Array | None = None
     pointwise: Array | None = None
+    residual: Affine | None = None
 
     def input_of(self, stage: str) -> Affine:
         """Returns what the input of a stage, ``depthwise`` or ``pointwise``, stands for."""
@@ -64,8 +66,9 @@ class Quantization:
         between = target is self.middle and target is not None
         kind = precision.between if between else precision.destination
         unsigned = None if target is None else target.unsigned(kind)
-        scales = getattr(self, stage)
-        return Requantization.of(self.input_of(stage), scales, bias, unsigned, activation, kind)
+        residual = None if between or self.residual is None else self.residual.unsigned(kind)
+        source, scales = self.input_of(stage), getattr(self, stage)
+        return Requantization.of(source, scales, bias, unsigned, activation, kind, residual)
 
     def arrays(self) -> dict[str, NDArray[np.floating]]:
         """Returns all that there is as arrays, by field; ``of_arrays`` takes them."""
@@ -96,7 +99,8 @@ class Requantization:
     an f32 output is that. Otherwise v counts steps of the output, zero point included. Of an
     activation that is no limit they are made by a second multiply-add, with ``steps`` (the steps
     in 1, the zero point). Steps are rounded to nearest even and limited to ``limits``. ``target``
-    is the output's dtype.
+    is the output's dtype. Where bytes are added, v + byte · ``added`` takes the place of v: one
+    more multiply-add.
     """
 
     multiplier: Array
@@ -104,6 +108,7 @@ class Requantization:
     steps: tuple[float, float]
     limits: tuple[int, int]
     target: TensorDtype
+    added: float = 0.0
 
     @classmethod
     def of(
@@ -114,27 +119,40 @@ class Requantization:
         destination: Affine | None,
         activation: str,
         target: TensorDtype,
+        residual: Affine | None = None,
     ) -> Requantization:
-        """Returns that of a stage; ``destination`` is of u8, None of f32."""
+        """Returns that of a stage; ``destination`` and what is added are of u8, None of f32."""
         factors = source.scale * scales.astype(np.float64)
         offsets = np.zeros(len(scales)) if bias is None else bias.astype(np.float64)
+        added = 0.0
+        if residual is not None:
+            added = residual.scale
+            offsets -= added * residual.zero_point
         steps, limits = (1.0, 0.0), (0, 255)
         if destination is not None:
             zero = destination.zero_point
             if activation in LIMITS:
                 factors, offsets = factors / destination.scale, offsets / destination.scale + zero
+                added /= destination.scale
                 low = zero if activation != "none" else 0
                 six = int(np.rint(min(6 / destination.scale + zero, 255.0)))
                 limits = (min(low, 255), six if activation == "relu6" else 255)
             else:
                 steps = (1 / destination.scale, float(zero))
-        return cls(factors.astype(np.float32), offsets.astype(np.float32), steps, limits, target)
+        numbers = factors.astype(np.float32), offsets.astype(np.float32)
+        return cls(*numbers, steps, limits, target, added)
 
-    def naive(self, sums: Exact, activation: str) -> Exact:
-        """Returns the output (N, C, H, W) of sums, which are whole numbers."""
+    def naive(self, sums: Exact, activation: str, residual: Exact | None = None) -> Exact:
+        """Returns the output (N, C, H, W) of sums, which are whole numbers; ``residual`` is what is
+        added before the activation, stored like the output."""
         channels = (slice(None), None, None)
         rounded = sums.astype(np.float32)
         v = fma(rounded, self.multiplier[channels], self.offset[channels])
+        if residual is not None and self.target.bytes > 1:
+            v = v + residual.astype(np.float32)
+        elif residual is not None:
+            stored = residual + (128 if self.target == S8 else 0)
+            v = fma(stored.astype(np.float32), np.float32(self.added), v)
         if self.target.bytes > 1:
             return ACTIVATIONS[activation].naive(v.astype(np.float64))
         if activation not in LIMITS:

@@ -41,8 +41,11 @@ class Extras:
 
     def check(self, layer: Layer) -> None:
         """Raises ValueError where a kernel of the layer cannot take these."""
-        if PRECISIONS[layer.dtype].quantized and (self.residual or self.scale):
-            raise ValueError("residual, scale: a quantised layer takes neither")
+        if PRECISIONS[layer.dtype].quantized:
+            if self.scale or self.after:
+                raise ValueError("scale, after: a quantised layer takes neither")
+            if self.residual and layer.product is None:
+                raise ValueError("residual: a depthwise layer of bytes takes none")
         if self.residual and layer.product is None and layer.source is None:
             raise ValueError("residual: only a layer with weights takes one")
         if self.scale and (layer.source is not None or layer.product is None):

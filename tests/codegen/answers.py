@@ -55,6 +55,11 @@ def with_residual(
     """
     assert isinstance(stage, Matmul | Depthwise)
     y, size, error = given
+    if weights.quantization is not None:
+        assert isinstance(stage, Matmul)
+        how = stage.requantization(weights)
+        right = how.naive(stage.sums(y, weights), stage.activation, residual.astype(np.float64))
+        return right, stage.bound(size, error, weights.absolute())[1]
     dtype, absolute = DTYPES[stage.dtype], weights.absolute()
     if after:
         largest, off = stage.bound(size, error, absolute)

@@ -26,9 +26,11 @@ from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.plan import Plan, without_product
 from dnnsep.codegen.task import KERNEL, Task
 from dnnsep.codegen.weigh import Caches, all_plans
-from dnnsep.dtypes import DTYPES, PRECISIONS, Array, TensorDtype
+from dnnsep.dtypes import PRECISIONS, Array, ByteDtype, TensorDtype
 from dnnsep.problem import Problem
+from dnnsep.quantization import Affine
 from dnnsep.sweep.check import CheckData
+from dnnsep.weights import Weights
 from tests.codegen.answers import answer
 from tests.codegen.running import run_parts
 
@@ -85,18 +87,34 @@ class Inputs:
             return cls(data, extras)
         rng = np.random.default_rng(seed)
         residual = scale = None
-        if extras.residual:
+        destination = problem.precision.destination
+        if extras.residual and isinstance(destination, ByteDtype):
+            low = destination.low
+            residual = rng.integers(low, low + 256, problem.output_shape).astype(np.float32)
+            data = replace(data, weights=_adding(data.weights, rng, low))
+        elif extras.residual:
             residual = rng.integers(-4, 5, problem.output_shape).astype(np.float32)
         if extras.scale:
             shape = (*problem.input_shape[:2], 1, 1)
             scale = rng.integers(-2, 3, shape).astype(np.float32)
         expected, bound = answer(problem, data.weights, data.x, residual, scale, extras.after)
         if data.bound is None:
-            rounded = DTYPES[problem.dtype].rounded(expected)
+            rounded = problem.precision.destination.rounded(expected)
             check = CheckData(data.weights, data.x, rounded.astype(np.float64), None)
         else:
             check = CheckData(data.weights, data.x, expected, bound)
         return cls(check, extras, residual, scale)
+
+
+def _adding(weights: Weights, rng: np.random.Generator, low: int) -> Weights:
+    """Returns the weights of a layer that adds bytes from ``low`` on: of scales near the output's,
+    any zero point."""
+    told = weights.quantization
+    assert told is not None
+    assert told.destination is not None
+    scale = told.destination.scale * float(2 ** rng.uniform(-2, 2))
+    affine = Affine(scale, int(rng.integers(low, low + 256)))
+    return replace(weights, quantization=replace(told, residual=affine))
 
 
 def run_guarded(problem: Problem, plan: Plan, inputs: Inputs, at_end: bool) -> Array:
@@ -197,7 +215,9 @@ class Case:
         dtype = "u8s8" if rng.random() < 0.5 else str(rng.choice(names))
         problem = replace(problem, dtype=dtype)
         extras = random_extras(layer_of(problem, isa), rng, scales=False)
-        extras = replace(extras, residual=False, after=False, residual_pitch=0)
+        extras = replace(extras, after=False)
+        if layer_of(problem, isa).product is None:
+            extras = replace(extras, residual=False, residual_pitch=0)
         return cls(problem, random_plan(problem, isa, rng), extras, bool(rng.integers(2)))
 
     def __str__(self) -> str:

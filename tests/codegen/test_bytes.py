@@ -124,11 +124,10 @@ def test_halves_go_to_even(text: str, isa: Isa) -> None:
     (name,) = one
     one[name][:, 0] = 1
     scale = np.full(len(one[name]), 0.5, np.float32)
-    told = Quantization(
-        Affine(1.0, 0),
-        Affine(1.0, 3),
-        None,
-        **{name: scale},
+    told = replace(
+        Quantization(Affine(1.0, 0), Affine(1.0, 3)),
+        depthwise=scale if name == "depthwise" else None,
+        pointwise=scale if name == "pointwise" else None,
     )
     right = _checked(problem, isa, Weights(**one, quantization=told), x)
     assert {0, 1} <= set(np.unique(right - 3) % 2)
@@ -178,6 +177,6 @@ def test_what_is_not_there_is_refused(isa: Isa) -> None:
     problem = Problem.parse("g1ic4oc4ih4kh1_u8s8")
     plan = random_plan(problem, isa, np.random.default_rng(0))
     with pytest.raises(ValueError, match="a quantised layer takes neither"):
-        Specialization.of(problem, plan, Extras(residual=True)).module()
+        Specialization.of(problem, plan, Extras(residual=True, after=True)).module()
     with pytest.raises(ValueError, match="no general kernel"):
         as_run(layer_of(problem, isa), Extras())

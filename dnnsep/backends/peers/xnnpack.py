@@ -131,15 +131,13 @@ def _zero_weights(problem: Problem) -> Weights:
     )
     quantization = None
     if problem.precision.quantized:
-        one, scales = (
-            Affine(1.0, 0),
-            (
-                None if weight is None else np.full(len(weight), 2.0**-16, np.float32)
-                for weight in (depthwise, pointwise)
-            ),
+        one = Affine(1.0, 0)
+        first, second = (
+            None if weight is None else np.full(len(weight), 2.0**-16, np.float32)
+            for weight in (depthwise, pointwise)
         )
         middle = one if problem.kind == "separable" else None
-        quantization = Quantization(one, one, middle, *scales)
+        quantization = Quantization(one, one, middle, first, second)
     return Weights(depthwise, depthwise_bias, pointwise, pointwise_bias, quantization)
 
 

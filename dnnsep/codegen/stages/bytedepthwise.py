@@ -453,13 +453,14 @@ class _Emitter:
         """Finishes the sums of a pixel, and writes them."""
         code, b = self.code, self.code.builder
         place = code.at(block.target, b.mul(pixel, I64(self.sink.stride)), self.sink.element)
-        steps = [
-            self.finish.steps(code, total, partial(self._of_table, block, v))
-            for v, total in enumerate(sums)
-        ]
+        rows = [partial(self._of_table, block, v) for v in range(FOUR)]
         if not self.finish.to_bytes:
-            self._store_numbers(block, place, steps)
+            numbers = [
+                self.finish.value(code, total, row) for total, row in zip(sums, rows, strict=True)
+            ]
+            self._store_numbers(block, place, numbers)
             return
+        steps = [self.finish.steps(code, total, row) for total, row in zip(sums, rows, strict=True)]
         value = packed(code, [nearest(code, value) for value in steps])
         value = self.finish.limited(code, value, partial(self._of_table, block, 0))
         if not self.stage.between:

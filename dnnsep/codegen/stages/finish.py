@@ -38,8 +38,8 @@ class Finish(ABC):
         code: Code,
         total: ir.Value,
         row: Callable[[int], ir.Value],
-        residual: Residual | None,
-        load: Callable[[], ir.Value],
+        residual: Residual | None = None,
+        load: Callable[[], ir.Value] | None = None,
     ) -> ir.Value:
         """Returns what ``Element.store`` takes of a vector of sums, in f32: ``row(n)`` reads the
         n-th of its rows of the table, and ``load`` the residual, which is added where there is
@@ -59,8 +59,8 @@ class FloatFinish(Finish):
         code: Code,
         total: ir.Value,
         row: Callable[[int], ir.Value],
-        residual: Residual | None,
-        load: Callable[[], ir.Value],
+        residual: Residual | None = None,
+        load: Callable[[], ir.Value] | None = None,
     ) -> ir.Value:
         return activated(code, self.activation, total, residual, load)
 
@@ -71,7 +71,8 @@ class ByteFinish(Finish):
 
     The rows: what sums begin with, which is less what the input's zero point adds to them;
     multipliers and offsets; bytes that are the lower limit of steps, and bytes that are the upper
-    one; and the multipliers and offsets that make steps of activated numbers.
+    one; multipliers of the residual; and the multipliers and offsets that make steps of activated
+    numbers.
     """
 
     activation: str
@@ -89,7 +90,7 @@ class ByteFinish(Finish):
 
     @property
     def rows(self) -> int:  # type: ignore[override]
-        return 3 if not self.to_bytes else 5 if self.in_steps else 7
+        return 3 if not self.to_bytes else 6 if self.in_steps else 8
 
     def table(
         self, how: Requantization, zero_point: int, weights: NDArray[np.float32]
@@ -101,19 +102,24 @@ class ByteFinish(Finish):
         rows: list[NDArray[np.float32]] = [starts.view(np.float32), how.multiplier, how.offset]
         for limit in how.limits:
             rows.append(np.full(4 * count, limit, np.uint8).view(np.float32))
-        for number in how.steps:
+        for number in (how.added, *how.steps):
             rows.append(np.full(count, number, np.float32))
         return np.stack(rows[: self.rows])
 
-    def steps(self, code: Code, total: ir.Value, row: Callable[[int], ir.Value]) -> ir.Value:
-        """Returns what is rounded and limited, or the number itself of an output in f32."""
-        number = code.builder.sitofp(total, ir.VectorType(F32, total.type.count))
-        number = code.fma(number, row(1), row(2))
+    def steps(
+        self,
+        code: Code,
+        total: ir.Value,
+        row: Callable[[int], ir.Value],
+        load: Callable[[], ir.Value] | None = None,
+    ) -> ir.Value:
+        """Returns what is rounded and limited of an output in bytes; ``load`` reads the residual,
+        as f32 from 0 to 255."""
+        number = self._number(code, total, row)
+        if load is not None:
+            number = code.fma(load(), row(5), number)
         if not self.in_steps:
-            number = activate(code, self.activation, number)
-            if not self.to_bytes:
-                return number
-            number = code.fma(number, row(5), row(6))
+            number = code.fma(activate(code, self.activation, number), row(6), row(7))
         # Beyond 32 bits a conversion gives the least number, which is right of small ones only.
         most = code.splat(MOST_STEPS, number.type)
         return code.builder.select(code.builder.fcmp_ordered(">", number, most), most, number)
@@ -123,19 +129,27 @@ class ByteFinish(Finish):
         code: Code,
         total: ir.Value,
         row: Callable[[int], ir.Value],
-        residual: Residual | None,
-        load: Callable[[], ir.Value],
+        residual: Residual | None = None,
+        load: Callable[[], ir.Value] | None = None,
     ) -> ir.Value:
         assert not self.to_bytes, "bytes are made of several vectors at a time"
-        return self.steps(code, total, row)
+        return activated(code, self.activation, self._number(code, total, row), residual, load)
+
+    def _number(self, code: Code, total: ir.Value, row: Callable[[int], ir.Value]) -> ir.Value:
+        number = code.builder.sitofp(total, ir.VectorType(F32, total.type.count))
+        return code.fma(number, row(1), row(2))
 
     def bytes(
-        self, code: Code, totals: Sequence[ir.Value], row: Callable[[int, int], ir.Value]
+        self,
+        code: Code,
+        totals: Sequence[ir.Value],
+        row: Callable[[int, int], ir.Value],
+        load: Callable[[int], ir.Value] | None = None,
     ) -> ir.Value:
         """Returns up to four vectors of sums as one of as many unsigned bytes; ``row(v, n)`` reads
-        the n-th row of the table for the v-th vector."""
+        the n-th row of the table for the v-th vector, and ``load(v)`` its residual."""
         words = [
-            nearest(code, self.steps(code, total, partial(row, v)))
+            nearest(code, self.steps(code, total, partial(row, v), load and partial(load, v)))
             for v, total in enumerate(totals)
         ]
         return self.limited(code, as_bytes(code, words), partial(row, 0))

@@ -38,16 +38,20 @@ class Matmul(Stage):
     dtype: str
 
     def naive(self, x: Exact, weights: Weights) -> Exact:
-        batch, channels, height, width = x.shape
-        pixels = x.reshape(batch, channels, height * width)
-        if weights.quantization is not None:
-            pixels = pixels - weights.quantization.input_of("pointwise").zero_point
-        y = (self.matrix(weights).astype(np.float64) @ pixels).reshape(batch, -1, height, width)
+        y = self.sums(x, weights)
         if weights.quantization is not None:
             return self.requantization(weights).naive(y, self.activation)
         if weights.pointwise_bias is not None:
             y = y + weights.pointwise_bias.astype(np.float64)[:, None, None]
         return ACTIVATIONS[self.activation].naive(y)
+
+    def sums(self, x: Exact, weights: Weights) -> Exact:
+        """Returns the sums of products alone, of a quantised problem whole numbers."""
+        batch, channels, height, width = x.shape
+        pixels = x.reshape(batch, channels, height * width)
+        if weights.quantization is not None:
+            pixels = pixels - weights.quantization.input_of("pointwise").zero_point
+        return (self.matrix(weights).astype(np.float64) @ pixels).reshape(batch, -1, height, width)
 
     def bound(self, scale: Exact, error: Exact, weights: Weights) -> tuple[Exact, Exact]:
         if weights.quantization is not None:
@@ -213,14 +217,15 @@ class _Emitter:
         table for the v-th vector."""
         _, _, _, y, residual, *_ = self.code.arguments
         row, finish = self._row(y, pixel, self.of.y_pitch), self.finish
-        if isinstance(finish, ByteFinish) and finish.to_bytes:
-            assert isinstance(self.element, ByteElement)
-            value = self.element.moved(self.code, finish.bytes(self.code, sums, table))
-            self.code.store(value, row, self.of.columns, self._streams)
-            return
         added = residual
         if self.of.residual:
             added = self._row(residual, pixel, self.of.residual.pitch)
+        if isinstance(finish, ByteFinish) and finish.to_bytes:
+            assert isinstance(self.element, ByteElement)
+            load = partial(self._load, added) if self.of.residual else None
+            value = self.element.moved(self.code, finish.bytes(self.code, sums, table, load))
+            self.code.store(value, row, self.of.columns, self._streams)
+            return
         for v, total in enumerate(sums):
             self._store(partial(table, v), total, row, added, v)
 

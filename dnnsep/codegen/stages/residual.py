@@ -25,12 +25,13 @@ def activated(
     activation: str,
     total: ir.Value,
     residual: Residual | None,
-    load: Callable[[], ir.Value],
+    load: Callable[[], ir.Value] | None,
 ) -> ir.Value:
     """Emits the activation of a vector of sums, with the residual's vector, which ``load`` reads,
     added where there is one; returns the result."""
     if residual is None:
         return activate(code, activation, total)
+    assert load is not None
     if residual.after:
         return code.builder.fadd(activate(code, activation, total), load())
     return activate(code, activation, code.builder.fadd(total, load()))

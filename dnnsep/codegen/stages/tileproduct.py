@@ -267,7 +267,7 @@ class TileProduct:
             ]
             if isinstance(finish, ByteFinish) and finish.to_bytes:
                 assert isinstance(element, ByteElement)
-                value = finish.bytes(code, totals, table_row)
+                value = finish.bytes(code, totals, table_row, added if self.residual else None)
                 # A pixel begins at a multiple of the size, which streaming needs.
                 whole = self.stage.out_channels % (vectors * lanes) == 0 and vectors != 3
                 streams = self.streaming and whole
