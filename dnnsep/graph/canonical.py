@@ -7,6 +7,7 @@ from torch import fx
 from dnnsep.graph.fold import fold
 from dnnsep.graph.merge import merge
 from dnnsep.graph.normalize import normalize
+from dnnsep.graph.quantized import dequantize_by_user
 
 
 def canonicalize(graph_module: fx.GraphModule) -> None:
@@ -19,3 +20,4 @@ def canonicalize(graph_module: fx.GraphModule) -> None:
     while merge(graph_module):
         fold(graph_module)
         normalize(graph_module)
+    dequantize_by_user(graph_module.graph)

@@ -18,7 +18,7 @@ from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.graph import layout, ops
 from dnnsep.graph.predict import is_view, predicted, view_of
-from dnnsep.graph.quantized import Scales, dequantized, quantized, weight_scales
+from dnnsep.graph.quantized import Scales
 from dnnsep.graph.rewrite import only_user
 from dnnsep.nn.layer import DTYPES
 from dnnsep.problem import Pair, Problem
@@ -73,7 +73,7 @@ Allowed = Callable[[fx.Node], str]
 
 
 class LayerMatcher:
-    """Finds the layers among the nodes of a graph, which come in order.
+    """Finds the layers of floating point among the nodes of a graph, which come in order.
 
     ``constants`` are other nodes, those that depend on parameters only. ``why_not`` says of a
     convolution or linear layer why it may not be one, empty if it may. With an ``engine``, a
@@ -95,7 +95,7 @@ class LayerMatcher:
     def groups(self) -> list[LayerGroup]:
         """Returns the layers in the order of their first nodes. Separable ones come first, since
         they take two convolutions."""
-        found = self._quantized_layers() if self._engine is None else []
+        found: list[LayerGroup] = []
         nodes = self._nodes
         for only_separable in (True, False) if self._engine is None else (True,):
             for node in nodes:
@@ -111,82 +111,6 @@ class LayerMatcher:
                 self.left
             )
         return found
-
-    def _quantized_layers(self) -> list[LayerGroup]:
-        """Returns the layers from bytes to bytes, or to f32; separable ones where both stages
-        are."""
-        found = []
-        for node in self._nodes:
-            stage = None if node in self._taken else self._quantized(node)
-            if stage is None:
-                continue
-            group = self._with_pointwise(stage) or stage
-            self._taken.update(group.nodes)
-            found.append(group)
-        return found
-
-    def _quantized(self, node: fx.Node) -> LayerGroup | None:
-        """Returns a convolution or linear layer whose input and weight were bytes, with the
-        activation and the rounding to bytes that follow it."""
-        source = dequantized(node.args[0]) if is_layer(node) else None
-        if source is None or self._why_not(node):
-            return None
-        scales = weight_scales(node.args[1])
-        group = self._linear(node) or self._alone(node)
-        if scales is None or group is None or group.groups > 1:
-            return None
-        given = group.x
-        nodes, activation = self._then_activation([node])
-        follower = only_user(nodes[-1])
-        target = None if follower is None else quantized(follower)
-        dtype = f"{source.dtype}s8"
-        if target is None:
-            dtype += "f32"
-        elif target.dtype != source.dtype:
-            dtype += target.dtype
-        problem = replace(group.problem, dtype=dtype, activations=(activation,))
-        if not has_kernel(problem):
-            return None
-        if target is not None:
-            nodes.append(target.node)
-        if only_user(given) is not None:
-            nodes.insert(0, given)
-        of = Scales(source.affine, None, None if target is None else target.affine, (scales,))
-        return LayerGroup(nodes, problem, source.node, group.filters, (node,), scales=of)
-
-    def _with_pointwise(self, first: LayerGroup) -> LayerGroup | None:
-        """Returns a quantised depthwise convolution with the pointwise one that alone reads it."""
-        made = only_user(first.result)
-        follower = None if made is None else only_user(made)
-        if first.problem.kind != "depthwise" or made is None or follower is None:
-            return None
-        second = self._quantized(follower)
-        if second is None or second.nodes[0] is not made or second.x is not first.result:
-            return None
-        convolution = self._convolution(follower)
-        if convolution is None or not convolution.is_pointwise:
-            return None
-        assert first.scales is not None
-        assert second.scales is not None
-        problem = replace(
-            first.problem,
-            kind="separable",
-            out_channels=second.problem.out_channels,
-            bias=first.problem.bias or second.problem.bias,
-            activations=first.problem.activations + second.problem.activations,
-            dtype=second.problem.dtype,
-        )
-        if not has_kernel(problem):
-            return None
-        scales = Scales(
-            first.scales.source,
-            second.scales.source,
-            second.scales.destination,
-            first.scales.weights + second.scales.weights,
-        )
-        nodes, filters = first.nodes + second.nodes, first.filters + second.filters
-        anchors = first.anchors + second.anchors
-        return LayerGroup(nodes, problem, first.x, filters, anchors, scales=scales)
 
     def _separable(self, node: fx.Node) -> LayerGroup | None:
         first = self._convolution(node)

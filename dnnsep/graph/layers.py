@@ -6,6 +6,7 @@ Imports torch: import it from inside functions.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from dnnsep.graph.build import Builder, Packer
 from dnnsep.graph.groups import LayerGroup
 from dnnsep.graph.network import Buffer, Call, Native, Value
 from dnnsep.graph.predict import predicted, view_of
+from dnnsep.graph.quantized import Scales
 from dnnsep.graph.rewrite import shape_of
 from dnnsep.nn.layer import array
+from dnnsep.problem import Problem
 from dnnsep.quantization import Quantization
 from dnnsep.weights import Weights
 
@@ -130,8 +133,7 @@ def _packed(build: Builder, group: LayerGroup, number: int) -> Packer:
     nodes = [node for f in group.filters for node in (f.weight, f.bias) if node is not None]
     names = tuple(build.keys[node] for node in nodes)
     # Weights that several quantised layers share are packed with each one's own scales.
-    of = group.scales
-    scales = None if of is None else (of.source, of.middle, of.destination)
+    scales = None if group.scales is None else group.scales.of_tensors
     packings = build.settings.packings
 
     def packed(packing: Packing) -> NDArray[np.uint8]:
@@ -146,17 +148,20 @@ def _packed(build: Builder, group: LayerGroup, number: int) -> Packer:
 def _weights(build: Builder, group: LayerGroup, number: int) -> Weights:
     """Returns the weights of one of a layer's groups."""
 
-    def part(node: fx.Node | None) -> Any:
-        if node is None:
+    def part(values: NDArray[np.float32] | None) -> Any:
+        if values is None:
             return None
-        values = array(build.constants[node])
         each = len(values) // group.groups
         return values[number * each : (number + 1) * each]
 
+    def of_node(node: fx.Node | None) -> Any:
+        return None if node is None else part(array(build.constants[node]))
+
     problem = group.problem
-    arrays = [(part(filters.weight), part(filters.bias)) for filters in group.filters]
+    arrays = [(of_node(filters.weight), of_node(filters.bias)) for filters in group.filters]
     if group.scales is not None:
-        return _quantized(group, arrays)
+        scales = replace(group.scales, weights=tuple(map(part, group.scales.weights)))
+        return _quantized(problem, scales, arrays)
     if problem.kind == "separable":
         (depthwise, its_bias), (pointwise, bias) = arrays
         if problem.bias:  # both have one, or neither
@@ -171,10 +176,8 @@ def _weights(build: Builder, group: LayerGroup, number: int) -> Weights:
     return Weights(pointwise=weight, pointwise_bias=bias)
 
 
-def _quantized(group: LayerGroup, arrays: list[tuple[Any, Any]]) -> Weights:
+def _quantized(problem: Problem, scales: Scales, arrays: list[tuple[Any, Any]]) -> Weights:
     """Returns the weights of a quantised layer, whose arrays are what its bytes stand for."""
-    problem, scales = group.problem, group.scales
-    assert scales is not None
     whole = []
     for (weight, bias), of in zip(arrays, scales.weights, strict=True):
         steps = np.rint(weight / of.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
@@ -183,7 +186,9 @@ def _quantized(group: LayerGroup, arrays: list[tuple[Any, Any]]) -> Weights:
     nothing = (None, None, None)
     first, its_bias, its_scales = whole.pop(0) if problem.depthwise_shape else nothing
     second, bias, second_scales = whole.pop() if whole else nothing
-    told = Quantization(scales.source, scales.destination, scales.middle, its_scales, second_scales)
+    source, middle, destination, residual = scales.of_tensors
+    assert source is not None
+    told = Quantization(source, destination, middle, its_scales, second_scales, residual)
     return Weights(first, its_bias, second, bias, told)
 
 

@@ -25,6 +25,7 @@ from dnnsep.graph.attention import (
     place_of_result,
 )
 from dnnsep.graph.build import Builder, Settings, place_of
+from dnnsep.graph.bytegroups import QuantizedMatcher
 from dnnsep.graph.constants import constants as constant_nodes
 from dnnsep.graph.groups import LayerGroup, LayerMatcher
 from dnnsep.graph.kernels import add_kernel, add_rows
@@ -110,7 +111,8 @@ class _Lowering:
         attention = [g for g in attention if not any(map(settings.why_not, g.nodes))]
         placed = {group.result: place_of_result(group) for group in attention}
         predict(self._nodes, {**constants, **given}, placed)
-        self._matcher = LayerMatcher(self._nodes, constants, settings.why_not, self._engine)
+        matcher = QuantizedMatcher if self._engine is None else LayerMatcher
+        self._matcher = matcher(self._nodes, constants, settings.why_not, self._engine)
         self._group_of = self._groups(attention, constants, settings)
         self._build = Builder(
             settings, constants, constant_keys(graph, inner), slots(self._nodes, constants)

@@ -41,12 +41,18 @@ class Bytes:
 @dataclass(frozen=True, eq=False)
 class Scales:
     """The scales and zero points of a layer's tensors; ``weights`` are by stage, of its output
-    channels."""
+    channels. Where the output is f32 it has no ``destination`` and what is added no scale."""
 
     source: Affine
     middle: Affine | None
     destination: Affine | None
     weights: tuple[Array, ...]
+    residual: Affine | None = None
+
+    @property
+    def of_tensors(self) -> tuple[Affine | None, ...]:
+        """Those of all tensors but the weights."""
+        return (self.source, self.middle, self.destination, self.residual)
 
 
 def dequantized(node: Any) -> Bytes | None:
@@ -55,6 +61,17 @@ def dequantized(node: Any) -> Bytes | None:
     if found is None or not isinstance(node.args[0], fx.Node):
         return None
     return Bytes(node.args[0], *found)
+
+
+def dequantize_by_user(graph: fx.Graph) -> None:
+    """Gives each node that reads bytes as f32 a node of its own that makes f32 of them, so that
+    none is left over when its user takes the bytes."""
+    for node in list(graph.nodes):
+        if dequantized(node) is None:
+            continue
+        for user in list(node.users)[1:]:
+            with graph.inserting_after(node):
+                user.replace_input_with(node, graph.node_copy(node))
 
 
 def quantized(node: Any) -> Bytes | None:
