@@ -20,7 +20,7 @@ from dnnsep.codegen.windows.resizing import Resizing
 from dnnsep.graph import layout
 from dnnsep.graph.build import Builder, constant_value
 from dnnsep.graph.network import Buffer, Native, Value
-from dnnsep.graph.pooling import pooling_of
+from dnnsep.graph.pooling import PoolGroup, pooling_of
 from dnnsep.graph.predict import predicted
 from dnnsep.graph.reductions import pixel_rows, reduced, reduction_of
 from dnnsep.graph.rewrite import arguments, dtype_of, shape_of
@@ -48,6 +48,13 @@ def add_rows(build: Builder, group: RowGroup) -> None:
         threads=build.settings.threads,
     )
     build.actions.append(Native("row-wise", step, operands | {"y": y}))
+    build.values[group.result] = y
+
+
+def add_pool(build: Builder, group: PoolGroup) -> None:
+    """Adds a pooling of bytes."""
+    x, y, sizes = _images(build, group.x, group.result)
+    build.actions.append(Native("pool", PoolStep(group.pooling, **sizes), {"x": x, "y": y}))
     build.values[group.result] = y
 
 
@@ -125,7 +132,7 @@ def _images(build: Builder, source: fx.Node, node: fx.Node) -> tuple[Value, Valu
     names = ("images", "channels", "height", "width")
     sizes = dict(zip(names, shape_of(source), strict=True))
     sizes |= {"x_pitch": rows.pitch, "y_pitch": out_rows.pitch}
-    dtype, threads = DTYPES[dtype_of(node)], build.settings.threads
+    dtype, threads = TENSORS[dtype_of(node)], build.settings.threads
     return x, y, {**sizes, "dtype": dtype, "isa": this_isa(), "threads": threads}
 
 

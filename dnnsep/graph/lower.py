@@ -28,10 +28,11 @@ from dnnsep.graph.build import Builder, Settings, place_of
 from dnnsep.graph.bytegroups import QuantizedMatcher
 from dnnsep.graph.constants import constants as constant_nodes
 from dnnsep.graph.groups import LayerGroup, LayerMatcher
-from dnnsep.graph.kernels import add_kernel, add_rows
+from dnnsep.graph.kernels import add_kernel, add_pool, add_rows
 from dnnsep.graph.keys import constant_keys
 from dnnsep.graph.layers import add_layer, add_on_engine
 from dnnsep.graph.network import Buffer, Call, Network, Value
+from dnnsep.graph.pooling import PoolGroup, pool_groups
 from dnnsep.graph.predict import by_torch, is_view, predict, view_of
 from dnnsep.graph.rows import RowGroup, row_groups
 from dnnsep.graph.slots import parts_of, slots
@@ -58,7 +59,7 @@ class Single:
         return self.node
 
 
-Group = LayerGroup | RowGroup | AttentionGroup | Single
+Group = LayerGroup | RowGroup | AttentionGroup | PoolGroup | Single
 
 
 @dataclass
@@ -130,8 +131,12 @@ class _Lowering:
     ) -> dict[fx.Node, Group]:
         """Returns for each node the group that computes it, if one does."""
         groups: list[Group] = [*attention, *self._matcher.groups()]
-        taken = {node for group in groups for node in group.nodes}
         if self._native:
+            taken = {node for group in groups for node in group.nodes}
+            pools = pool_groups(self._nodes, taken)
+            pools = [g for g in pools if not any(map(settings.why_not, g.nodes))]
+            groups += pools
+            taken |= {node for group in pools for node in group.nodes}
             rows = row_groups(self._nodes, constants, taken)
             groups += [g for g in rows if not any(settings.why_not(node) for node in g.nodes)]
         return {node: group for group in groups for node in group.nodes}
@@ -174,6 +179,8 @@ class _Lowering:
             add_rows(self._build, group)
         elif isinstance(group, AttentionGroup):
             add_attention(self._build, group)
+        elif isinstance(group, PoolGroup):
+            add_pool(self._build, group)
         elif self._engine is not None and isinstance(group, LayerGroup):
             add_on_engine(self._build, group, self._engine)
             self._layers.append((group, []))

@@ -11,7 +11,7 @@ from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.step import Step
 from dnnsep.codegen.windows.poolstep import PoolStep
 from dnnsep.codegen.windows.resizestep import ResizeStep
-from dnnsep.dtypes import DTYPES, Array
+from dnnsep.dtypes import TENSOR_DTYPES, Array
 from tests.codegen.conftest import ISAS
 from tests.codegen.pieces import JUNK, Memory
 from tests.codegen.running import run_parts
@@ -57,12 +57,19 @@ def run_images(
     """Returns the result, (N, OH, OW, C), of images, (N, H, W, C); what is between pixels is not
     a number before, and junk in the result as it was."""
     shape = (step.images, *step.output_size, step.channels)
-    image = spread(x, step.x_pitch, NAN, step.dtype, at_end)
-    y = spread(np.full(shape, JUNK), step.y_pitch, JUNK, step.dtype, at_end)
+    junk = _junk(step.dtype)
+    between = NAN if junk == JUNK else junk  # bytes are always numbers
+    image = spread(x, step.x_pitch, between, step.dtype, at_end)
+    y = spread(np.full(shape, junk), step.y_pitch, junk, step.dtype, at_end)
     call(step, {"x": image.at(0), "y": y.at(0)}, team_size)
     assert y.untouched
     assert image.unchanged
     return gathered(y, shape, step.y_pitch, step.dtype)
+
+
+def _junk(dtype: str) -> np.float32:
+    """Returns a number that the dtype holds and that no result has to be."""
+    return JUNK if TENSOR_DTYPES[dtype].bytes > 1 else np.float32(99)
 
 
 def spread(pixels: Array, pitch: int, between: np.float32, dtype: str, at_end: bool) -> Memory:
@@ -71,13 +78,14 @@ def spread(pixels: Array, pitch: int, between: np.float32, dtype: str, at_end: b
     whole = np.full((len(rows), pitch), between)
     whole[:, : rows.shape[1]] = rows
     used = whole.reshape(-1)[: (len(rows) - 1) * pitch + rows.shape[1]]
-    return Memory(DTYPES[dtype].stored(used), at_end)
+    return Memory(TENSOR_DTYPES[dtype].stored(used), at_end)
 
 
 def gathered(memory: Memory, shape: tuple[int, ...], pitch: int, dtype: str) -> Array:
     """Returns the pixels of what ``spread`` gave; what is between must still be junk."""
     channels = shape[-1]
-    used = DTYPES[dtype].loaded(memory.array)
-    whole = np.concatenate([used, np.full(pitch - channels, JUNK)]).reshape(-1, pitch)
-    assert (whole[:, channels:] == JUNK).all()
+    used = TENSOR_DTYPES[dtype].loaded(memory.array)
+    junk = _junk(dtype)
+    whole = np.concatenate([used, np.full(pitch - channels, junk)]).reshape(-1, pitch)
+    assert (whole[:, channels:] == junk).all()
     return np.ascontiguousarray(whole[:, :channels]).reshape(shape)

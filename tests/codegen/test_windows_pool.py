@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.windows.pooling import Pooling
 from dnnsep.codegen.windows.poolstep import PoolStep
-from dnnsep.dtypes import DTYPES, Array
+from dnnsep.dtypes import DTYPES, TENSOR_DTYPES, Array, ByteDtype
 from tests.codegen.stepping import ONS, On, run_images
 
 WINDOWS = {
@@ -71,6 +72,25 @@ def test_within_the_bound(name: str, on: On) -> None:
         found = run_images(_step(pooling, on, x, 3 * at_end), x, bool(at_end % 2))
         error = np.abs(found - pooling.naive(x))
         assert (error <= pooling.bound(x, on.dtype)).all()
+
+
+@pytest.mark.parametrize("dtype", ["u8", "s8"])
+@pytest.mark.parametrize("name", [name for name in WINDOWS if name.startswith("max")])
+def test_the_largest_of_bytes(name: str, dtype: str, isa: Isa) -> None:
+    pooling, of = WINDOWS[name], TENSOR_DTYPES[dtype]
+    assert isinstance(of, ByteDtype)
+    for at_end, (height, width, channels) in enumerate(((15, 16, 37), (16, 31, 5), (9, 20, 16))):
+        rng = np.random.default_rng(channels)
+        shape = (2, height, width, channels)
+        x = rng.integers(of.low, of.high + 1, shape).astype(np.float32)
+        found = run_images(_step(pooling, On(isa, dtype), x, 3 * at_end), x, bool(at_end % 2))
+        np.testing.assert_array_equal(found, pooling.naive(x))
+
+
+def test_bytes_have_no_mean(isa: Isa) -> None:
+    pooling = WINDOWS["mean 3x3s1p1"]
+    with pytest.raises(ValueError, match="bytes have no mean"):
+        _step(pooling, On(isa, "u8"), np.zeros((1, 9, 9, 4), np.float32))
 
 
 @pytest.mark.parametrize("on", ONS, ids=str)

@@ -66,6 +66,45 @@ def test_layers_run_on_bytes() -> None:
     assert difference(found, right) <= 0.5 * difference(plain, right)
 
 
+class Residual(nn.Module):
+    """ResNet's: a pooling, and blocks whose ends are added to a layer's result or to bytes."""
+
+    def __init__(self, groups: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        self.first = nn.Sequential(nn.Conv2d(24, 8, 1), nn.ReLU(), nn.Conv2d(8, 40, 3, 2, 1))
+        self.beside = nn.Conv2d(24, 40, 1, 2)
+        self.second = nn.Sequential(
+            nn.Conv2d(40, 16, 1), nn.ReLU(), nn.Conv2d(16, 40, 3, 1, 1, groups=groups)
+        )
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = (self.first(x) + self.beside(x)).relu()
+        found: Tensor = self.head((y + self.second(y)).relu())
+        return found
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_additions_and_poolings_are_of_bytes(groups: int) -> None:
+    torch.manual_seed(3)
+    batches = [torch.randn(2, 3, 45, 37) for _ in range(3)]
+    model = Residual(groups).eval()
+    quantized = dnnsep.quantize(model, batches)
+    with torch.no_grad():
+        optimized = dnnsep.optimize(quantized, batches[0])
+        right, found, plain = quantized(batches[0]), optimized(batches[0]), model(batches[0])
+    report = report_of(optimized)
+    dtypes = [str(layer.problem).rpartition("_")[2] for layer in report.entries]
+    # The last addition's sum is not rounded to bytes: the mean is of f32.
+    assert dtypes == ["u8s8"] * 5 + ["u8s8f32"] * 2, report
+    # By themselves: the input is quantised, that addition is made, the mean is quantised.
+    assert report.kernels["row-wise"] == 3
+    assert report.kernels["pool"] == 1
+    assert difference(found, right) <= 0.5 * difference(plain, right)
+
+
 def test_an_exported_program_is_taken() -> None:
     _, quantized, x = _made(1)
     with torch.no_grad():

@@ -37,8 +37,8 @@ class CopyStep:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be copied."""
-        if self.element_bytes not in (2, 4):
-            raise ValueError(f"element_bytes {self.element_bytes}: must be 2 or 4")
+        if self.element_bytes not in (1, 2, 4):
+            raise ValueError(f"element_bytes {self.element_bytes}: must be 1, 2 or 4")
         if self.threads < 1:
             raise ValueError(f"threads {self.threads}: must be at least 1")
         _ = self.layout

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from dnnsep.codegen.lang.dtype import ELEMENTS
+from dnnsep.codegen.lang.dtype import TENSOR_ELEMENTS
 from dnnsep.codegen.lang.emit import F32, I64, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.windows.task import PartCode, SharedTask, new_module
@@ -87,7 +87,7 @@ def emit_pool(special: PoolSpecial) -> ir.Module:
 class _Emitter:
     def __init__(self, special: PoolSpecial) -> None:
         self.special, self.isa = special, special.isa
-        self.element = ELEMENTS[special.dtype]
+        self.element = TENSOR_ELEMENTS[special.dtype]
         self.vector = ir.VectorType(F32, special.isa.lanes)
         self.tail = None if special.lanes == special.isa.lanes else special.lanes
         self.part = PartCode(new_module(), PoolTask)

@@ -11,7 +11,7 @@ from dnnsep.codegen.lang.jit import Function
 from dnnsep.codegen.windows.poolcode import PoolSpecial, PoolTask, emit_pool
 from dnnsep.codegen.windows.pooling import Pooling
 from dnnsep.codegen.windows.task import compiled
-from dnnsep.dtypes import DTYPES
+from dnnsep.dtypes import TENSOR_DTYPES
 
 # Less work than this, in bytes read, is not worth waking a thread for.
 PART_BYTES = 16 * 1024
@@ -23,7 +23,8 @@ _ROWS = 4
 class PoolStep:
     """The pooling of ``images`` of height x width x channels, for a team of so many threads.
 
-    Pixels are ``x_pitch`` elements apart, those of the result ``y_pitch``. Operands: x, y.
+    Pixels are ``x_pitch`` elements apart, those of the result ``y_pitch``. Of bytes the largest is
+    taken, never a mean. Operands: x, y.
     """
 
     pooling: Pooling
@@ -43,6 +44,8 @@ class PoolStep:
             raise ValueError(f"{self}: sizes and threads must be at least 1")
         if min(self.x_pitch, self.y_pitch) < self.channels:
             raise ValueError(f"{self}: pitches must be at least the channels")
+        if TENSOR_DTYPES[self.dtype].bytes == 1 and self.pooling.kind != "max":
+            raise ValueError(f"{self}: bytes have no mean")
         _ = self.output_size
 
     @property
@@ -68,7 +71,7 @@ class PoolStep:
         """The bytes that are read and written, from which its time can be told."""
         rows, columns = self.output_size
         pixels = self.images * (self.height * self.width + rows * columns)
-        return pixels * self.channels * DTYPES[self.dtype].bytes
+        return pixels * self.channels * TENSOR_DTYPES[self.dtype].bytes
 
     @property
     def parts(self) -> int:
