@@ -13,7 +13,7 @@ from dnnsep.weights import BatchNorm, Weights, fold_batchnorm
 if TYPE_CHECKING:
     from dnnsep.graph.loaded import load
     from dnnsep.graph.optimize import optimize, what_ran
-    from dnnsep.graph.quantize import quantize
+    from dnnsep.graph.quantize import quantization_report, quantize
     from dnnsep.graph.repack import repack
     from dnnsep.graph.saved import save
     from dnnsep.graph.warm import warm_up
@@ -34,6 +34,7 @@ __all__ = [
     "get_backend",
     "load",
     "optimize",
+    "quantization_report",
     "quantize",
     "repack",
     "save",
@@ -47,6 +48,7 @@ _TORCH_MODULES = {
     "SeparableConv2d": "dnnsep.nn.module",
     "load": "dnnsep.graph.loaded",
     "optimize": "dnnsep.graph.optimize",
+    "quantization_report": "dnnsep.graph.quantize",
     "quantize": "dnnsep.graph.quantize",
     "repack": "dnnsep.graph.repack",
     "save": "dnnsep.graph.saved",
