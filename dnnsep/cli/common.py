@@ -25,6 +25,7 @@ class Dtype(str, Enum):
 
     f32 = "f32"
     bf16 = "bf16"
+    int8 = "int8"
 
 
 class ProblemDtype(str, Enum):

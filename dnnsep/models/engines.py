@@ -14,6 +14,7 @@ from dnnsep.backends import get_backend
 from dnnsep.backends.base import Verdict
 from dnnsep.backends.versions import torch_verdict
 from dnnsep.host.packages import installed_version
+from dnnsep.models.quantized import by_ipex, by_pt2e, qdq_onnx
 from dnnsep.problem import Problem
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 # What an engine says of this layer it says of all bf16.
 _BF16_LAYER = "mb1ic64oc64ih56kh3ph1_bf16"
+
+# What quantises models for an engine.
+_QUANTIZERS = {"openvino": ("onnx", "onnxruntime")}
 
 _LONGEST_REASON = 200
 
@@ -47,6 +51,12 @@ def verdict(engine: str, dtype: str = "f32") -> Verdict:
         return Verdict(False, "onnx is not installed (extra: peers)")
     if engine == "dnnsep":
         return torch_verdict()
+    if dtype == "int8":
+        if engine == "eager":
+            return Verdict(False, "eager torch computes a quantised model in f32")
+        missing = [name for name in _QUANTIZERS.get(engine, ()) if installed_version(name) is None]
+        if missing:
+            return Verdict(False, f"{', '.join(missing)} is not installed (extra: peers)")
     backend = get_backend(engine)
     found = backend.available()
     return backend.supports(Problem.parse(_BF16_LAYER)) if found and dtype == "bf16" else found
@@ -55,7 +65,8 @@ def verdict(engine: str, dtype: str = "f32") -> Verdict:
 def bind(engine: str, model: nn.Module, x: Tensor, dtype: str) -> tuple[Bound, Any]:
     """Returns a model bound to its input on an engine of ENGINES, and its result there.
 
-    ``model`` and ``x`` are f32; the model may be changed. The result is a tree of tensors, which
+    ``model`` and ``x`` are f32; the model may be changed. In int8 each engine gets the model from a
+    quantiser that its users take (``models/quantized.py``). The result is a tree of tensors, which
     OpenVINO, ONNX Runtime and traced IPEX give as a list without what is no tensor.
 
     Raises CannotRunError where an engine fails to convert or to run the model, and
@@ -84,7 +95,8 @@ def _dnnsep(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     from dnnsep.backends.executor import TORCH_DTYPES
     from dnnsep.graph.optimize import optimize, report_of, what_ran
 
-    optimized = optimize(model, x, dtype=None if dtype == "f32" else TORCH_DTYPES[dtype])
+    model = by_pt2e(model, x) if dtype == "int8" else model
+    optimized = optimize(model, x, dtype=TORCH_DTYPES[dtype] if dtype == "bf16" else None)
     if any(note.startswith("left as it is") for note in report_of(optimized).notes):
         raise WrongResultError(", ".join(report_of(optimized).notes))
     images = _channels_last(x)
@@ -116,7 +128,7 @@ def _inductor(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     config: Any = torch._inductor.config
     for name, value in CONFIG.items():
         setattr(config, name, value)
-    model, images = _converted(model, x, dtype)
+    model, images = _converted(by_pt2e(model, x) if dtype == "int8" else model, x, dtype)
     compiled: Any = torch.compile(model, dynamic=False)
     compiled(images)
     return partial(compiled, images), [_version("torch"), *_input_text(dtype, dtype)]
@@ -131,9 +143,12 @@ def _ipex_trace(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     from dnnsep.backends.executor import TORCH_DTYPES
 
     images = _channels_last(x)
-    ready = intel_extension_for_pytorch.optimize(
-        model, dtype=TORCH_DTYPES[dtype], sample_input=images
-    )
+    if dtype == "int8":
+        ready = by_ipex(model, x)
+    else:
+        ready = intel_extension_for_pytorch.optimize(
+            model, dtype=TORCH_DTYPES[dtype], sample_input=images
+        )
     trace: Callable[..., Any] = torch.jit.trace
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
         traced = torch.jit.freeze(trace(_flat(ready), images))
@@ -149,7 +164,11 @@ def _openvino(model: nn.Module, x: Tensor, dtype: str) -> Bound:
 
     from dnnsep.backends.peers.openvino import settings
 
-    converted = openvino.convert_model(_flat(model), example_input=x, input=[tuple(x.shape)])
+    if dtype == "int8":
+        made = qdq_onnx(_onnx(_flat(model), x), x)
+        converted = openvino.Core().read_model(made)
+    else:
+        converted = openvino.convert_model(_flat(model), example_input=x, input=[tuple(x.shape)])
     compiled = openvino.Core().compile_model(converted, "CPU", settings(dtype))
     request = compiled.create_infer_request()
     request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
@@ -167,8 +186,10 @@ def _onnxruntime(model: nn.Module, x: Tensor, dtype: str) -> Bound:
 
     from dnnsep.backends.peers.onnxruntime import session_of
 
-    assert dtype == "f32", "verdict refuses others"
-    session, _ = session_of(_onnx(_flat(model), x), torch.get_num_threads())
+    assert dtype != "bf16", "verdict refuses it"
+    exported = _onnx(_flat(model), x)
+    made = qdq_onnx(exported, x) if dtype == "int8" else exported
+    session, _ = session_of(made, torch.get_num_threads())
     feed = {session.get_inputs()[0].name: x.numpy()}
 
     def call() -> list[Tensor]:
@@ -219,8 +240,8 @@ def _version(distribution: str) -> str:
 
 
 def _input_text(dtype: str, given: str) -> list[str]:
-    """Returns a text with the dtype of the input that an engine is given, unless all is f32."""
-    return [] if dtype == "f32" else [f"input:{given} input"]
+    """Returns a text with the dtype of the input that an engine is given, where all is bf16."""
+    return [f"input:{given} input"] if dtype == "bf16" else []
 
 
 def _converted(model: nn.Module, x: Tensor, dtype: str) -> tuple[nn.Module, Tensor]:

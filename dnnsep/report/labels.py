@@ -18,7 +18,8 @@ _COLOURS = (
     *("#CC79A7", "#56B4E9", "#000000", "#F0E442"),
 )
 _SYMBOLS = {"f32": "circle", "bf16": "diamond"}
-SYMBOLS = {dtype: _SYMBOLS.get(dtype, "square") for dtype in PRECISIONS}
+# Of problems, and of models whose layers are quantised.
+SYMBOLS = {dtype: _SYMBOLS.get(dtype, "square") for dtype in (*PRECISIONS, "int8")}
 _LABEL_LENGTH = 26
 _HOVER_WIDTH = 46
 

@@ -57,7 +57,7 @@ class ModelCase:
     """A model in a dtype on an input of a shape, to be measured on several engines.
 
     ``flops`` are 2 for each multiply-add of its convolutions and linear layers; ``dtype`` is
-    ``f32`` or ``bf16``.
+    ``f32``, ``bf16`` or ``int8``.
     """
 
     model: str

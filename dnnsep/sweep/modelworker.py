@@ -13,6 +13,10 @@ from dnnsep.models.engines import CannotRunError, WrongResultError, bind, verdic
 from dnnsep.sweep.results import parse_model
 from dnnsep.sweep.worker import Timer, serve
 
+# Each engine chooses its own scales: what they take from a model is no fault, what is not the model
+# any more is found by this.
+INT8_BOUND = 0.3
+
 
 class ModelWorker(Timer):
     """An engine, and the model that it was last asked to prepare."""
@@ -29,9 +33,9 @@ class ModelWorker(Timer):
     def prepare(self, problem: str, cpus: list[int], data: str) -> dict[str, Any]:
         """Prepare a model for a thread on each CPU and compare it with plain torch in f32.
 
-        Outputs may differ by as much as ``optimize`` allows in the model's dtype. The answer has
-        ``refused`` with the reason where the engine does not compute in it here, or does not
-        convert or run the model.
+        Outputs may differ by as much as ``optimize`` allows in the model's dtype, in int8 by
+        INT8_BOUND. The answer has ``refused`` with the reason where the engine does not compute in
+        it here, or does not convert or run the model.
         """
         import torch
 
@@ -52,7 +56,7 @@ class ModelWorker(Timer):
             return {"refused": str(reason)}
         except WrongResultError as reason:
             return {"correct": False, "check": str(reason)}
-        bound = BOUNDS[TORCH_DTYPES[dtype]]
+        bound = INT8_BOUND if dtype == "int8" else BOUNDS[TORCH_DTYPES[dtype]]
         error = difference(_in_form_of(expected, actual), expected, bound)
         correct = error <= bound
         pinned = keep_on(cpus)  # the threads that the engine has started since

@@ -189,8 +189,9 @@ def parse_model(problem: str) -> tuple[str, tuple[int, ...], str]:
     Raises ValueError where there is no shape at the end of the text.
     """
     before, _, shape = problem.rpartition(" ")
-    name = before.removesuffix(" bf16")
-    dtype = "f32" if name == before else "bf16"
+    name, _, dtype = before.rpartition(" ")
+    if dtype not in ("bf16", "int8"):
+        name, dtype = before, "f32"
     return name, tuple(int(size) for size in shape.split("x")), dtype
 
 

@@ -181,6 +181,19 @@ def test_every_engine_computes_in_each_dtype(engine: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "eager"])
+def test_every_engine_computes_in_int8(engine: str, tmp_path: Path) -> None:
+    (found,) = _ask(engine, tmp_path, "small", "int8 2x3x18x18")
+    assert found["correct"], found["check"]
+    error = float(found["check"].partition(" by ")[2].split()[0])
+    assert 1e-3 < error < 0.1  # not in f32, and near it
+
+
+def test_eager_refuses_int8() -> None:
+    assert "computes a quantised model in f32" in verdict("eager", "int8").reason
+
+
+@pytest.mark.slow
 def test_inductor_compiles_the_ninth_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kept.py").write_text(_MODULE)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
