@@ -10,6 +10,7 @@ import typer
 from dnnsep.cli.ab import ab
 from dnnsep.cli.look import backends, cost, explain, machine
 from dnnsep.cli.model import bench_model, extract, model
+from dnnsep.cli.quantize import quantize
 from dnnsep.cli.read import compare, export, report
 from dnnsep.cli.sweep import sweep
 from dnnsep.cli.tune import tune
@@ -33,6 +34,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     model: "dnnsep model mobilenetv2_100 --input 1,3,224,224",
     extract: "dnnsep extract timm:efficientnet_b0 -o shapes.yaml",
     bench_model: "dnnsep bench-model mobilenetv2_100 --dtype f32 --dtype bf16 --batch 1 --batch 16",
+    quantize: "dnnsep quantize my_model.py:trained --data images.npy --keep head",
     machine: "dnnsep machine --threads 1 --threads 2",
     backends: "dnnsep backends --json",
 }

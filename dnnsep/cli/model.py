@@ -44,7 +44,7 @@ def model(name: Name, input_shape: Input = None, as_json: AsJson = False) -> Non
     """A model's layers with parameters, multiply-adds and FLOPs, and what optimize would do."""
     from dnnsep.report import model as shown
 
-    network, x = _load(name, input_shape)
+    network, x = load_model(name, input_shape)
     try:
         found = _layers(name, network, x)
     except ValueError as error:
@@ -67,7 +67,7 @@ def extract(
 
     from dnnsep.host.inputs import exists
 
-    network, x = _load(name, input_shape)
+    network, x = load_model(name, input_shape)
     if exists(output):
         bad_input(f"{output}: exists; choose another name")
     found: dict[str, list[str]] = {}
@@ -90,7 +90,8 @@ def extract(
     typer.echo(f"{output}: {len(found)} problems of {count} separable layers")
 
 
-def _load(name: str, input_shape: str | None) -> tuple[nn.Module, Tensor]:
+def load_model(name: str, input_shape: str | None) -> tuple[nn.Module, Tensor]:
+    """Returns a model and an input of a shape, as ``1,3,224,224``. Exits as for bad input."""
     from dnnsep.models.zoo import load
 
     try:

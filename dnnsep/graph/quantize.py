@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dnnsep.graph.sqnr import FloatRun, QuantizationReport, report_of_quantized
+from dnnsep.graph.sqnr import (
+    FloatRun,
+    QuantizationReport,
+    name_layers,
+    report_of_quantized,
+)
 
 # PT2E's home and that of its quantiser for x86: torchao's, and what torch had before it moved.
 _TORCHAO = ("torchao.quantization.pt2e", "torchao.quantization.pt2e.quantizer")
@@ -63,7 +68,8 @@ def quantize(
     quantizer = quantizers.X86InductorQuantizer()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's own say that they have moved
-        exported = torch.export.export(model, given[0], strict=strict).module()
+        exported: Any = torch.export.export(model, given[0], strict=strict).module()
+        name_layers(exported.graph)
         quantizer.set_global(quantizers.get_default_x86_inductor_quantization_config())
         for name in keep:
             for path, part in modules[name].named_modules(prefix=name):

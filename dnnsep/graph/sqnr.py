@@ -63,14 +63,48 @@ class QuantizationReport:
         return "\n".join(lines)
 
 
-def sqnr_of(right: Tensor, found: Tensor) -> float:
-    """Returns 10·log10 of the sum of squares of the right numbers over that of what is added to
-    them, in dB; infinity where nothing is."""
-    signal = float(right.double().square().sum())
-    noise = float((found.double() - right.double()).square().sum())
-    if noise == 0:
-        return inf
-    return 10 * log10(signal / noise) if signal else -inf
+class Sqnr:
+    """The signal-to-noise ratio of numbers that come tensor by tensor."""
+
+    def __init__(self) -> None:
+        self._signal = self._noise = 0.0
+
+    def add(self, right: Tensor, found: Tensor) -> None:
+        """Takes in right numbers, and what was found in their places."""
+        self._signal += float(right.double().square().sum())
+        self._noise += float((found.double() - right.double()).square().sum())
+
+    @property
+    def db(self) -> float:
+        """10·log10 of the sum of squares of the right numbers over that of what was added to them;
+        infinity where nothing was."""
+        if self._noise == 0:
+            return inf
+        return 10 * log10(self._signal / self._noise) if self._signal else -inf
+
+
+def sqnr_of(right: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Returns the signal-to-noise ratio of some tensors in dB."""
+    ratio = Sqnr()
+    for pair in zip(right, found, strict=True):
+        ratio.add(*pair)
+    return ratio.db
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Returns the tensors of a model's result."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def name_layers(graph: fx.Graph) -> None:
+    """Lets the layers of an exported graph say of which module they are, by its path in the model,
+    which the owner of the weight has: torch's own paths are expressions where the model itself is a
+    list of modules. Quantisers look at it, too."""
+    for node in graph.nodes:
+        weight = node.args[1] if node.target in _LAYERS else None
+        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            path = str(weight.target).rpartition(".")[0]
+            node.meta["nn_module_stack"] = {path: (path, torch.nn.Module)}
 
 
 class FloatRun(fx.Interpreter):
@@ -81,7 +115,7 @@ class FloatRun(fx.Interpreter):
         super().__init__(prepared)
         self.layers: dict[str, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
-            self.outputs = _tensors(self.run(*batch))
+            self.outputs = tensors_of(self.run(*batch))
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs a node as Interpreter does."""
@@ -107,10 +141,8 @@ def report_of_quantized(
             for node in quantized.graph.nodes
             if node.target in _LAYERS
         )
-        found = _tensors(quantized(*batch))
-    pairs = zip(run.outputs, found, strict=True)
-    flat = [torch.cat([t.reshape(-1) for t in side]) for side in zip(*pairs, strict=True)]
-    return QuantizationReport(entries, sqnr_of(flat[0], flat[1]))
+        found = tensors_of(quantized(*batch))
+    return QuantizationReport(entries, sqnr_of(run.outputs, found))
 
 
 def _error(node: fx.Node, x: Tensor, right: Tensor) -> LayerError:
@@ -127,7 +159,7 @@ def _error(node: fx.Node, x: Tensor, right: Tensor) -> LayerError:
     of = rounded.args[0]
     assert isinstance(of, fx.Node)
     known[of] = x
-    return LayerError(layer, sqnr_of(right, _computed(node, known)))
+    return LayerError(layer, sqnr_of([right], [_computed(node, known)]))
 
 
 def _computed(node: fx.Node, known: dict[fx.Node, Tensor]) -> Any:
@@ -142,7 +174,3 @@ def _computed(node: fx.Node, known: dict[fx.Node, Tensor]) -> Any:
     assert callable(node.target)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _computed(n, known))
     return node.target(*args, **kwargs)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -38,9 +38,10 @@ def _made() -> tuple[Uneven, list[Tensor]]:
 
 def test_the_ratio() -> None:
     right = torch.tensor([3.0, 4.0])
-    assert sqnr_of(right, right) == inf
-    assert sqnr_of(right, right + torch.tensor([0.3, 0.4])) == pytest.approx(20)
-    assert sqnr_of(torch.zeros(2), right) == -inf
+    assert sqnr_of([right], [right]) == inf
+    assert sqnr_of([right], [right + torch.tensor([0.3, 0.4])]) == pytest.approx(20)
+    assert sqnr_of([right, right], [right, 1.1 * right]) == pytest.approx(23, abs=0.02)
+    assert sqnr_of([torch.zeros(2)], [right]) == -inf
 
 
 def test_the_layer_that_loses_most_is_named() -> None:
@@ -68,7 +69,7 @@ def test_a_layer_alone_loses_what_the_report_says() -> None:
         right = model.first(x)
         found = nn.functional.conv2d(rounded, steps * of_channel, model.first.bias)
     told = dnnsep.quantization_report(quantized).entries[0].sqnr
-    assert told == pytest.approx(sqnr_of(right, found), abs=0.1)
+    assert told == pytest.approx(sqnr_of([right], [found]), abs=0.1)
 
 
 def test_layers_are_kept_in_f32() -> None:
@@ -84,7 +85,7 @@ def test_layers_are_kept_in_f32() -> None:
     assert report.sqnr > whole.sqnr + 3
     with torch.no_grad():
         optimized = dnnsep.optimize(quantized, batches[0])
-        assert sqnr_of(quantized(batches[0]), optimized(batches[0])) > 60
+        assert sqnr_of([quantized(batches[0])], [optimized(batches[0])]) > 60
     problems = [str(entry.problem) for entry in report_of(optimized).entries]
     assert ["u8s8" in problem for problem in problems] == [True, False, True]
 
