@@ -8,6 +8,7 @@ from dnnsep.graph.fold import fold
 from dnnsep.graph.merge import merge
 from dnnsep.graph.normalize import normalize
 from dnnsep.graph.quantized import dequantize_by_user
+from dnnsep.graph.torchao import decompose_affine
 
 
 def canonicalize(graph_module: fx.GraphModule) -> None:
@@ -15,6 +16,7 @@ def canonicalize(graph_module: fx.GraphModule) -> None:
 
     Raises CaptureError if an operator writes into a tensor that is then read through another name.
     """
+    decompose_affine(graph_module.graph)
     normalize(graph_module)
     fold(graph_module)
     while merge(graph_module):

@@ -21,7 +21,7 @@ from dnnsep.graph.difference import BOUNDS, QUANTIZED_BOUND, difference
 from dnnsep.graph.dims import condition_of
 from dnnsep.graph.parts import replace_parts
 from dnnsep.graph.prepare import Options
-from dnnsep.graph.quantized import quantized
+from dnnsep.graph.quantized import is_quantized
 from dnnsep.graph.report import Report
 from dnnsep.graph.rewrite import CaptureError
 from dnnsep.graph.runner import Runner
@@ -129,7 +129,7 @@ def _has_no_modes(model: nn.Module) -> bool:
 
 def _bound(model: nn.Module, dtype: torch.dtype) -> float:
     """Returns how far a model's outputs may differ from the original's."""
-    if isinstance(model, fx.GraphModule) and any(map(quantized, model.graph.nodes)):
+    if isinstance(model, fx.GraphModule) and is_quantized(model.graph):
         return QUANTIZED_BOUND
     return BOUNDS[dtype]
 

@@ -19,6 +19,8 @@ from dnnsep.quantization import Affine
 _QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
 _DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
 _DEQUANTIZE_WEIGHT = "quantized_decomposed.dequantize_per_channel.default"
+# torchao's, and torch 2.8's own.
+_AFFINE = ("torchao", "pt2e_quant")
 # dtype: the limits that all its numbers are within.
 _WHOLE_RANGE = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
 BYTES = {torch.uint8: "u8", torch.int8: "s8"}
@@ -86,13 +88,36 @@ def weight_scales(node: Any) -> Array | None:
     if not _calls(node, _DEQUANTIZE_WEIGHT) or node.kwargs or len(node.args) != 7:
         return None
     _, scales, zeros, axis, _, _, dtype = node.args
-    of_scales, of_zeros = _tensor(scales), _tensor(zeros)
+    of_scales, of_zeros = constant_of(scales), constant_of(zeros)
     if axis != 0 or dtype is not torch.int8 or of_scales is None:
         return None
     if zeros is not None and (of_zeros is None or bool(of_zeros.any())):
         return None
     found: Array = of_scales.detach().to(torch.float32).reshape(-1).numpy().astype(np.float32)
     return found
+
+
+def affine_operator(node: fx.Node) -> str | None:
+    """Returns ``quantize`` or ``dequantize`` of a node that does so by a scale and zero point for
+    each block of a tensor; None of others."""
+    space, _, name = str(node.target).removesuffix(".default").partition(".")
+    kind = name.removesuffix("_affine")
+    return kind if space in _AFFINE and name != kind in ("quantize", "dequantize") else None
+
+
+def is_quantized(graph: fx.Graph) -> bool:
+    """Returns whether anything in a graph is quantised."""
+    return any(quantized(n) is not None or affine_operator(n) is not None for n in graph.nodes)
+
+
+def constant_of(node: Any) -> Tensor | None:
+    """Returns the tensor of a graph's module that a node gets."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    value: Any = node.graph.owning_module
+    for part in str(node.target).split("."):
+        value = getattr(value, part, None)
+    return value if isinstance(value, Tensor) else None
 
 
 def _per_tensor(node: Any, name: str) -> tuple[str, Affine] | None:
@@ -108,13 +133,3 @@ def _per_tensor(node: Any, name: str) -> tuple[str, Affine] | None:
 
 def _calls(node: Any, name: str) -> bool:
     return isinstance(node, fx.Node) and str(node.target) == name
-
-
-def _tensor(node: Any) -> Tensor | None:
-    """Returns the tensor of a graph's module that a node gets."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
-    value: Any = node.graph.owning_module
-    for part in str(node.target).split("."):
-        value = getattr(value, part, None)
-    return value if isinstance(value, Tensor) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, fx, nn
 import dnnsep
 from dnnsep.graph.difference import difference
 from dnnsep.graph.optimize import report_of
+from dnnsep.graph.quantize import _pt2e
 
 
 def _separable(channels: int, out: int, stride: int = 1) -> list[nn.Module]:
@@ -112,6 +115,57 @@ def test_an_exported_program_is_taken() -> None:
         optimized = dnnsep.optimize(program, x)
         assert difference(optimized(x), quantized(x)) < 0.05
     assert all("u8s8" in str(layer.problem) for layer in report_of(optimized).entries)
+
+
+def _affine(model: nn.Module, batches: list[Tensor]) -> fx.GraphModule:
+    """Returns the model quantised with observers that write affine operators: torchao's, or those
+    of torch where it still has them."""
+    flow, quantizers = _pt2e()
+    home = flow.__name__.rpartition(".")[0].replace(".pt2e", "") + ".pt2e"
+    observers = import_module(f"{home}._affine_quantization")
+    granularity = import_module(observers.Granularity.__module__)
+    kinds = observers.MappingType
+    config = quantizers.get_default_x86_inductor_quantization_config()
+    named: dict[str, Any] = {}
+    for tensor, dtype, symmetric, blocks in (
+        ("input_activation", torch.uint8, False, granularity.PerTensor()),
+        ("weight", torch.int8, True, granularity.PerAxis(0)),
+    ):
+        mapping = kinds.SYMMETRIC if symmetric else kinds.ASYMMETRIC
+        observer = observers.AffineQuantizedMinMaxObserver.with_args(
+            mapping_type=mapping,
+            target_dtype=dtype,
+            granularity=blocks,
+            eps=2.0**-12,
+            scale_dtype=torch.float32,
+            zero_point_dtype=torch.int32,
+        )
+        spec = replace(getattr(config, tensor), observer_or_fake_quant_ctr=observer)
+        named[tensor] = spec
+    quantizer = quantizers.X86InductorQuantizer().set_global(replace(config, **named))
+    exported = torch.export.export(model, (batches[0],), strict=True).module()
+    prepared = flow.prepare_pt2e(exported, quantizer)
+    for batch in batches:
+        prepared(batch)
+    converted: fx.GraphModule = flow.convert_pt2e(prepared)
+    return converted
+
+
+def test_affine_operators_are_those_of_the_other_dialect() -> None:
+    torch.manual_seed(4)
+    model, batches = Net().eval(), [torch.randn(2, 3, 21, 17) for _ in range(4)]
+    with torch.no_grad():
+        quantized = _affine(model, batches)
+        assert any("quantize_affine" in str(node.target) for node in quantized.graph.nodes)
+        optimized = dnnsep.optimize(quantized, batches[0])
+        right, found, plain = quantized(batches[0]), optimized(batches[0]), model(batches[0])
+    report = report_of(optimized)
+    assert report.bound == 0.1
+    kinds = [layer.kind for layer in report.entries]
+    assert kinds == ["convolution", "separable", "separable", "convolution", "linear"], report
+    assert all("_u8s8" in str(layer.problem) for layer in report.entries)
+    assert not report.calls
+    assert difference(found, right) <= 0.5 * difference(plain, right)
 
 
 def test_weights_with_zero_points_stay_in_f32() -> None:
