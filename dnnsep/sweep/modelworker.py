@@ -15,7 +15,7 @@ from dnnsep.sweep.worker import Timer, serve
 
 # Each engine chooses its own scales: what they take from a model is no fault, what is not the model
 # any more is found by this.
-INT8_BOUND = 0.3
+INT8_BOUND = 0.2
 
 
 class ModelWorker(Timer):

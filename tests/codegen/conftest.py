@@ -75,3 +75,29 @@ def way(request: pytest.FixtureRequest) -> Way:
     """Returns each way of multiplying on each kind of vectors."""
     found: Way = request.param
     return found
+
+
+# Tests on kinds of vectors between the least and the best ones, and on tile units in software but
+# the first, are slow ones.
+_SOFTWARE = [isa for isa in ISAS if isa.software_tiles]
+_CPUS = [isa for isa in BYTE_SETTING_OF if not isa.software_tiles]
+_ALWAYS = {_isa(SETTINGS[0]), _isa({}), *_SOFTWARE[:1]}
+LATER = {*_SOFTWARE, *_CPUS} - _ALWAYS
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests on those as slow."""
+    for item in items:
+        spec = getattr(item, "callspec", None)
+        for value in spec.params.values() if spec is not None else ():
+            if _isa_of(value) in LATER:
+                item.add_marker(pytest.mark.slow)
+
+
+def _isa_of(value: object) -> Isa | None:
+    """Returns the kind of vectors that a test's parameter is, has, or sets."""
+    if isinstance(value, dict) and CAP_VARIABLE in value:
+        return _isa(value)
+    found = value if isinstance(value, Isa) else getattr(value, "isa", None)
+    return found if isinstance(found, Isa) else None
