@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dnnsep.cli.ab import ab
+from dnnsep.cli.fleet import fleet
 from dnnsep.cli.look import backends, cost, explain, machine
 from dnnsep.cli.model import bench_model, extract, model
 from dnnsep.cli.quantize import quantize
@@ -35,6 +36,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     extract: "dnnsep extract timm:efficientnet_b0 -o shapes.yaml",
     bench_model: "dnnsep bench-model mobilenetv2_100 --dtype f32 --dtype bf16 --batch 1 --batch 16",
     quantize: "dnnsep quantize my_model.py:trained --data images.npy --keep head",
+    fleet: "dnnsep fleet 10.0.0.1:6379",
     machine: "dnnsep machine --threads 1 --threads 2",
     backends: "dnnsep backends --json",
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dnnsep.report.compact import Layout
     from dnnsep.sweep.case import AnyCase
     from dnnsep.sweep.node import Effort
-    from dnnsep.sweep.results import Results
+    from dnnsep.sweep.results import Record, Results
 
 Format = Literal["table", "markdown", "csv", "json"]
 Shown = Annotated[Format, typer.Option("--format", help="What is printed.")]
@@ -64,7 +64,7 @@ def measure(
     from dnnsep.sweep.session import Assignment, Session, SessionError
 
     assignment = Assignment(title, cases, settings, effort, allocator, with_roofs)
-    path = output or Path(_default_name(title))
+    path = output or Path(default_name(title))
     try:
         if resume and output is None:
             raise SessionError("--resume: name the results to go on with, -o FILE")
@@ -82,11 +82,16 @@ def measure(
     if rows is not None:
         rows.finish()
     else:
-        _print(session.results, shown)
+        print_results(session.results, shown)
+    finish(session.results.records, path, stopped)
+
+
+def finish(records: Sequence[Record], path: Path, stopped: bool) -> None:
+    """Say where the results are, and exit as the commands do."""
     typer.echo(f"results: {path}" + (" (stopped; --resume goes on)" if stopped else ""), err=True)
     if stopped:
         raise typer.Exit(130)
-    statuses = [record.status for record in session.results.records]
+    statuses = [record.status for record in records]
     if killed := statuses.count("killed"):
         typer.echo(f"killed from outside: {killed}; --resume measures them again", err=True)
     if {"incorrect", "failed", "killed"} & set(statuses):
@@ -197,7 +202,7 @@ def _progress_bar() -> Progress:
     return Progress(*columns, console=console(True), redirect_stdout=sys.stdout.isatty())
 
 
-def _print(results: Results, shown: str) -> None:
+def print_results(results: Results, shown: str) -> None:
     from dnnsep.report import table
 
     if shown == "json":
@@ -214,6 +219,6 @@ def _print(results: Results, shown: str) -> None:
             typer.echo(line)
 
 
-def _default_name(title: str) -> str:
+def default_name(title: str) -> str:
     words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40] or "sweep"
     return f"dnnsep-{words}-{datetime.now():%Y%m%d-%H%M%S}.json"

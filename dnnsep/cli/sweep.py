@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dnnsep.cli.common import MOST_THREADS, CacheState, ProblemDtype, bad_input
+from dnnsep.cli.fleet import measure_on
 from dnnsep.cli.measure import (
     Memory,
     Output,
@@ -54,6 +55,14 @@ def sweep(
     ] = False,
     list_only: Annotated[bool, typer.Option("--list", help="List the cases and stop.")] = False,
     resume: Resume = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Measure on the nodes of this Ray cluster; local: on one started here."),
+    ] = None,
+    on: Annotated[
+        str,
+        typer.Option(help="With --ray: each kind of machine once, all, or as isa>=avx512."),
+    ] = "each",
 ) -> None:
     """Measure problems on several backends, each checked against the reference first."""
     plan = load(config, backend or (), threads, dtype, batch, cache)
@@ -67,6 +76,12 @@ def sweep(
 
     effort = Effort(seconds, precision / 100, visits, stages)
     settings = {"config": config, "backends": plan.backends}
+    if ray is not None:
+        fleet = (ray, on)
+        measure_on(
+            fleet, plan.cases, plan.title, settings, effort, allocator, output, resume, shown
+        )
+        return
     measure(plan.cases, plan.title, settings, effort, allocator, output, resume, shown, wide=wide)
 
 
