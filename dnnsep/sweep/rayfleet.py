@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +14,21 @@ from dnnsep.sweep.host import Host, Visit, facts
 from dnnsep.sweep.results import Record
 from dnnsep.sweep.session import Assignment
 
-# What a machine has to say what it is in.
+# In which a machine has to say what it is.
 _FACTS_SECONDS = 120
+# To answer at all.
+_REACH_SECONDS = 10
+
+
+def _reach(address: str) -> None:
+    """Raises ValueError where nothing answers at a host's port: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.removeprefix("ray://"), int(port)), _REACH_SECONDS).close()
+    except OSError as error:
+        raise ValueError(f"--ray {address}: {error.strerror or error}") from None
 
 
 class RayFleet:
@@ -35,6 +49,7 @@ class RayFleet:
         self._hosts: dict[str, Any] = {}
         self._assignment: Assignment | None = None
         where = {"include_dashboard": False} if address == "local" else {"address": address}
+        _reach(address)
         try:
             ray.init(
                 **where,

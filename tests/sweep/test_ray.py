@@ -48,10 +48,12 @@ def ray_cluster() -> Iterator[_Cluster]:
     """Starts four nodes; two are alike, the others have more vectors to use."""
     from ray.cluster_utils import Cluster
 
-    caps = ("avx2", "avx2", "avx512", "avx512_bf16")
-    cluster = Cluster()
+    def node(cap: str) -> dict[str, Any]:
+        return {"num_cpus": 1, "env_vars": {"DNNSEP_MAX_ISA": cap}}
+
+    cluster: Any = Cluster(initialize_head=True, head_node_args=node("avx512"))
     try:
-        nodes = [cluster.add_node(num_cpus=1, env_vars={"DNNSEP_MAX_ISA": cap}) for cap in caps]
+        nodes = [cluster.add_node(**node(cap)) for cap in ("avx2", "avx2", "avx512_bf16")]
         yield _Cluster(cluster, nodes)
     finally:
         cluster.shutdown()
