@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dnnsep.cli.common import AsJson, bad_input, console
+
+if TYPE_CHECKING:
+    from dnnsep.report.compare import Comparison
 
 ResultsFile = Annotated[Path, typer.Argument(help="Results of a sweep or of perf/, as JSON.")]
 
@@ -44,30 +48,55 @@ def compare(
     from dnnsep.report import compare_table
     from dnnsep.report.compare import compare as compare_results
     from dnnsep.report.compare import failures, how_to_compare
-    from dnnsep.report.load import load
+    from dnnsep.report.load import load_machines
 
     words = [word.strip() for word in fail_on.split(",") if word.strip()]
+    told, failed = {}, []
     try:
-        before, after = load(base), load(new)
-        how = how_to_compare(before, after, normalize)
-        comparisons = compare_results(before, after, threshold / 100, how)
-        failed = failures(comparisons, words)
+        before, after = load_machines(base), load_machines(new)
+        machines = [name for name in after if name in before]
+        if not machines:
+            raise ValueError(f"{base} and {new}: no machine is in both")
+        for name in machines:
+            how = how_to_compare(before[name], after[name], normalize)
+            comparisons = compare_results(before[name], after[name], threshold / 100, how)
+            told[name] = (how, comparisons)
+            failed += failures(comparisons, words)
     except ValueError as error:
         bad_input(error)
     if as_json:
-        cases = compare_table.as_dicts(comparisons)
-        typer.echo(json.dumps({"compared": how, "cases": cases}, indent=1))
-    elif output_format == "markdown":
-        typer.echo(compare_table.as_markdown(comparisons))
+        found = {
+            name: {"compared": how, "cases": compare_table.as_dicts(comparisons)}
+            for name, (how, comparisons) in told.items()
+        }
+        typer.echo(json.dumps(found.get("", {"machines": found}), indent=1))
     else:
-        if how == "roof":
-            typer.echo("shares of the roof are compared, not times")
-        console().print(compare_table.as_rich(comparisons))
-        typer.echo(compare_table.summary(comparisons))
+        for name, (how, comparisons) in told.items():
+            _print_comparisons(name, how, comparisons, output_format)
+        for name in before.keys() ^ after.keys():
+            typer.echo(f"{name or 'a machine'}: in one of the files only", err=True)
     for comparison in failed:
         typer.echo(f"failed: {compare_table.line(comparison)}", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _print_comparisons(
+    machine: str, how: str, comparisons: Sequence[Comparison], output_format: str
+) -> None:
+    from dnnsep.report import compare_table
+    from dnnsep.report.markdown import escaped
+
+    if output_format == "markdown":
+        typer.echo(f"### {escaped(machine)}\n" if machine else "", nl=bool(machine))
+        typer.echo(compare_table.as_markdown(comparisons))
+        return
+    if machine:
+        typer.echo(machine)
+    if how == "roof":
+        typer.echo("shares of the roof are compared, not times")
+    console().print(compare_table.as_rich(comparisons))
+    typer.echo(compare_table.summary(comparisons))
 
 
 def report(
@@ -86,11 +115,15 @@ def report(
     Charts, tables, warnings and the commands that measure again follow, and then the machine.
     """
     from dnnsep.report.html import as_html
-    from dnnsep.report.load import labels_of_files, load
+    from dnnsep.report.load import labels_of_files, load_machines
     from dnnsep.report.markdown import as_report
 
     try:
-        files = list(zip(labels_of_files(results), map(load, results), strict=True))
+        files = [
+            (" ".join(filter(None, (label, machine))), of_machine)
+            for label, path in zip(labels_of_files(results), results, strict=True)
+            for machine, of_machine in load_machines(path).items()
+        ]
         if output_format == "html":
             text, output = as_html(files), output or Path("report.html")
         else:

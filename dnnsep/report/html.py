@@ -13,6 +13,7 @@ from dnnsep.report.charts import Figure, bars, heat_map, roofline
 from dnnsep.report.commands import commands
 from dnnsep.report.labels import SYMBOLS, Style, hover_text, labels_of, shortened, styles_of
 from dnnsep.report.load import shareable, shareable_text
+from dnnsep.report.matrix import Matrix, matrix_of
 from dnnsep.report.table import base_times, group_of, place
 from dnnsep.sweep.results import Record, Results
 
@@ -74,6 +75,7 @@ def as_html(files: Sequence[tuple[str, Results]]) -> str:
         f"<title>{title}</title><style>{_STYLE}</style>",
         f"<script>{get_plotlyjs()}</script></head><body><main><h1>{title}</h1>",
         *(_answer(i, label, results) for i, (label, results) in enumerate(files)),
+        _machines(matrix_of(files)),
         *(_file(i, label, results, styles) for i, (label, results) in enumerate(files)),
         "</main></body></html>\n",
     ]
@@ -88,6 +90,24 @@ def _answer(index: int, label: str, results: Results) -> str:
     )
     link = f'<p class="note">of <a href="#file{index}">{escape(label)}</a></p>'
     return f'<section class="answer">{link}{shown}</section>'
+
+
+def _machines(matrix: Matrix | None) -> str:
+    """Returns the table of problems by machines; empty where there is only one."""
+    if matrix is None:
+        return ""
+    rows = (
+        [escape(line.title) + (" *" if line.changes else "")]
+        + ["" if cell is None else escape(str(cell)) for cell in line.cells]
+        for line in matrix.lines
+    )
+    return (
+        "<h2>Which backend is the fastest where</h2>"
+        f"<p>{escape(matrix.summary)}</p>"
+        '<p class="note">the fastest backend, how many times as long the next one takes, the share '
+        "of the roof; * where it is not the same on all</p>"
+        + _table(["problem", *matrix.machines], rows, "text")
+    )
 
 
 def _file(index: int, label: str, results: Results, styles: dict[str, Style]) -> str:

@@ -16,6 +16,7 @@ from dnnsep.host.inputs import RESULT_BYTES, read_bytes
 from dnnsep.measure.roofs import Roofs
 from dnnsep.measure.stats import Round, Stats
 from dnnsep.problem import Problem
+from dnnsep.sweep.fleetresults import FleetResults
 from dnnsep.sweep.results import Record, Results, parse_model
 
 # The folders of an absolute path. A fraction such as FLOP/byte, an address on the web and a closing
@@ -43,6 +44,9 @@ def load(path: Path) -> Results:
         raise ValueError(f"{path}: not JSON: {error}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+    if isinstance(content, dict) and content.get("format") == "dnnsep-fleet":
+        machines = FleetResults.parse(path, text).machines
+        raise SeveralMachinesError(f"{path}: has the results of {', '.join(machines)}", machines)
     if not isinstance(content, dict) or "benchmarks" not in content:
         return Results.parse(path, text)
     try:
@@ -50,6 +54,24 @@ def load(path: Path) -> Results:
         return of_benchmarks(content["benchmarks"], machine)
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not written by perf/: {error!r:.100}") from None
+
+
+class SeveralMachinesError(ValueError):
+    """A file has the results of several machines, ``machines`` by name, where those of one are
+    wanted."""
+
+    def __init__(self, message: str, machines: dict[str, Results]) -> None:
+        super().__init__(message)
+        self.machines = machines
+
+
+def load_machines(path: Path) -> dict[str, Results]:
+    """Returns a file's results by machine, of a sweep of one machine under an empty name. Raises
+    ValueError as ``load`` does."""
+    try:
+        return {"": load(path)}
+    except SeveralMachinesError as several:
+        return several.machines
 
 
 def labels_of_files(paths: Sequence[Path]) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from dnnsep.report.answer import answer_of, sentences
 from dnnsep.report.load import shareable, shareable_text
+from dnnsep.report.matrix import Matrix, matrix_of
 from dnnsep.report.table import HEADINGS, Row, rows, summary
 from dnnsep.sweep.results import Results
 
@@ -27,7 +28,23 @@ def as_report(files: Sequence[tuple[str, Results]]) -> str:
     for label, results in files:
         shown = shareable(results)
         parts.append(f"### {escaped(shareable_text(label))}\n\n{_answer(shown)}\n\n{_table(shown)}")
-    return "\n\n".join(parts)
+    matrix = matrix_of([(shareable_text(label), shareable(results)) for label, results in files])
+    return "\n\n".join([*([_machines(matrix)] if matrix else []), *parts])
+
+
+def _machines(matrix: Matrix) -> str:
+    """Returns the table of problems by machines, with a star where the winner changes."""
+    lines = [
+        "### Which backend is the fastest where",
+        "",
+        "| problem | " + " | ".join(map(escaped, matrix.machines)) + " |",
+        "|" + " --- |" * (1 + len(matrix.machines)),
+    ]
+    for line in matrix.lines:
+        cells = ("" if cell is None else escaped(str(cell)) for cell in line.cells)
+        star = " \\*" if line.changes else ""
+        lines.append("| " + " | ".join([escaped(line.title) + star, *cells]) + " |")
+    return "\n".join([*lines, "", _item(matrix.summary)])
 
 
 def as_markdown(results: Results) -> str:
