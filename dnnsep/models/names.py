@@ -5,7 +5,8 @@
       - mobilenetv2_100
       - torchvision:resnet18
 
-An entry is a name as ``dnnsep.models.zoo.load`` takes it.
+An entry is a name as ``dnnsep.models.zoo.load`` takes it. Such a file that comes with the package
+is also found by its name, ``networks/families``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 
 from dnnsep.host.inputs import read_yaml
+from dnnsep.host.shipped import shipped
 
 
 def model_names(sources: Sequence[str]) -> list[str]:
@@ -27,7 +29,8 @@ def model_names(sources: Sequence[str]) -> list[str]:
     names: list[str] = []
     for source in sources:
         is_file = source.endswith((".yaml", ".yml"))
-        names += _names_of_file(Path(source)) if is_file else [source]
+        path = Path(source) if is_file else shipped(source)
+        names += [source] if path is None else _names_of_file(path)
     return list(dict.fromkeys(names))
 
 

@@ -25,6 +25,7 @@ from pydantic import (
 
 from dnnsep.backends import PEERS, get_backend
 from dnnsep.host.inputs import exists, read_yaml
+from dnnsep.host.shipped import shipped, shipped_names
 from dnnsep.problem import Problem
 from dnnsep.sweep.benchdnn import LeftOut, NamedProblem, ShapeFile, read_shape_file
 from dnnsep.sweep.case import Case
@@ -238,12 +239,15 @@ def _vary(
 
 
 def _read_source(source: str) -> tuple[_File, ShapeFile]:
-    """Reads a CONFIG of the command line: a file, or else a descriptor. Raises ConfigError."""
+    """Reads a CONFIG of the command line: a file, the name of a shipped configuration, or else a
+    descriptor. Raises ConfigError."""
     path = Path(source)
     if exists(path):
         return _Reader().read(path, ())
+    if (known := shipped(source)) is not None:
+        return _Reader().read(known, ())
     if path.suffix or "/" in source:
-        raise ConfigError(f"{source}: no such file")
+        raise ConfigError(f"{source}: no such file, nor one of {', '.join(shipped_names())}")
     try:
         problem = Problem.parse(source)
     except ValueError as error:
