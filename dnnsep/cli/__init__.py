@@ -9,6 +9,7 @@ import typer
 
 from dnnsep.cli.ab import ab
 from dnnsep.cli.fleet import fleet
+from dnnsep.cli.history import history
 from dnnsep.cli.look import backends, cost, explain, machine
 from dnnsep.cli.model import bench_model, extract, model
 from dnnsep.cli.quantize import quantize
@@ -29,6 +30,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     ab: "dnnsep ab configs/models/mobilenet_v1.yaml --base ../dnnsep-main --new .",
     report: "dnnsep report r.json -o report.html",
     export: "dnnsep export r.json --to csv --samples",
+    history: "dnnsep history nightly/ -o history.html --fail-on slower",
     explain: "dnnsep explain mb1ic64oc128ih112kh3sh1ph1 --backend ipex",
     cost: "dnnsep cost mb1ic3oc64ih228kh5sh2",
     tune: "dnnsep tune configs/models/mobilenet_v1.yaml --threads 2",

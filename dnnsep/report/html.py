@@ -62,21 +62,32 @@ def as_html(files: Sequence[tuple[str, Results]]) -> str:
     are against the first backend that ran in the same file. Raises ValueError where a record's
     problem is neither a model nor a descriptor.
     """
-    from plotly.offline import get_plotlyjs
-
     files = [(shareable_text(label), shareable(results)) for label, results in files]
     styles = styles_of(record.backend for _, results in files for record in results.records)
     titles = " + ".join(dict.fromkeys(results.title for _, results in files))
-    title = escape(f"dnnsep: {titles}" if titles else "dnnsep")
+    return page(
+        f"dnnsep: {titles}" if titles else "dnnsep",
+        [
+            *(_answer(i, label, results) for i, (label, results) in enumerate(files)),
+            _machines(matrix_of(files)),
+            *(_file(i, label, results, styles) for i, (label, results) in enumerate(files)),
+        ],
+    )
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """Returns a page of sections, which are HTML, under a title, which is not; figures of plotly in
+    them work without a network."""
+    from plotly.offline import get_plotlyjs
+
+    shown = escape(title)
     lines = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-        f"<title>{title}</title><style>{_STYLE}</style>",
-        f"<script>{get_plotlyjs()}</script></head><body><main><h1>{title}</h1>",
-        *(_answer(i, label, results) for i, (label, results) in enumerate(files)),
-        _machines(matrix_of(files)),
-        *(_file(i, label, results, styles) for i, (label, results) in enumerate(files)),
+        f"<title>{shown}</title><style>{_STYLE}</style>",
+        f"<script>{get_plotlyjs()}</script></head><body><main><h1>{shown}</h1>",
+        *sections,
         "</main></body></html>\n",
     ]
     return "\n".join(lines)

@@ -51,7 +51,11 @@ def load(path: Path) -> Results:
         return Results.parse(path, text)
     try:
         machine = content["machine_info"]["dnnsep"]
-        return of_benchmarks(content["benchmarks"], machine)
+        found = of_benchmarks(content["benchmarks"], machine)
+        commit = (content.get("commit_info") or {}).get("id")
+        found.fingerprint = {**found.fingerprint, **({"commit": commit} if commit else {})}
+        found.created = str(content.get("datetime") or found.created)
+        return found
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not written by perf/: {error!r:.100}") from None
 

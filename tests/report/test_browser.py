@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from dnnsep.report import history_page
+from dnnsep.report.history import Night, Point, histories
 from dnnsep.report.html import as_html
 from tests.report.samples import awkward_file, two_files
 
@@ -68,11 +70,24 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The addresses of a usual page and of one with much that does not fit."""
+    """The addresses of a usual page, of one with much that does not fit, and of a history."""
     folder = tmp_path_factory.mktemp("report")
+    history = history_page.as_html(histories(_points()))
+    (folder / "history.html").write_text(history, encoding="utf-8")
     for name, files in (("usual", two_files()), ("awkward", [awkward_file()])):
         (folder / f"{name}.html").write_text(as_html(files), encoding="utf-8")
-    return {name: (folder / f"{name}.html").as_uri() for name in ("usual", "awkward")}
+    return {name: (folder / f"{name}.html").as_uri() for name in ("usual", "awkward", "history")}
+
+
+def _points() -> Iterator[Point]:
+    """A case of thirty nights that became slower, and one that did not."""
+    for case in ("with a name that is longer than a phone is wide, by a good deal", "short"):
+        key = ("mb1ic8oc8ih4kh1sh1ph0", "fused", 2, "hot")
+        for night in range(30):
+            slower = 1.3 if case == "short" and night > 20 else 1.0
+            created = f"2026-01-{night + 1:02d}T02:00:00+00:00"
+            us = 10 * slower + 0.05 * (night % 3)
+            yield Point(case, key, case, Night(created, f"0.1.{night}", us))
 
 
 def _open(driver: Any, address: str, width: int) -> None:
@@ -93,7 +108,9 @@ def opened(request: pytest.FixtureRequest, driver: Any, pages: dict[str, str]) -
     return driver
 
 
-@pytest.fixture(params=[(page, width) for page in ("usual", "awkward") for width in WIDTHS])
+@pytest.fixture(
+    params=[(page, width) for page in ("usual", "awkward", "history") for width in WIDTHS]
+)
 def either(request: pytest.FixtureRequest, driver: Any, pages: dict[str, str]) -> Any:
     """The browser with one of the pages open at one of the widths."""
     page, width = request.param

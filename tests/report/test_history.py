@@ -1,0 +1,180 @@
+"""Cases over time: planted steps are found, noise is not, and every kind of file is read.
+
+Noise is as sweeps were seen to have: from night to night a standard deviation of 0.8 to 2 %, and 4
+nights in 100 beside other work, which take 10 to 30 % longer.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dnnsep.cli import app
+from dnnsep.report.history import Night, changes_of, histories, points_of
+from dnnsep.sweep.results import Results
+from tests.report.test_fleets import _FIRST, _record
+
+_NIGHTS = 60
+
+
+def _nights(rng: np.random.Generator, step: float = 0.0, at: int = _NIGHTS) -> list[Night]:
+    logs = rng.normal(0, rng.uniform(0.008, 0.02), _NIGHTS)
+    beside_work = rng.random(_NIGHTS) < 0.04
+    logs[beside_work] += np.log1p(rng.uniform(0.1, 0.3, beside_work.sum()))
+    logs[at:] += np.log1p(step)
+    return [Night(f"{n:03d}", f"v{n}", float(100 * np.exp(log))) for n, log in enumerate(logs)]
+
+
+@pytest.mark.slow
+def test_false_alarms_are_as_rare_as_said() -> None:
+    """About 0.5 of 1 000 case-nights: each night all that is known until then is looked at, and a
+    change counts once."""
+    rng = np.random.default_rng(0)
+    alarms = case_nights = 0
+    for _ in range(40):
+        nights, seen = _nights(rng), list[int]()
+        for known in range(6, _NIGHTS + 1):
+            case_nights += 1
+            for change in changes_of(nights[:known]):
+                if all(abs(change.index - other) > 3 for other in seen):
+                    seen.append(change.index)
+                    alarms += 1
+    assert alarms / case_nights <= 0.001
+
+
+@pytest.mark.parametrize(
+    ("step", "soon", "later"), [(0.05, 0.65, 0.85), (-0.05, 0.65, 0.85), (0.1, 0.95, 0.95)]
+)
+def test_steps_are_found(step: float, soon: float, later: float) -> None:
+    """Within three nights, and within seven; by the version of the night that they came in."""
+    rng = np.random.default_rng(1)
+    found = {3: 0, 7: 0}
+    for _ in range(60):
+        at = int(rng.integers(15, 50))
+        nights = _nights(rng, step, at)
+        for wait in found:
+            found[wait] += any(
+                abs(change.index - at) <= 1 and change.is_slower == (step > 0)
+                for change in changes_of(nights[: at + wait])
+            )
+    assert found[3] / 60 >= soon
+    assert found[7] / 60 >= later
+
+
+def test_a_change_names_its_first_version_and_its_size() -> None:
+    steady = [Night(f"{n:03d}", f"v{n}", 100.0 + n % 2) for n in range(12)]
+    slower = [Night(f"{n:03d}", f"v{n}", 120.0 + n % 2) for n in range(12, 20)]
+    (change,) = changes_of([*steady, *slower])
+    assert (change.index, change.created, change.version) == (12, "012", "v12")
+    assert change.ratio == pytest.approx(1.2, abs=0.01)
+    assert change.is_slower
+
+
+def test_a_night_beside_other_work_is_no_change() -> None:
+    nights = [Night(f"{n:03d}", "", 130.0 if n in (7, 15) else 100.0) for n in range(20)]
+    assert changes_of(nights) == ()
+
+
+def test_few_nights_say_nothing() -> None:
+    nights = [Night(str(n), "", 100.0 if n < 2 else 200.0) for n in range(5)]
+    assert changes_of(nights) == ()
+
+
+def _saved(folder: Path, night: int, us: float, version: str = "0.1.0", cpu: str = "one") -> Path:
+    facts = {"cpu": cpu, "cores": 2, "packages": {"dnnsep": version}}
+    created = f"2026-01-{night + 1:02d}T02:00:00+00:00"
+    results = Results(
+        title="Nightly",
+        created=created,
+        fingerprint=facts,
+        settings={},
+        records=[_record(_FIRST, "fused", us), _record(_FIRST, "eager", 50.0)],
+    )
+    path = folder / f"{cpu}-{night}.json"
+    results.save(path)
+    return path
+
+
+@pytest.fixture
+def nightly(tmp_path: Path) -> Path:
+    """Twelve nights, of which the last four are slower on one of the backends."""
+    folder = tmp_path / "nightly"
+    folder.mkdir()
+    for night in range(12):
+        slow = night >= 8
+        _saved(folder, night, 15.0 if slow else 10.0, "0.2.0" if slow else "0.1.0")
+    return folder
+
+
+def test_the_first_slower_version(nightly: Path) -> None:
+    done = CliRunner().invoke(app, ["history", str(nightly)])
+    assert done.exit_code == 0, done.output
+    assert "2 cases: 1 changes to slower, 0 to faster" in done.stdout
+    assert "the first slower one from 2026-01-09T02:00:00+00:00, 0.2.0" in done.stdout
+
+
+@pytest.mark.parametrize("sources", [["{}/*.json"], ["{}", "{}/one-0.json"]])
+def test_patterns_and_files_twice(sources: list[str], nightly: Path) -> None:
+    given = [source.format(nightly) for source in sources]
+    done = CliRunner().invoke(app, ["history", *given, "--format", "json"])
+    told = json.loads(done.stdout)
+    assert [len(one["nights"]) for one in told] == [12, 12]
+    assert [len(one["changes"]) for one in told] == [1, 0]
+    assert told[0]["changes"][0]["ratio"] == pytest.approx(1.5, abs=0.01)
+
+
+def test_exports_are_read(nightly: Path) -> None:
+    for path in sorted(nightly.iterdir()):
+        done = CliRunner().invoke(app, ["export", str(path), "--to", "parquet"])
+        assert done.exit_code == 0, done.output
+        path.unlink()
+    done = CliRunner().invoke(app, ["history", str(nightly), "--format", "markdown"])
+    assert done.exit_code == 0, done.output
+    assert "+50.0%" in done.stdout
+    assert "version unknown" in done.stdout
+
+
+def test_machines_have_histories_of_their_own(nightly: Path) -> None:
+    for night in range(12):
+        _saved(nightly, night, 10.0, cpu="two")
+    files = [Results.load(path) for path in nightly.iterdir()]
+    series = histories(point for results in files for point in points_of(results))
+    changes = {(one.machine, one.key[1]): len(one.changes) for one in series}
+    assert changes == {
+        ("one, 2 cores", "fused"): 1,
+        ("one, 2 cores", "eager"): 0,
+        ("two, 2 cores", "fused"): 0,
+        ("two, 2 cores", "eager"): 0,
+    }
+
+
+def test_the_page_and_the_exit(nightly: Path, tmp_path: Path) -> None:
+    page = tmp_path / "h.html"
+    arguments = ["history", str(nightly), "-o", str(page), "--fail-on", "slower"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    text = page.read_text()
+    assert "1 changes to slower" in text
+    assert "+50.0% 0.2.0" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.json", None, "none.json: no such file"),
+        ("bad.json", "{}", "bad.json: title: Field required"),
+        ("bad.parquet", "x", "bad.parquet: not written by dnnsep export"),
+    ],
+)
+def test_bad_input(name: str, content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    done = CliRunner().invoke(app, ["history", str(path)])
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
