@@ -19,6 +19,7 @@ from dnnsep.host.inputs import exists, is_folder
 from dnnsep.sweep.case import AnyCase
 from dnnsep.sweep.fleetresults import FleetFile, FleetResults
 from dnnsep.sweep.host import Visit
+from dnnsep.sweep.node import record_of
 from dnnsep.sweep.results import Record
 from dnnsep.sweep.session import Assignment, Interrupts, Observer, SessionError
 
@@ -288,16 +289,8 @@ class FleetSession:
 
 def _lost(case: AnyCase, backend: str) -> Record:
     """Returns the record of a case whose machines were all lost; resuming measures it again."""
-    return Record(
-        problem=str(case.problem),
-        name=case.name,
-        backend=backend,
-        threads=case.threads,
-        cache=case.cache,
-        flops=case.flops,
-        status="killed",
-        reason="every machine of this kind was lost",
-    )
+    reason = "every machine of this kind was lost"
+    return record_of(case, backend, status="killed", reason=reason)
 
 
 def with_other_version(machines: Sequence[Machine], ours: dict[str, Any]) -> list[Machine]:

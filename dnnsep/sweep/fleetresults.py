@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from dnnsep.host.files import replace_whole
 from dnnsep.host.inputs import RESULT_BYTES, read_bytes
-from dnnsep.sweep.results import Record, Results
+from dnnsep.sweep.results import Record, Results, parsed
 
 
 class FleetResults(BaseModel):
@@ -39,12 +39,7 @@ class FleetResults(BaseModel):
     @classmethod
     def parse(cls, path: Path, text: bytes) -> FleetResults:
         """Returns the results that a file's text holds. Raises ValueError as ``load`` does."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None
+        return parsed(cls, path, text)
 
 
 class FleetFile:

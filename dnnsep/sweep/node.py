@@ -133,7 +133,7 @@ class LocalNode:
             except (MemoryError, OSError) as error:
                 reason = f"no reference: {type(error).__name__}: {error}"
                 for backend in todo:
-                    yield _record(case, backend, status="failed", reason=reason)
+                    yield record_of(case, backend, status="failed", reason=reason)
                 return
             entries = []
             for backend in todo:
@@ -155,7 +155,7 @@ class LocalNode:
         try:
             client = self._client(backend, case.worker)
             if client is None:
-                entry.record = _record(
+                entry.record = record_of(
                     case, backend, status="refused", reason=self._unavailable[backend]
                 )
                 return entry
@@ -167,9 +167,13 @@ class LocalNode:
             entry.record = _ended(case, backend, error)
             return entry
         if "refused" in entry.answer:
-            entry.record = _record(case, backend, status="refused", reason=entry.answer["refused"])
+            entry.record = record_of(
+                case, backend, status="refused", reason=entry.answer["refused"]
+            )
         elif not entry.answer["correct"]:
-            entry.record = _record(case, backend, status="incorrect", reason=entry.answer["check"])
+            entry.record = record_of(
+                case, backend, status="incorrect", reason=entry.answer["check"]
+            )
         entry.client = client
         targets = ["all", *(entry.answer.get("stages", []) if self._effort.stages else [])]
         entry.rounds = {target: [] for target in targets}
@@ -288,7 +292,7 @@ class LocalNode:
         )
         earlier = before.warnings if before else []
         one_of_a_kind = {text.partition(":")[0]: text for text in [*earlier, *warnings]}
-        return _record(
+        return record_of(
             case,
             entry.backend,
             status="ok",
@@ -310,10 +314,11 @@ class LocalNode:
 def _ended(case: AnyCase, backend: str, error: WorkerError) -> Record:
     """Returns the record of a backend whose worker has ended."""
     killed = isinstance(error, WorkerKilledError)
-    return _record(case, backend, status="killed" if killed else "failed", reason=str(error))
+    return record_of(case, backend, status="killed" if killed else "failed", reason=str(error))
 
 
-def _record(case: AnyCase, backend: str, **fields: Any) -> Record:
+def record_of(case: AnyCase, backend: str, **fields: Any) -> Record:
+    """Returns a case's record on a backend, with these fields."""
     return Record(
         problem=str(case.problem),
         name=case.name,

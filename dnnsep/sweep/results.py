@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -175,12 +175,21 @@ class Results(BaseModel):
     @classmethod
     def parse(cls, path: Path, text: bytes) -> Results:
         """Returns the results that a file's text holds. Raises ValueError as ``load`` does."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None
+        return parsed(cls, path, text)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parsed(kind: type[Model], path: Path, text: bytes) -> Model:
+    """Returns what a file's text holds. Raises ValueError in one line that names the file, the
+    field and the rule."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None
 
 
 def parse_model(problem: str) -> tuple[str, tuple[int, ...], str]:
