@@ -44,7 +44,7 @@ def test_random_problems(setting: dict[str, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: "-".join(s.values()))
 def test_many_random_problems(setting: dict[str, str]) -> None:
-    run_alone("tests.codegen.guarded", setting, 4, 150, "bytes")
+    run_alone("tests.codegen.guarded", setting, 4, 60, "bytes")
 
 
 def test_each_kind_of_vectors_multiplies_in_its_own_way(isa: Isa) -> None:
