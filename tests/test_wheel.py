@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -39,8 +40,11 @@ def test_another_name_says_which_there_are() -> None:
 @pytest.mark.slow
 def test_the_wheel_sweeps_elsewhere(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    built, installed = tmp_path / "wheel", tmp_path / "site"
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(built), str(_CHECKOUT)], check=True)
+    built, installed, source = (tmp_path / name for name in ("wheel", "site", "source"))
+    # Building leaves files behind.
+    left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(_CHECKOUT, source, symlinks=True, ignore=left_out)
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(built), str(source)], check=True)
     (wheel,) = built.iterdir()
     names = zipfile.ZipFile(wheel).namelist()
     assert {"dnnsep/py.typed", "dnnsep/configs/models/mobilenet_v1.yaml"} <= set(names)
