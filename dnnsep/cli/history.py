@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dnnsep.cli.common import bad_input, console
+from dnnsep.host.inputs import exists, is_folder
 
 if TYPE_CHECKING:
     from dnnsep.report.history import Point
@@ -36,7 +37,7 @@ def history(
 ) -> None:
     """Show where cases became slower or faster for good, and from which version on.
 
-    A change is called after three nights. In 1 000 nights of a case without one, about 0.5 are
+    A change is called after three nights. In 1 000 nights of a case without one, about one is
     called falsely.
     """
     from dnnsep.report import history_page
@@ -71,9 +72,9 @@ def _files(sources: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for source in sources:
         path = Path(source)
-        if path.is_dir():
+        if is_folder(path):
             files = [p for p in sorted(path.rglob("*")) if p.suffix in _SUFFIXES]
-        elif path.exists():
+        elif exists(path):
             files = [path]
         else:
             files = sorted(map(Path, glob.glob(source, recursive=True)))

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from dnnsep.sweep.results import Key, Results
 
 # What another segment has to save of the sum of absolute deviations, in units of the noise. With
-# it 0.5 of 1 000 case-nights without a step brought a false alarm, a step of 5 % was found within
-# three nights in 77 of 100 cases, one of 10 % in all: tests/report/test_history.py counts them.
-_PENALTY = 5.0
+# it 0.0, 1.8 and 1.4 of 1 000 case-nights without a step brought a false alarm (three sets of 40
+# cases), and a step of 5 % was found within three nights in about half of the cases, one of 10 % in
+# 98 of 100: tests/report/test_history.py counts them.
+_PENALTY = 7.0
 # A night that is so many times the noise from both its neighbours is none of a level.
 _SPIKE = 3.5
 # A change counts once it was seen on so many nights, after as many before it, and by so much.
@@ -112,6 +113,12 @@ def points_of_export(path: Path) -> Iterator[Point]:
         raise ValueError(f"{path}: not written by dnnsep export: {first}") from None
     for row in rows:
         if row["median_us"] is not None:
+            told = (row["cpu"], row["created"], row["problem"], row["backend"], row["cache"])
+            numbers = isinstance(row["median_us"], float) and isinstance(row["threads"], int)
+            if not all(isinstance(text, str) for text in told) or not numbers:
+                raise ValueError(f"{path}: not written by dnnsep export: {str(row)[:100]}")
+            if not row["median_us"] > 0:
+                raise ValueError(f"{path}: median_us: must be more than 0")
             key = (row["problem"], row["backend"], row["threads"], row["cache"])
             yield Point(row["cpu"], key, row["name"], Night(row["created"], "", row["median_us"]))
 
