@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dnnsep.host.shipped import shipped, shipped_names
+from dnnsep.host.shipped import shipped, shipped_networks, shipped_sweeps
 from dnnsep.models.names import model_names
 from dnnsep.sweep.config import ConfigError, Overrides, load_sweep
 
@@ -20,21 +20,34 @@ _CHECKOUT = Path(__file__).resolve().parent.parent
 
 def test_shipped_configurations_are_those_of_the_checkout() -> None:
     files = [p for p in (_CHECKOUT / "configs").rglob("*") if p.suffix in (".yaml", ".yml")]
-    assert len(shipped_names()) == len(files)
-    assert {"quickstart", "models/mobilenet_v1", "networks/families"} <= set(shipped_names())
+    assert len(shipped_sweeps()) + len(shipped_networks()) == len(files)
+    assert {"quickstart", "models/mobilenet_v1"} <= set(shipped_sweeps())
+    assert shipped_networks() == ["networks/families"]
     assert shipped("nothing") is None
 
 
-def test_a_name_is_its_file() -> None:
-    named = load_sweep(["quickstart"], Overrides(), 2)
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.yaml"])
+def test_a_name_is_its_file(name: str) -> None:
+    named = load_sweep([name], Overrides(), 2)
     assert named == load_sweep([str(_CHECKOUT / "configs" / "quickstart.yaml")], Overrides(), 2)
+
+
+@pytest.mark.parametrize("name", ["networks/families", "networks/families.yml"])
+def test_a_name_is_its_list_of_models(name: str) -> None:
     families = str(_CHECKOUT / "configs" / "networks" / "families.yml")
-    assert model_names(["networks/families"]) == model_names([families])
+    assert model_names([name]) == model_names([families])
 
 
-def test_another_name_says_which_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"models/nothing: no such file, nor one of .*quickstart"):
-        load_sweep(["models/nothing"], Overrides(), 2)
+def test_a_file_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart.yaml").write_text("title: mine\nproblems: [mb1ic8oc8ih4kh3ph1]\n")
+    assert load_sweep(["quickstart.yaml"], Overrides(), 2).title == "mine"
+
+
+@pytest.mark.parametrize("name", ["quickstrat", "quickstart.yml", "models/nothing"])
+def test_another_name_says_which_there_are(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name}: no such file, nor one of .*quickstart"):
+        load_sweep([name], Overrides(), 2)
 
 
 @pytest.mark.slow

@@ -193,7 +193,8 @@ def bench_model(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="As for dnnsep model, or YAML files that list them under models; several.",
+            help="As for dnnsep model, or YAML files that list them under models, shipped ones by "
+            "name (networks/families); several.",
             metavar="NAME…",
         ),
     ],

@@ -24,11 +24,17 @@ if TYPE_CHECKING:
     from dnnsep.sweep.config import Sweep
     from dnnsep.sweep.results import Cache
 
+Configs = Annotated[
+    list[str],
+    typer.Argument(
+        help="YAML sweep files, shipped ones by name (quickstart), benchdnn shape files or "
+        "descriptors."
+    ),
+]
+
 
 def sweep(
-    config: Annotated[
-        list[str], typer.Argument(help="YAML sweep files, benchdnn shape files or descriptors.")
-    ],
+    config: Configs,
     backend: Annotated[
         list[str] | None, typer.Option(help="Instead of the file's; peers: all of them.")
     ] = None,

@@ -9,7 +9,7 @@ import typer
 
 from dnnsep.cli.common import MOST_THREADS, AsJson, ProblemDtype, console
 from dnnsep.cli.measure import BarObserver
-from dnnsep.cli.sweep import load
+from dnnsep.cli.sweep import Configs, load
 
 if TYPE_CHECKING:
     from dnnsep.codegen.plan import Plan
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def tune(
-    config: Annotated[
-        list[str], typer.Argument(help="YAML sweep files, benchdnn shape files or descriptors.")
-    ],
+    config: Configs,
     threads: Annotated[
         list[int] | None, typer.Option(min=1, max=MOST_THREADS, help="Instead of the file's.")
     ] = None,

@@ -6,7 +6,7 @@
       - torchvision:resnet18
 
 An entry is a name as ``dnnsep.models.zoo.load`` takes it. Such a file that comes with the package
-is also found by its name, ``networks/families``.
+is also found by its name, ``networks/families`` or ``networks/families.yml``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from dnnsep.host.inputs import read_yaml
-from dnnsep.host.shipped import shipped
+from dnnsep.host.inputs import exists, read_yaml
+from dnnsep.host.shipped import shipped, shipped_networks
 
 
 def model_names(sources: Sequence[str]) -> list[str]:
@@ -29,8 +29,14 @@ def model_names(sources: Sequence[str]) -> list[str]:
     names: list[str] = []
     for source in sources:
         is_file = source.endswith((".yaml", ".yml"))
-        path = Path(source) if is_file else shipped(source)
-        names += [source] if path is None else _names_of_file(path)
+        if is_file and exists(path := Path(source)):
+            names += _names_of_file(path)
+        elif (known := shipped(source)) is not None:
+            names += _names_of_file(known)
+        elif is_file or source.startswith("networks/"):
+            raise ValueError(f"{source}: no such file, nor one of {', '.join(shipped_networks())}")
+        else:
+            names.append(source)
     return list(dict.fromkeys(names))
 
 

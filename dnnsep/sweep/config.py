@@ -25,7 +25,7 @@ from pydantic import (
 
 from dnnsep.backends import PEERS, get_backend
 from dnnsep.host.inputs import exists, read_yaml
-from dnnsep.host.shipped import shipped, shipped_names
+from dnnsep.host.shipped import shipped, shipped_sweeps
 from dnnsep.problem import Problem
 from dnnsep.sweep.benchdnn import LeftOut, NamedProblem, ShapeFile, read_shape_file
 from dnnsep.sweep.case import Case
@@ -246,12 +246,13 @@ def _read_source(source: str) -> tuple[_File, ShapeFile]:
         return _Reader().read(path, ())
     if (known := shipped(source)) is not None:
         return _Reader().read(known, ())
+    nothing = f"{source}: no such file, nor one of {', '.join(shipped_sweeps())}"
     if path.suffix or "/" in source:
-        raise ConfigError(f"{source}: no such file, nor one of {', '.join(shipped_names())}")
+        raise ConfigError(nothing)
     try:
         problem = Problem.parse(source)
     except ValueError as error:
-        raise ConfigError(f"{source}: no such file, and as a descriptor: {error}") from None
+        raise ConfigError(f"{nothing}; as a descriptor: {error}") from None
     file = _File(title=source, problems=[source])  # type: ignore[list-item]
     return file, ShapeFile([NamedProblem(problem, None)], [])
 

@@ -50,6 +50,7 @@ def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_file() -> None:
-    with pytest.raises(ValueError, match=r"^nope\.yaml: No such file or directory$"):
-        model_names(["nope.yaml"])
+@pytest.mark.parametrize("name", ["nope.yaml", "networks/nope"])
+def test_a_missing_file(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: no such file, nor one of networks/families$"):
+        model_names([name])
