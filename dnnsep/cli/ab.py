@@ -148,11 +148,16 @@ def _models(
     from dnnsep.cli.model import model_cases
     from dnnsep.host.machine import default_threads
     from dnnsep.models.engines import ENGINES
+    from dnnsep.models.names import model_names
 
     if engine not in ENGINES:
         bad_input(f"--engine {engine!r}: must be one of {', '.join(ENGINES)}")
+    try:
+        models = model_names(names)
+    except ValueError as error:
+        bad_input(error)
     # The workers start in other folders.
-    places = [os.path.abspath(name) if ".py:" in name else name for name in names]
+    places = [os.path.abspath(name) if ".py:" in name else name for name in models]
     counts = threads or [default_threads()]
     try:
         of_models = [ModelDtype(dtype.value) for dtype in dtypes or ()]

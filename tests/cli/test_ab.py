@@ -211,7 +211,9 @@ def test_models(tmp_path: Path) -> None:
         "def small():\n"
         "    return nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1), nn.ReLU())\n"
     )
-    command = _command("net.py:small", "--models", "--input", "1,8,24,24", "--batch", "2", *_QUICK)
+    listed = tmp_path / "list.yaml"
+    listed.write_text("models: ['net.py:small']\n")
+    command = _command("list.yaml", "--models", "--input", "1,8,24,24", "--batch", "2", *_QUICK)
     command += ["--dtype", "f32", "--dtype", "bf16"]
     command += ["--base", sys.executable, "--new", _ROOT, "--json"]
     done = subprocess.run(
