@@ -5,12 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dnnsep.backends import Backend, Verdict, get_backend
+# Its module has the function's name, and would take its place when it is imported later.
 from dnnsep.cost import Cost, cost
-from dnnsep.problem import Problem
-from dnnsep.weights import BatchNorm, Weights, fold_batchnorm
 
 if TYPE_CHECKING:
+    from dnnsep.backends import Backend, Verdict, get_backend
     from dnnsep.graph.loaded import load
     from dnnsep.graph.optimize import optimize, what_ran
     from dnnsep.graph.quantize import quantization_report, quantize
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from dnnsep.graph.warm import warm_up
     from dnnsep.nn.functional import separable_conv2d
     from dnnsep.nn.module import SeparableConv2d
+    from dnnsep.problem import Problem
+    from dnnsep.weights import BatchNorm, Weights, fold_batchnorm
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,9 +44,17 @@ __all__ = [
     "what_ran",
 ]
 
-# Their modules import torch, so they are imported only when a name is asked for.
-_TORCH_MODULES = {
+# Their modules import torch or numpy, so they are imported only when a name is asked for: every run
+# of pytest where dnnsep is installed imports this package, for its plugin.
+_MODULES = {
+    "Backend": "dnnsep.backends",
+    "BatchNorm": "dnnsep.weights",
+    "Problem": "dnnsep.problem",
     "SeparableConv2d": "dnnsep.nn.module",
+    "Verdict": "dnnsep.backends",
+    "Weights": "dnnsep.weights",
+    "fold_batchnorm": "dnnsep.weights",
+    "get_backend": "dnnsep.backends",
     "load": "dnnsep.graph.loaded",
     "optimize": "dnnsep.graph.optimize",
     "quantization_report": "dnnsep.graph.quantize",
@@ -59,7 +68,7 @@ _TORCH_MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the names that need torch on first use. Raises AttributeError for unknown names."""
-    if name not in _TORCH_MODULES:
+    """Imports a name's module on first use. Raises AttributeError for unknown names."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_TORCH_MODULES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

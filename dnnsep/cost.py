@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
-from dnnsep.problem import Problem
+if TYPE_CHECKING:
+    from dnnsep.problem import Problem
 
 # The kinds with a stage that sums within each channel.
 _WITHIN_CHANNELS = ("separable", "depthwise", "mean")
