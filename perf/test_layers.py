@@ -1,7 +1,7 @@
 """Regression benchmarks: configs/ci.yaml, or another ``--config``, on every backend it names, one
 group a problem.
 
-Every layer is measured on several visits (``--visits``), which is what the gate compares.
+Every layer is measured on several visits (``--dnnsep-visits``), which is what the gate compares.
 
 A backend that cannot run a problem, or is not installed, fails its benchmarks unless
 ``DNNSEP_TEST_BACKENDS`` names the others.
@@ -10,90 +10,62 @@ A backend that cannot run a problem, or is not installed, fails its benchmarks u
 from __future__ import annotations
 
 import os
-from functools import cache
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import yaml
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from dnnsep import Problem, cost, get_backend
-from dnnsep.backends.tensors import to_channels_last
+from dnnsep.gate.measuring import CALLS, WARM_UP, Gate, timed
 from dnnsep.host.machine import default_threads
-from dnnsep.measure.calibrate import Calibrator
 from dnnsep.sweep.case import Case
-from dnnsep.sweep.check import CheckData
 from dnnsep.sweep.config import Overrides, load_sweep
-from dnnsep.sweep.verbose import onednn_log
 
-_CALLS = 25
-
-# How long a benchmark waits for the machine to be quiet.
-_PATIENCE_SECONDS = 1.0
+_THRESHOLDS: dict[str, float] = yaml.safe_load(
+    (Path(__file__).parent / "thresholds.yaml").read_text(encoding="utf-8")
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Makes a benchmark of all layers, then of all again: what a machine does for a while does not
-    hit one layer only."""
     config = str(metafunc.config.getoption("config"))
     backends = [b for b in os.environ.get("DNNSEP_TEST_BACKENDS", "").split(",") if b]
     cases = load_sweep([config], Overrides(backends=backends), default_threads()).cases
     metafunc.parametrize(
-        ("visit", "case", "backend"),
+        ("case", "backend"),
         [
-            pytest.param(visit, case, backend, id=f"{case.name}-{case.problem}-{backend}-{visit}")
-            for visit in range(metafunc.config.getoption("visits"))
+            pytest.param(case, backend, id=f"{case.name}-{case.problem}-{backend}")
             for case in cases
             for backend in case.backends
         ],
     )
 
 
-def test_layer(
-    benchmark: BenchmarkFixture,
-    calibrator: Calibrator,
-    entries: list[dict[str, Any]],
-    visit: int,
-    case: Case,
-    backend: str,
-) -> None:
-    problem = case.problem
-    torch.set_num_threads(case.threads)
-    engine = get_backend(backend)
-    for verdict in (engine.available(), engine.supports(problem)):
-        assert verdict, verdict.reason
-    data = _data(problem)
-    executor, x = engine.prepare(problem, data.weights), to_channels_last(data.x, problem.dtype)
-    executor(x)
-    with onednn_log() as log:
-        y = executor(x)
-    correct, finding = data.verdict(y.float().numpy())
-    assert correct, finding
+def test_layer(benchmark: BenchmarkFixture, gate: Gate, case: Case, backend: str) -> None:
+    benchmark.group = str(case.problem)
 
-    benchmark.group = str(problem)
-    before = calibrator.quiet_control(calibrator.control(), _PATIENCE_SECONDS)
-    with torch.no_grad():
-        benchmark.pedantic(executor, args=(x,), rounds=_CALLS, warmup_rounds=20)  # type: ignore[no-untyped-call]
-    if benchmark.stats is None:  # --benchmark-disable
-        return
-    flops = cost(problem).flops
-    benchmark.extra_info.update(
-        problem=str(problem),
-        name=case.name,
-        backend=backend,
-        threads=case.threads,
-        dtype=problem.dtype,
-        visit=visit,
-        before=before.model_dump(),
-        after=calibrator.control().model_dump(),
-        impls=[f"{p.kind}:{p.impl}" for p in log.primitives],
-        flops=flops,
-        gflops=flops / benchmark.stats["median"] / 1e9,
+    def timer(run: Callable[[], Any]) -> list[float]:
+        benchmark.pedantic(run, rounds=CALLS, warmup_rounds=WARM_UP)  # type: ignore[no-untyped-call]
+        if benchmark.stats is None:  # --benchmark-disable
+            return timed(run)
+        return [1e6 * seconds for seconds in benchmark.stats.stats.data]
+
+    threshold = _THRESHOLDS.get(case.name or "", _THRESHOLDS["default"])
+    record = gate.layer(
+        str(case.problem), backend, case.threads, name=case.name, threshold=threshold, timer=timer
     )
-    calls = {"data": list(benchmark.stats.stats.data)}
-    entries.append({"extra_info": dict(benchmark.extra_info), "stats": calls})
-
-
-@cache
-def _data(problem: Problem) -> CheckData:
-    return CheckData.exact(problem)
+    (turn,) = record.rounds
+    benchmark.extra_info.update(
+        problem=record.problem,
+        name=record.name,
+        backend=record.backend,
+        threads=record.threads,
+        dtype=record.dtype,
+        visit=turn.visit,
+        before=turn.before.model_dump(),
+        after=turn.after.model_dump(),
+        impls=record.impls,
+        flops=record.flops,
+        gflops=record.gflops,
+    )

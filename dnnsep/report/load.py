@@ -51,7 +51,7 @@ def load(path: Path) -> Results:
         return Results.parse(path, text)
     try:
         machine = content["machine_info"]["dnnsep"]
-        found = of_benchmarks(content["benchmarks"], machine)
+        found = _of_benchmarks(content["benchmarks"], machine)
         commit = (content.get("commit_info") or {}).get("id")
         found.fingerprint = {**found.fingerprint, **({"commit": commit} if commit else {})}
         found.created = str(content.get("datetime") or found.created)
@@ -185,7 +185,7 @@ def _shareable_roofs(roofs: Roofs) -> Roofs:
     return Roofs.model_validate(_shareable_value(roofs.model_dump()))
 
 
-def of_benchmarks(benchmarks: Sequence[dict[str, Any]], machine: dict[str, Any]) -> Results:
+def _of_benchmarks(benchmarks: Sequence[dict[str, Any]], machine: dict[str, Any]) -> Results:
     """Makes results of pytest-benchmark's entries, with one record for all visits of a case.
 
     ``machine`` holds ``fingerprint`` and ``roofs``, as perf/ adds them to the machine's facts.
@@ -196,7 +196,7 @@ def of_benchmarks(benchmarks: Sequence[dict[str, Any]], machine: dict[str, Any])
     for entry in benchmarks:
         record = _record(entry, roofs)
         earlier = records.get((record.problem, record.backend))
-        records[record.problem, record.backend] = _merged(earlier, record) if earlier else record
+        records[record.problem, record.backend] = earlier.joined(record) if earlier else record
     return Results(
         title="perf",
         fingerprint=machine["fingerprint"],
@@ -227,11 +227,3 @@ def _record(entry: dict[str, Any], roofs: dict[int, Roofs]) -> Record:
         roof=measured_roofs.of(Problem.parse(info["problem"]), "hot") if measured_roofs else None,
         rounds=[turn],
     )
-
-
-def _merged(earlier: Record, record: Record) -> Record:
-    """Returns a record with the rounds of both and the figures that follow from them."""
-    rounds = [*earlier.rounds, *record.rounds]
-    time = Stats.of(rounds)
-    gflops = record.flops / time.median_us / 1000
-    return record.model_copy(update={"rounds": rounds, "time": time, "gflops": gflops})

@@ -101,6 +101,13 @@ class Record(BaseModel):
             return all(r.visit != visit for r in self.rounds)
         return self.status == "killed"
 
+    def joined(self, later: Record) -> Record:
+        """Returns the record with a later visit's rounds, and the figures that follow from all."""
+        rounds = [*self.rounds, *later.rounds]
+        time = Stats.of(rounds)
+        gflops = self.flops / time.median_us / 1000 if self.flops else None
+        return self.model_copy(update={"rounds": rounds, "time": time, "gflops": gflops})
+
     @property
     def visits(self) -> int:
         """Returns how many times the sweep came to the record, at least once."""
