@@ -11,13 +11,11 @@ import typer
 
 from dnnsep.cli.common import AsJson, bad_input, console
 from dnnsep.cli.measure import BarObserver, Format, default_name, finish, print_results
-from dnnsep.sweep.client import Allocator
 
 if TYPE_CHECKING:
-    from dnnsep.sweep.case import AnyCase
     from dnnsep.sweep.fleet import Machine
-    from dnnsep.sweep.node import Effort
     from dnnsep.sweep.rayfleet import RayFleet
+    from dnnsep.sweep.session import Assignment
 
 
 def fleet(
@@ -68,29 +66,23 @@ def _table(machines: Sequence[Machine], names: dict[str, str]) -> Any:
 
 def measure_on(
     fleet: tuple[str, str],
-    cases: Sequence[AnyCase],
-    title: str,
-    settings: dict[str, Any],
-    effort: Effort,
-    allocator: Allocator,
+    assignment: Assignment,
     output: Path | None,
     resume: bool,
     shown: Format,
 ) -> None:
-    """Measure the cases on the machines of a cluster, ``fleet`` being its address and which ones;
-    save as it goes, print machine by machine, and exit as the commands do."""
+    """Measure on the machines of a cluster, ``fleet`` being its address and which ones; save as it
+    goes, print machine by machine, and exit as the commands do."""
     from dnnsep.sweep.fleet import FleetSession
-    from dnnsep.sweep.session import Assignment, SessionError
+    from dnnsep.sweep.session import SessionError
 
     if resume and output is None:
         bad_input("--resume: name the results to go on with, -o FILE")
     address, on = fleet
     cluster = _connected(address)
-    path = output or Path(default_name(title))
+    path = output or Path(default_name(assignment.title))
     try:
-        session = FleetSession(
-            Assignment(title, cases, settings, effort, allocator), cluster, on, path, resume
-        )
+        session = FleetSession(assignment, cluster, on, path, resume)
     except SessionError as error:
         cluster.close()
         bad_input(error)

@@ -71,6 +71,8 @@ def sweep(
     ] = "each",
 ) -> None:
     """Measure problems on several backends, each checked against the reference first."""
+    if ray is None and on != "each":
+        bad_input("--on: says which machines of a cluster measure, so it needs --ray")
     plan = load(config, backend or (), threads, dtype, batch, cache)
     if list_only:
         for case in plan.cases:
@@ -83,10 +85,10 @@ def sweep(
     effort = Effort(seconds, precision / 100, visits, stages)
     settings = {"config": config, "backends": plan.backends}
     if ray is not None:
-        fleet = (ray, on)
-        measure_on(
-            fleet, plan.cases, plan.title, settings, effort, allocator, output, resume, shown
-        )
+        from dnnsep.sweep.session import Assignment
+
+        assignment = Assignment(plan.title, plan.cases, settings, effort, allocator)
+        measure_on((ray, on), assignment, output, resume, shown)
         return
     measure(plan.cases, plan.title, settings, effort, allocator, output, resume, shown, wide=wide)
 

@@ -15,8 +15,8 @@ from dnnsep.sweep.results import Key, Results
 
 # What another segment has to save of the sum of absolute deviations, in units of the noise. With
 # it 0.0, 1.8 and 1.4 of 1 000 case-nights without a step brought a false alarm (three sets of 40
-# cases), and a step of 5 % was found within three nights in about half of the cases, one of 10 % in
-# 98 of 100: tests/report/test_history.py counts them.
+# cases), and a step of 5 % was found within three nights in 57 of 100 cases, one of 10 % in 97:
+# tests/report/test_history.py counts them.
 _PENALTY = 7.0
 # A night that is so many times the noise from both its neighbours is none of a level.
 _SPIKE = 3.5

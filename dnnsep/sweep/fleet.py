@@ -62,6 +62,10 @@ class MachineLostError(RuntimeError):
     """A machine ended, or could not be reached any more, while it measured."""
 
 
+class VisitFailedError(RuntimeError):
+    """A visit ended by an error of ours or of its machine's system; the message is one line."""
+
+
 class Fleet(Protocol):
     """Brings visits to machines."""
 
@@ -76,7 +80,7 @@ class Fleet(Protocol):
 
     def first(self, under_way: Sequence[object]) -> tuple[object, Callable[[], Visit]]:
         """Waits until one of some visits is over; returns it, and what gives its outcome or raises
-        MachineLostError."""
+        MachineLostError or VisitFailedError."""
 
     def is_there(self, machine: Machine) -> bool:
         """Returns whether a machine can be reached."""
@@ -200,6 +204,8 @@ class FleetSession:
         before = self.results.machines.setdefault(name, fresh)
         if before.settings != fresh.settings or before.title != fresh.title:
             raise SessionError(f"{path}: cannot be resumed, its title or settings differ")
+        if replace(machine, facts=before.fingerprint).kind != machine.kind:
+            raise SessionError(f"{path}: cannot be resumed, {name} is another machine now")
 
     def _lane(self, name: str, machines: Sequence[Machine]) -> Lane:
         assignment = self._assignment
@@ -238,20 +244,31 @@ class FleetSession:
             visit, case = lane.now
             earlier = self._earlier(lane, case)
             known = {record.backend: record for record in earlier}
-            due = [b for b in case.backends if b not in known or known[b].is_due(visit)]
+            due = any(b not in known or known[b].is_due(visit) for b in case.backends)
             if due and lane.machines:
                 observer.step(f"{lane.name} {case.problem}")
                 ticket = self._fleet.start(lane.machines[0], case, earlier, visit)
                 under_way[ticket] = lane
                 return
-            if due:
-                self._keep(lane, [_lost(case, b) for b in due if b not in known])
+            if due:  # resuming measures it again
+                reason = "every machine of this kind was lost"
+                self._keep(lane, self._unmeasured(lane, lane.now, "killed", reason))
             lane.now = None
             observer.advance()
 
     def _earlier(self, lane: Lane, case: AnyCase) -> list[Record]:
         keys = {case.key(backend) for backend in case.backends}
         return [r for r in self.results.machines[lane.name].records if r.key in keys]
+
+    def _unmeasured(
+        self, lane: Lane, what: tuple[int, AnyCase], status: str, reason: str
+    ) -> list[Record]:
+        """Returns records that say why a visit gave nothing, of the backends that have no record;
+        what others found on earlier visits stays."""
+        _, case = what
+        known = {record.backend for record in self._earlier(lane, case)}
+        left = [backend for backend in case.backends if backend not in known]
+        return [record_of(case, backend, status=status, reason=reason) for backend in left]
 
     def _take(self, lane: Lane, outcome: Callable[[], Visit], observer: Observer) -> None:
         """Keeps what a visit gave; where its machine was lost, another one makes it."""
@@ -260,6 +277,9 @@ class FleetSession:
         except MachineLostError:
             self._lose(lane)
             return
+        except VisitFailedError as error:
+            assert lane.now is not None
+            made = Visit(self._unmeasured(lane, lane.now, "failed", str(error)))
         results = self.results.machines[lane.name]
         results.workers |= made.workers
         results.roofs |= made.roofs
@@ -285,12 +305,6 @@ class FleetSession:
             self._file.save()
             self._saved = monotonic()
             self._saving = self._saved - start
-
-
-def _lost(case: AnyCase, backend: str) -> Record:
-    """Returns the record of a case whose machines were all lost; resuming measures it again."""
-    reason = "every machine of this kind was lost"
-    return record_of(case, backend, status="killed", reason=reason)
 
 
 def with_other_version(machines: Sequence[Machine], ours: dict[str, Any]) -> list[Machine]:

@@ -6,20 +6,17 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from dnnsep.host.files import replace_whole
-from dnnsep.host.inputs import RESULT_BYTES, read_bytes
-from dnnsep.sweep.results import Record, Results, parsed
+from dnnsep.sweep.results import Record, Results, ResultsFile
 
 
-class FleetResults(BaseModel):
+class FleetResults(ResultsFile):
     """The results of each machine by its name, which is of its kind where each kind measures once.
 
     A record is one of a machine, a problem, a backend, a number of threads and a cache state.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     format: Literal["dnnsep-fleet"] = "dnnsep-fleet"
     version: Literal[1] = 1
@@ -30,16 +27,6 @@ class FleetResults(BaseModel):
     def records(self) -> list[Record]:
         """Returns the records of all machines."""
         return [record for results in self.machines.values() for record in results.records]
-
-    @classmethod
-    def load(cls, path: Path) -> FleetResults:
-        """Returns a file's results. Raises ValueError naming the file and what is wrong with it."""
-        return cls.parse(path, read_bytes(path, RESULT_BYTES))
-
-    @classmethod
-    def parse(cls, path: Path, text: bytes) -> FleetResults:
-        """Returns the results that a file's text holds. Raises ValueError as ``load`` does."""
-        return parsed(cls, path, text)
 
 
 class FleetFile:

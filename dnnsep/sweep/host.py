@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,8 +38,8 @@ class Visit:
 
 
 def facts() -> dict[str, Any]:
-    """Returns what tells this machine from others: its fingerprint, the name of its vectors as
-    kernels use them, and the version of oneDNN in torch, if that is there."""
+    """Returns what tells this machine from others: its fingerprint, ``vectors``, the name of those
+    that kernels use here, and ``generator``, which tells versions of generated code apart."""
     from dnnsep.codegen.lang.isa import this_isa
     from dnnsep.codegen.version import generator
 
@@ -61,7 +62,8 @@ class Host:
         """Visits a case; ``earlier`` are its records of this machine so far."""
         threads = case.threads
         if self._with_roofs and threads not in self._roofs:
-            with Calibrator(cpus_for(threads)) as calibrator:
+            # Without them cases are measured all the same.
+            with suppress(RuntimeError), Calibrator(cpus_for(threads)) as calibrator:
                 self._roofs[threads] = calibrator.roofs()
         if self._visits % _CANARY_VISITS == 0:
             self._canary.sing()

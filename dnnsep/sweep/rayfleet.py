@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dnnsep.sweep.case import AnyCase
-from dnnsep.sweep.fleet import Machine, MachineLostError, with_other_version
+from dnnsep.sweep.fleet import Machine, MachineLostError, VisitFailedError, with_other_version
 from dnnsep.sweep.host import Host, Visit, facts
 from dnnsep.sweep.results import Record
 from dnnsep.sweep.session import Assignment
@@ -112,8 +112,8 @@ class RayFleet:
         def outcome() -> Visit:
             try:
                 made: Visit = self._ray.get(ready)
-            except self._ray.exceptions.RayTaskError:
-                raise
+            except self._ray.exceptions.RayTaskError as error:
+                raise VisitFailedError(str(error).strip().splitlines()[-1]) from None
             except self._ray.exceptions.RayError as error:
                 self._forget()
                 raise MachineLostError(str(error)) from None

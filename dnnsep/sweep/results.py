@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -14,6 +14,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from typing_extensions import Self
 
 from dnnsep.host.files import replace_whole
 from dnnsep.host.inputs import RESULT_BYTES, read_bytes
@@ -144,13 +145,32 @@ class Record(BaseModel):
         return self.time.median_us / sum(s.median_us for s in self.stages.values())
 
 
-class Results(BaseModel):
+class ResultsFile(BaseModel):
+    """What a file of results holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Returns a file's results. Raises ValueError naming the file and what is wrong with it."""
+        return cls.parse(path, read_bytes(path, RESULT_BYTES))
+
+    @classmethod
+    def parse(cls, path: Path, text: bytes) -> Self:
+        """Returns the results that a file's text holds. Raises ValueError as ``load`` does."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None
+
+
+class Results(ResultsFile):
     """A sweep's records, and the machine, software and settings they were made with.
 
     ``roofs`` are by number of threads; ``workers`` has each backend's answer to being started.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     format: Literal["dnnsep-sweep"] = "dnnsep-sweep"
     version: Literal[3] = 3
@@ -173,30 +193,6 @@ class Results(BaseModel):
     def save(self, path: Path) -> None:
         """Writes the file at once, so that a kill leaves the old or the new one, whole."""
         replace_whole(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: Path) -> Results:
-        """Returns a file's results. Raises ValueError naming the file and what is wrong with it."""
-        return cls.parse(path, read_bytes(path, RESULT_BYTES))
-
-    @classmethod
-    def parse(cls, path: Path, text: bytes) -> Results:
-        """Returns the results that a file's text holds. Raises ValueError as ``load`` does."""
-        return parsed(cls, path, text)
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def parsed(kind: type[Model], path: Path, text: bytes) -> Model:
-    """Returns what a file's text holds. Raises ValueError in one line that names the file, the
-    field and the rule."""
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None
 
 
 def parse_model(problem: str) -> tuple[str, tuple[int, ...], str]:

@@ -16,6 +16,7 @@ from dnnsep.sweep.fleet import (
     FleetSession,
     Machine,
     MachineLostError,
+    VisitFailedError,
     chosen,
     with_other_version,
 )
@@ -54,13 +55,15 @@ def _record(case: AnyCase, backend: str, rounds: Sequence[Round]) -> Record:
 @dataclass
 class _Pretended:
     """Machines that measure nothing: each visit takes 10 µs. ``dies`` names, by machine, the visit
-    from 0 that it is lost in; it is there again where ``returns`` has it."""
+    from 0 that it is lost in; it is there again where ``returns`` has it. Visits to the problems of
+    ``fails`` end by an error."""
 
     there: list[Machine]
     dies: dict[str, int] = field(default_factory=dict)
     returns: set[str] = field(default_factory=set)
     made: list[tuple[str, str, int]] = field(default_factory=list)
-    outcomes: list[Visit | None] = field(default_factory=list)
+    fails: set[str] = field(default_factory=set)
+    outcomes: list[Visit | str | None] = field(default_factory=list)
     closed: int = 0
     interrupts: int | None = None
 
@@ -79,6 +82,9 @@ class _Pretended:
             self.outcomes.append(None)
             return len(self.outcomes) - 1
         self.made.append((machine.id, str(case.problem), visit))
+        if str(case.problem) in self.fails:
+            self.outcomes.append("OSError: no room")
+            return len(self.outcomes) - 1
         before = {record.backend: record.rounds for record in earlier}
         now = Round(visit=visit, before=QUIET, after=QUIET, calls_us=[10.0, 10.0])
         records = [_record(case, b, [*before.get(b, []), now]) for b in case.backends]
@@ -89,9 +95,11 @@ class _Pretended:
         ticket = under_way[0]
 
         def outcome() -> Visit:
-            made: Visit | None = self.outcomes[ticket]
+            made: Visit | str | None = self.outcomes[ticket]
             if made is None:
                 raise MachineLostError("it is gone")
+            if isinstance(made, str):
+                raise VisitFailedError(made)
             return made
 
         return ticket, outcome
@@ -237,6 +245,16 @@ def test_without_any_other_the_rest_is_killed_and_resumed(tmp_path: Path) -> Non
     assert [record.status for record in session.results.records] == ["ok"] * 6
 
 
+def test_an_error_of_a_visit_is_its_rows_alone(tmp_path: Path) -> None:
+    first, *_ = (str(case.problem) for case in _assignment().cases)
+    fleet = _Pretended([_machine(0), _machine(1)], fails={first})
+    session, _, advanced = _run(fleet, tmp_path / "r.json")
+    assert advanced == 3
+    assert [name for name, _, _ in fleet.made] == ["0"] * 3
+    found = [(record.status, record.reason) for record in session.results.records]
+    assert found == [("failed", "OSError: no room")] * 2 + [("ok", None)] * 4
+
+
 def test_ctrl_c_loses_nothing_that_was_made(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     fleet = _Pretended([_machine(0)], interrupts=2)
@@ -257,6 +275,8 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
         _run(_Pretended([_machine(0)]), path)
     with pytest.raises(SessionError, match="its title or settings differ"):
         _run(_Pretended([_machine(0)]), path, resume=True, seconds=2)
+    with pytest.raises(SessionError, match="avx512_bf16-2c is another machine now"):
+        _run(_Pretended([_machine(0, caches={"l2": 1})]), path, resume=True)
     path.write_text("{}")
     with pytest.raises(SessionError, match=r"r\.json: title: Field required"):
         _run(_Pretended([_machine(0)]), path, resume=True)

@@ -181,6 +181,13 @@ def _workers() -> list[str]:
     return found
 
 
+def test_which_machines_needs_a_cluster() -> None:
+    done = _dnnsep("sweep", "quickstart", "--on", "all")
+    _, err = done.communicate(timeout=_LIMIT)
+    assert done.returncode == 2
+    assert err.strip().endswith("so it needs --ray")
+
+
 def test_an_address_without_a_cluster() -> None:
     done = _dnnsep("fleet", "127.0.0.1:1")
     _, err = done.communicate(timeout=_LIMIT)
