@@ -12,8 +12,8 @@ import psutil
 from dnnsep.measure.stats import Round, Stats
 
 _MAX_SPREAD = 0.10
-_MAX_OTHERS = 0.05
-_MAX_STEAL = 0.02
+MAX_OTHERS = 0.05
+MAX_STEAL = 0.02
 _MAX_DRIFT = 0.05
 _MAX_LOADS_RATIO = 1.2
 _MAX_HANDOVER_RATIO = 1.5
@@ -86,9 +86,9 @@ def warnings_of(
     warnings = []
     if time.spread > _MAX_SPREAD:
         warnings.append(f"spread: half the interquartile range is {time.spread:.0%} of the median")
-    if load.others > _MAX_OTHERS:
+    if load.others > MAX_OTHERS:
         warnings.append(f"load: other processes used {load.others:.0%} of the CPUs")
-    if load.steal > _MAX_STEAL:
+    if load.steal > MAX_STEAL:
         warnings.append(f"load: the hypervisor took {load.steal:.0%} of the CPUs")
     warnings += _drift(rounds)
     if denormals:

@@ -98,6 +98,11 @@ class Canary:
         self._first = self._first or now
         self.warning = off(self._first, now)
 
+    @property
+    def first_us(self) -> float | None:
+        """Returns the median microseconds of the first time; None where there is none."""
+        return self._first.median_us if self._first is not None else None
+
     def close(self) -> None:
         """Ends its worker."""
         self._node.__exit__()

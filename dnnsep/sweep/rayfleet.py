@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dnnsep.sweep.case import AnyCase
+from dnnsep.sweep.checkup import Checkup, check_up
 from dnnsep.sweep.fleet import Machine, MachineLostError, VisitFailedError, with_other_version
 from dnnsep.sweep.host import Host, Visit, facts
 from dnnsep.sweep.results import Record
@@ -16,6 +17,8 @@ from dnnsep.sweep.session import Assignment
 
 # In which a machine has to say what it is.
 _FACTS_SECONDS = 120
+# In which it has to have measured itself: where a sweep measures on it, it has to wait.
+_CHECKUP_SECONDS = 60
 # To answer at all.
 _REACH_SECONDS = 10
 
@@ -78,6 +81,28 @@ class RayFleet:
                 found.append(Machine(node["NodeID"], name, said))
         return with_other_version(found, facts())
 
+    def check_up(self, machines: Sequence[Machine]) -> dict[str, Checkup | str]:
+        """Returns by id what machines measure of themselves, all at once, or why one did not."""
+        ray = self._ray
+        check = ray.remote(num_cpus=0, max_retries=0)(check_up)
+        alive = {machine.id: machine for machine in machines}
+        asked = {
+            check.options(resources=self._whole(name), **self._on(name)).remote(): name
+            for name in alive
+        }
+        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_CHECKUP_SECONDS)
+        found: dict[str, Checkup | str] = {}
+        for answer, name in asked.items():
+            if answer not in done:
+                ray.cancel(answer, force=True)
+                found[name] = f"busy: not measured within {_CHECKUP_SECONDS} s"
+                continue
+            try:
+                found[name] = ray.get(answer)
+            except ray.exceptions.RayError as error:
+                found[name] = str(error).strip().splitlines()[-1]
+        return found
+
     def open(self, assignment: Assignment) -> None:
         """Says how is measured, before the first visit."""
         self._assignment = assignment
@@ -89,16 +114,20 @@ class RayFleet:
         return self._hosts[machine.id].visit.remote(case, earlier, visit)
 
     def _new_host(self, machine: Machine) -> Any:
-        """Returns an actor on a node, which has the node's one unit of itself, whatever CPUs Ray
-        thinks that there are."""
+        """Returns an actor that has a node to itself, whatever CPUs Ray thinks that there are."""
         assert self._assignment is not None
-        (node,) = (n for n in self._ray.nodes() if n["NodeID"] == machine.id)
-        own = next(n for n in node["Resources"] if n.startswith("node:") and "internal" not in n)
-        actor = self._ray.remote(num_cpus=0, resources={own: 1.0}, max_restarts=0)(self._host)
+        whole = self._whole(machine.id)
+        actor = self._ray.remote(num_cpus=0, resources=whole, max_restarts=0)(self._host)
         given = self._assignment
         return actor.options(**self._on(machine.id)).remote(
             given.effort, given.allocator, given.with_roofs
         )
+
+    def _whole(self, node: str) -> dict[str, float]:
+        """Returns what a task takes to have a node to itself."""
+        (found,) = (n for n in self._ray.nodes() if n["NodeID"] == node)
+        own = next(n for n in found["Resources"] if n.startswith("node:") and "internal" not in n)
+        return {own: 1.0}
 
     def _on(self, node: str) -> dict[str, Any]:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -70,7 +70,7 @@ def _dnnsep(*arguments: str) -> subprocess.Popen[str]:
 
 
 def _sweep(address: str, path: Path, *more: str, seconds: float = 0.02) -> subprocess.Popen[str]:
-    asked = ("--backend", "eager", "--backend", "fused", "--threads", "1")
+    asked = ("--backend", "fused", "--threads", "1")
     how = ("--seconds", str(seconds), "--ray", address, "-o", str(path))
     return _dnnsep("sweep", *_PROBLEMS, *asked, *how, *more)
 
@@ -84,8 +84,12 @@ def _until(path: Path, records: int) -> None:
 
 
 def test_nodes_are_listed(ray_cluster: _Cluster) -> None:
+    """Each is measured; several at once on one computer are rightly in doubt, so either is fine."""
     done = _dnnsep("fleet", ray_cluster.address, "--json")
     told = json.loads(done.communicate(timeout=_LIMIT)[0])
+    assert done.returncode == int(any(node["doubts"] for node in told))
+    assert all(node["roofs"]["fma_gflops"]["f32"] > 0 for node in told)
+    assert all(node["canary_us"] > 0 for node in told)
     assert sorted(node["facts"]["vectors"] for node in told)[:3] == ["avx2", "avx2", "avx512"]
     assert all(not node["reason"] for node in told)
     assert len({node["kind"] for node in told}) == 3
@@ -102,7 +106,7 @@ def test_one_of_each_kind_measures(ray_cluster: _Cluster, tmp_path: Path) -> Non
         assert name in out
         assert of_machine.fingerprint["vectors"] in name
         assert of_machine.roofs
-        assert [record.status for record in of_machine.records] == ["ok"] * 4
+        assert [record.status for record in of_machine.records] == ["ok"] * 2
         ran = [record.impls for record in of_machine.records if record.backend == "fused"]
         assert all(of_machine.fingerprint["vectors"] in impl for impls in ran for impl in impls)
 
@@ -111,7 +115,7 @@ def test_a_node_killed_while_it_measures(ray_cluster: _Cluster, tmp_path: Path) 
     path = tmp_path / "r.json"
     cases = [Case(Problem.parse(text), None, 1, ("fused",)) for text in _PROBLEMS]
     assignment = Assignment(
-        "Killed", cases, {}, Effort(0.6, precision=0.0, visits=2), "keep", False
+        "Killed", cases, {}, Effort(0.3, precision=0.0, visits=2), "keep", False
     )
     fleet = RayFleet(ray_cluster.address)
     starts: list[tuple[str, str, int]] = []
@@ -147,9 +151,9 @@ def test_a_node_killed_while_it_measures(ray_cluster: _Cluster, tmp_path: Path) 
 
 def test_a_killed_driver_leaves_nothing_running(ray_cluster: _Cluster, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    asked = ("--visits", "3", "--on", "isa=avx512")
-    driver = _sweep(ray_cluster.address, path, *asked, seconds=0.3)
-    _until(path, 2)
+    asked = ("--visits", "2", "--on", "isa=avx512")
+    driver = _sweep(ray_cluster.address, path, *asked, seconds=0.1)
+    _until(path, 1)
     before = {record.key: record for record in FleetResults.load(path).records}
     os.killpg(driver.pid, signal.SIGKILL)
     driver.communicate()
@@ -157,12 +161,12 @@ def test_a_killed_driver_leaves_nothing_running(ray_cluster: _Cluster, tmp_path:
     while _workers():
         assert time.monotonic() < end, _workers()
         time.sleep(0.1)
-    again = _sweep(ray_cluster.address, path, *asked, "--resume", seconds=0.3)
+    again = _sweep(ray_cluster.address, path, *asked, "--resume", seconds=0.1)
     _, err = again.communicate(timeout=_LIMIT)
     assert again.returncode == 0, err
     (results,) = FleetResults.load(path).machines.values()
-    assert [record.status for record in results.records] == ["ok"] * 4
-    assert all(record.visits == 3 for record in results.records)
+    assert [record.status for record in results.records] == ["ok"] * 2
+    assert all(record.visits == 2 for record in results.records)
     for record in results.records:
         if record.key in before:
             known = before[record.key].rounds
