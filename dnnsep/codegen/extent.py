@@ -23,6 +23,11 @@ class Extent:
             return cls(1, 1, problem.batch)
         return cls(problem.batch, problem.height, problem.width)
 
+    @property
+    def pixels(self) -> int:
+        """Returns the pixels of all images."""
+        return self.batch * self.height * self.width
+
     def out_size(self, window: Window) -> tuple[int, int]:
         """Returns the height and width of what a window gives of an image."""
         top, bottom, left, right = window.padding

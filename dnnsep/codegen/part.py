@@ -19,7 +19,7 @@ from dnnsep.codegen.plan import Plan
 from dnnsep.codegen.prefetch import Ahead, prefetch_for
 from dnnsep.codegen.stages.base import Image, Taps
 from dnnsep.codegen.stages.matmul import Met, Product
-from dnnsep.codegen.task import share
+from dnnsep.codegen.task import range_of, share
 
 # f(part, x, y, packed, scratch, residual, scale, pieces of a tile): what one part is done by.
 PART = [I64, *[POINTER] * 6, I64]
@@ -52,10 +52,14 @@ class Part:
 
     def emit(self) -> ir.Function:
         plan, b = self.plan, self.code.builder
+        total = I64(self.packing.panels)
+        if plan.ranged:
+            first, last = range_of(self.code, self.part)
+            self._tiles(first, last, (I64(0), total))
+            return self.code.end()
         by_pixels = b.sdiv(self.part, I64(plan.channel_parts))
         by_channels = b.srem(self.part, I64(plan.channel_parts))
         first, last = share(self.code, I64(plan.pieces), by_pixels, I64(plan.pixel_parts))
-        total = I64(self.packing.panels)
         panels = share(self.code, total, by_channels, I64(plan.channel_parts))
         self._tiles(first, last, panels)
         return self.code.end()

@@ -37,7 +37,8 @@ class Plan:
     ``prefetch`` says whether the input of the next tile is fetched during a multiplication; of the
     weights of the next panel each round of its loop fetches ``ahead`` lines. ``gathers`` says
     whether a product whose input could be read where it is copies it into a tile first;
-    ``overlap``, of a tile unit, whether vectors work in the shadow of its products.
+    ``overlap``, of a tile unit, whether vectors work in the shadow of its products. Of a ``ranged``
+    plan a part is any range of pieces, whose number is ``range_part``'s.
     """
 
     isa: Isa
@@ -53,6 +54,7 @@ class Plan:
     ahead: int = 0
     gathers: bool = False
     overlap: bool = False
+    ranged: bool = False
 
     @property
     def parts(self) -> int:
@@ -66,6 +68,11 @@ class Plan:
     @property
     def short_rows(self) -> bool:
         return len(self.rows) == 1
+
+    @property
+    def by_ranges(self) -> Plan:
+        """The plan for parts that are any ranges of pieces, by all panels."""
+        return replace(self, pixel_parts=1, channel_parts=1, streaming=False, ranged=True)
 
     def whole_rows(self, out_pixels: int) -> int:
         """Returns how many whole short rows of so many output pixels in all each piece is; 0 where
@@ -147,24 +154,25 @@ def without_product(problem: Problem, layer: Layer, threads: int) -> Plan:
     )
 
 
+def range_part(first: int, end: int) -> int:
+    """Returns the number of the part of a ranged plan that is the pieces [first, end)."""
+    return first | end << 32
+
+
 def first_pixel(problem: Problem, plan: Plan, piece: int) -> int:
-    """Returns which of all output pixels is the first of a piece of short rows."""
-    return piece * problem.out_pixels // plan.pieces
+    """Returns which of all output pixels is the first of a piece; of the end of all pieces how many
+    there are."""
+    if plan.short_rows:
+        return piece * problem.out_pixels // plan.pieces
+    row, place = divmod(piece, len(plan.rows))
+    return row * output_rows(problem)[1] + plan.rows[place].start
 
 
 def part_pixels(problem: Problem, plan: Plan, part: int) -> range:
     """Returns which of all output pixels a part computes, of some channels each."""
     number = part // plan.channel_parts
     first, last = (plan.pieces * n // plan.pixel_parts for n in (number, number + 1))
-    if plan.short_rows:
-        return range(first_pixel(problem, plan, first), first_pixel(problem, plan, last))
-    _, width = output_rows(problem)
-
-    def start(piece: int) -> int:
-        row, place = divmod(piece, len(plan.rows))
-        return row * width + plan.rows[place].start
-
-    return range(start(first), start(last))
+    return range(first_pixel(problem, plan, first), first_pixel(problem, plan, last))
 
 
 def tile_rows(problem: Problem, plan: Plan, part: int) -> list[int]:
@@ -185,7 +193,9 @@ def tile_bytes(problem: Problem, layer: Layer, plan: Plan) -> int:
     pixels = plan.tile * plan.pixels
     if plan.short_rows:
         _, width = output_rows(problem)
-        pixels = width * max(
-            max(tile_rows(problem, plan, part)) for part in range(plan.pixel_parts)
-        )
+        if plan.ranged:  # a tile begins at any piece
+            rows = (pixels + width - 2) // width + 1
+        else:
+            rows = max(max(tile_rows(problem, plan, part)) for part in range(plan.pixel_parts))
+        pixels = width * rows
     return pixels * layer.tile_stride * layer.dot.bytes

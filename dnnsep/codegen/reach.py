@@ -21,7 +21,7 @@ def reach_of(layer: Layer, extras: Extras, extent: Extent, pixels: range) -> Rea
     precision = PRECISIONS[layer.dtype]
     read, written = precision.source.bytes, precision.destination.bytes
     spans = {
-        "x": (_read(layer, extent, pixels), pitches.x, layer.channels, read),
+        "x": (pixels_read(layer, extent, pixels), pitches.x, layer.channels, read),
         "y": (pixels, pitches.y, out, written),
     }
     if extras.residual:
@@ -34,7 +34,7 @@ def reach_of(layer: Layer, extras: Extras, extent: Extent, pixels: range) -> Rea
     }
 
 
-def _read(layer: Layer, extent: Extent, pixels: range) -> range:
+def pixels_read(layer: Layer, extent: Extent, pixels: range) -> range:
     """Returns the pixels of the input under some of the output, whole rows of them where a kernel
     is larger than a pixel."""
     window = layer.window

@@ -44,6 +44,13 @@ def load_field(
     return code.load(code.at(place, getattr(structure, name).offset, BYTE), kind)
 
 
+def range_of(code: Code, part: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Emits the first piece and the end of the range that the number of a part of a ranged plan
+    is."""
+    b = code.builder
+    return b.and_(part, I64((1 << 32) - 1)), b.lshr(part, I64(32))
+
+
 def share(
     code: Code, total: ir.Value, number: ir.Value, parts: ir.Value
 ) -> tuple[ir.Value, ir.Value]:

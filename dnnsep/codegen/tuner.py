@@ -198,11 +198,16 @@ class Buffers:
         self._y = _filled(_stored(values, precision.destination), prod(problem.output_shape))
         self._residual = self._y.copy() if question.extras.residual else None
 
-    def call(self, program: Program) -> Call:
-        """Returns a call of a program on these buffers, which have to outlive it."""
+    @property
+    def places(self) -> dict[int, int]:
+        """Returns their addresses, by the numbers that a program knows them by."""
         given = self._x if self._residual is None else self._residual
         buffers = {INPUT: self._x, GIVEN: given, OUTPUT: self._y}
-        return program.bound({number: memory.ctypes.data for number, memory in buffers.items()})
+        return {number: memory.ctypes.data for number, memory in buffers.items()}
+
+    def call(self, program: Program) -> Call:
+        """Returns a call of a program on these buffers, which have to outlive it."""
+        return program.bound(self.places)
 
 
 def _stored(values: NDArray[np.float32], dtype: TensorDtype) -> NDArray[Any]:

@@ -13,6 +13,8 @@ from torch import Tensor, fx
 
 from dnnsep.backends.fused_executor import impl_name
 from dnnsep.codegen import tuner
+from dnnsep.codegen.cascade import choose
+from dnnsep.codegen.cascade.step import CascadeStep
 from dnnsep.codegen.generalstep import GeneralStep
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.codegen.program import Program
@@ -48,6 +50,9 @@ def add_to_report(report: Report, prepared: Prepared, part: str, inputs: list[Te
     for action in network.actions:
         if isinstance(action, Call):
             report.calls[action.name] += 1
+        elif isinstance(action.step, CascadeStep):
+            verdict = choose.verdict_on(action.step.layers, threads, tune=False)
+            report.cascades[action.name] = verdict.ratio
         elif action.step not in of_layers:
             report.kernels[action.name] += 1
     report.pieces += sum(isinstance(part, Program) for part in network.parts)
@@ -72,11 +77,15 @@ def kernels_of_size(sized: Sized) -> str:
 
 
 def _kernels(steps: Sequence[Step]) -> str:
+    cascades = [step for step in steps if isinstance(step, CascadeStep)]
+    steps = [step for step in steps if not isinstance(step, CascadeStep)]
+    steps += [layer for step in cascades for layer in step.layers]
     layers = [step for step in steps if isinstance(step, (LayerStep, GeneralStep))]
     general = sum(isinstance(step, GeneralStep) for step in layers)
     texts = []
     if layers:
         how = f" ({general} by general kernels)" if general else ""
+        how += f" ({len(cascades)} cascades)" if cascades else ""
         texts.append(f"{len(layers)} layers by {impl_name(layers)}{how}")
     others = len(steps) - len(layers)
     return ", ".join([*texts, *([f"{others} other kernels"] if others else [])])

@@ -26,6 +26,7 @@ from dnnsep.graph.attention import (
 )
 from dnnsep.graph.build import Builder, Settings, place_of
 from dnnsep.graph.bytegroups import QuantizedMatcher
+from dnnsep.graph.cascades import with_cascades
 from dnnsep.graph.constants import constants as constant_nodes
 from dnnsep.graph.groups import LayerGroup, LayerMatcher
 from dnnsep.graph.kernels import add_kernel, add_pool, add_rows
@@ -149,11 +150,13 @@ class _Lowering:
                 outputs = fx.map_arg(node.args[0], self._build.values.__getitem__)
             elif node.op == "call_function":
                 self._add(node)
-        network = Network(self._build.actions, list(outputs))
+        build, settings = self._build, self._build.settings
+        actions = with_cascades(build.actions, outputs, settings.threads, settings.tune)
+        network = Network(actions, list(outputs))
         lowered = Lowered(network, self._layers, self._matcher.left, self._done)
         if opened:
             try:
-                lowered.opened = template_of(network, self._inputs, self._build.packers)
+                lowered.opened = template_of(build.actions, outputs, self._inputs, build.packers)
             except NoTemplateError as reason:
                 lowered.opened = str(reason)
         return lowered

@@ -134,7 +134,7 @@ class Network:
             if isinstance(output, Value) and output.buffer.kind == "arena":
                 output.buffer.kind = "fresh"
         for number, action in enumerate(self.actions):
-            for value in _values(action):
+            for value in values_of(action):
                 buffer = value.buffer
                 buffer.bytes = max(buffer.bytes, layout.extent_bytes(value.like))
                 buffer.first, buffer.last = min(buffer.first, number), max(buffer.last, number)
@@ -143,7 +143,7 @@ class Network:
                 reach = layout.extent_bytes(output.like)
                 output.buffer.bytes = max(output.buffer.bytes, reach)
         self._keep_within_phases()
-        used = {value.buffer: None for action in self.actions for value in _values(action)}
+        used = {value.buffer: None for action in self.actions for value in values_of(action)}
         own = sorted((b for b in used if b.kind == "arena"), key=lambda buffer: buffer.first)
         starts, size = offsets([Lifetime(b.bytes, b.first, b.last) for b in own])
         return dict(zip(own, starts, strict=True)), size
@@ -328,7 +328,8 @@ def _used(native: Native) -> Used:
     return Used(native.step, places, native.waits)
 
 
-def _values(action: Action) -> list[Value]:
+def values_of(action: Action) -> list[Value]:
+    """Returns the values that an action reads and writes."""
     if isinstance(action, Native):
         return list(action.operands.values())
     leaves = [*pytree.tree_leaves((action.arguments, action.named)), *action.results]
@@ -337,7 +338,7 @@ def _values(action: Action) -> list[Value]:
 
 def _buffers(network: Network, kind: str) -> list[Buffer]:
     """Returns the buffers of a kind that actions or outputs use."""
-    values = [value for action in network.actions for value in _values(action)]
+    values = [value for action in network.actions for value in values_of(action)]
     values += [value for value in network.outputs if isinstance(value, Value)]
     return list({v.buffer: None for v in values if v.buffer.kind == kind})
 

@@ -18,9 +18,10 @@ from torch.utils import _pytree as pytree
 
 import dnnsep
 from dnnsep.codegen import choose, kernel
+from dnnsep.codegen.cascade import choose as cascades
+from dnnsep.codegen.cascade.step import CascadeStep
 from dnnsep.codegen.generalstep import compiled_general
 from dnnsep.codegen.lang.isa import this_isa
-from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.codegen.rates import measured_on, rates
 from dnnsep.codegen.rowwise import kernel as rowwise
 from dnnsep.graph import layout, nodes
@@ -166,10 +167,14 @@ def _for_this_cpu(contents: Contents, blocks: Blocks) -> dict[str, Any]:
             if isinstance(one.opened, Template):
                 one.opened.compile()
     threads, isa = torch.get_num_threads(), this_isa()
+    for step in (step for one in lowered for _, steps in one.layers for step in steps):
+        key, plan = choose.entry(step.problem, threads, step.plan, step.extras)
+        noted["plans", cachefiles.digest(key)] = plan
     for action in (action for one in lowered for action in one.network.actions):
-        if isinstance(action, Native) and isinstance(step := action.step, LayerStep):
-            key, plan = choose.entry(step.problem, threads, step.plan, step.extras)
-            noted["plans", cachefiles.digest(key)] = plan
+        if isinstance(action, Native) and isinstance(action.step, CascadeStep):
+            entry = cascades.kept_entry(action.step.layers, threads)
+            if entry is not None:
+                noted[cascades.KIND, cachefiles.digest(entry[0])] = entry[1]
     known = rates(isa)
     fields = {"dots": {n: vars(rate) for n, rate in known.dots.items()}, "line_ns": known.line_ns}
     noted["rates", cachefiles.digest(measured_on(isa))] = json.dumps(fields).encode()

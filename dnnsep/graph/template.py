@@ -28,7 +28,7 @@ from dnnsep.codegen.windows.poolstep import PoolStep
 from dnnsep.graph import layout
 from dnnsep.graph.build import Packer
 from dnnsep.graph.grids import Grid, Grids
-from dnnsep.graph.network import Buffer, Native, Network, Value
+from dnnsep.graph.network import Action, Buffer, Native, Value
 
 
 class NoTemplateError(Exception):
@@ -101,27 +101,31 @@ class Template:
 
 
 def template_of(
-    network: Network, inputs: Sequence[Tensor], packers: Mapping[Native, Packer]
+    actions: Sequence[Action],
+    outputs: Sequence[Any],
+    inputs: Sequence[Tensor],
+    packers: Mapping[Native, Packer],
 ) -> Template:
-    """Returns a network, made for inputs like these, with its sizes left open. ``packers`` pack the
-    weights of its layers. Raises NoTemplateError, which says why, where that cannot be."""
+    """Returns a network's actions and outputs, made for inputs like these, with their sizes left
+    open. ``packers`` pack the weights of its layers. Raises NoTemplateError, which says why, where
+    that cannot be."""
     if len(inputs) != 1 or inputs[0].dim() != 4:
         raise NoTemplateError("its input is not a single tensor of images")
-    return _Deriver(network, inputs[0], packers).template()
+    return _Deriver(inputs[0], packers).template(actions, outputs)
 
 
 class _Deriver:
-    def __init__(self, network: Network, x: Tensor, packers: Mapping[Native, Packer]) -> None:
-        self._network, self._packers = network, packers
+    def __init__(self, x: Tensor, packers: Mapping[Native, Packer]) -> None:
+        self._packers = packers
         self._size = (x.shape[0], x.shape[2], x.shape[3])
         self._grids = Grids()
         self._held: dict[Buffer, Held] = {}
         self._x = x
 
-    def template(self) -> Template:
-        kernels = [self._open(action) for action in self._network.actions]
-        outputs = [self._output(value) for value in self._network.outputs]
-        return Template(self._size, self._grids, kernels, self._held, outputs)
+    def template(self, actions: Sequence[Action], outputs: Sequence[Any]) -> Template:
+        kernels = [self._open(action) for action in actions]
+        results = [self._output(value) for value in outputs]
+        return Template(self._size, self._grids, kernels, self._held, results)
 
     def _open(self, action: Any) -> Open:
         if not isinstance(action, Native):
