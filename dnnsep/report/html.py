@@ -8,12 +8,13 @@ from typing import Any
 
 from dnnsep.measure.roofs import Roofs
 from dnnsep.measure.stats import geomean
+from dnnsep.report import by_machine
 from dnnsep.report.answer import answer_of, sentences
-from dnnsep.report.charts import bars, heat_map, roofline
+from dnnsep.report.charts import bars, heat_map
 from dnnsep.report.commands import commands
-from dnnsep.report.labels import SYMBOLS, Style, hover_text, labels_of, shortened, styles_of
+from dnnsep.report.labels import Style, hover_text, labels_of, shortened, styles_of
 from dnnsep.report.load import shareable, shareable_text
-from dnnsep.report.matrix import Matrix, matrix_of
+from dnnsep.report.matrix import matrix_of
 from dnnsep.report.page import chart, page, table
 from dnnsep.report.table import base_times, group_of, place
 from dnnsep.sweep.results import Record, Results
@@ -22,19 +23,26 @@ from dnnsep.sweep.results import Record, Results
 def as_html(files: Sequence[tuple[str, Results]]) -> str:
     """Returns one page of the results of one or more files, each under its label.
 
-    It begins with the answer of every file. Times are microseconds a call, rates GFLOP/s. Speed-ups
-    are against the first backend that ran in the same file. Raises ValueError where a record's
-    problem is neither a model nor a descriptor.
+    It begins with the answer of every file, after how often the winner changes between them. Times
+    are microseconds a call, rates GFLOP/s. Speed-ups are against the first backend that ran in the
+    same file. Raises ValueError where a record's problem is neither a model nor a descriptor.
     """
     files = [(shareable_text(label), shareable(results)) for label, results in files]
     styles = styles_of(record.backend for _, results in files for record in results.records)
     titles = " + ".join(dict.fromkeys(results.title for _, results in files))
+    matrix = matrix_of(files)
+    # Those of several files stand side by side.
+    rooflines = len(files) == 1
     return page(
         f"dnnsep: {titles}" if titles else "dnnsep",
         [
+            by_machine.answer(matrix),
             *(_answer(i, label, results) for i, (label, results) in enumerate(files)),
-            _machines(matrix_of(files)),
-            *(_file(i, label, results, styles) for i, (label, results) in enumerate(files)),
+            by_machine.sections(files, matrix, styles),
+            *(
+                _file(i, label, results, styles, rooflines)
+                for i, (label, results) in enumerate(files)
+            ),
         ],
     )
 
@@ -49,26 +57,10 @@ def _answer(index: int, label: str, results: Results) -> str:
     return f'<section class="answer">{link}{shown}</section>'
 
 
-def _machines(matrix: Matrix | None) -> str:
-    """Returns the table of problems by machines; empty where there is only one."""
-    if matrix is None:
-        return ""
-    rows = (
-        [escape(line.title) + (" *" if line.changes else "")]
-        + ["" if cell is None else escape(str(cell)) for cell in line.cells]
-        for line in matrix.lines
-    )
-    return (
-        "<h2>Which backend is the fastest where</h2>"
-        f"<p>{escape(matrix.summary)}</p>"
-        '<p class="note">the fastest backend, how many times as long the next one takes, the share '
-        "of the roof; * where it is not the same on all</p>"
-        + table(["problem", *matrix.machines], rows, "text")
-    )
-
-
-def _file(index: int, label: str, results: Results, styles: dict[str, Style]) -> str:
-    """Returns the section of one file."""
+def _file(
+    index: int, label: str, results: Results, styles: dict[str, Style], rooflines: bool
+) -> str:
+    """Returns the section of one file, ``rooflines`` saying whether it has its own."""
     records, roofs = results.records, results.roofs.values()
     ok = sum(record.status == "ok" for record in records)
     groups: dict[str, list[Record]] = {}
@@ -81,7 +73,7 @@ def _file(index: int, label: str, results: Results, styles: dict[str, Style]) ->
             f'<section id="file{index}"><h2>{escape(label)}</h2>',
             f"<p>{escape(results.title)}, {escape(results.created)}: "
             f"{len(records)} records, {ok} with figures</p>",
-            *(_roofline(measured, records, styles) for measured in roofs),
+            *(_roofline(measured, records, styles) for measured in roofs if rooflines),
             *(_charts(title, group, styles) for title, group in timed.items()),
             _speeds(timed, *base_times(records)),
             _doubts(records),
@@ -142,14 +134,8 @@ def _roofs(roofs: Roofs) -> str:
 
 
 def _roofline(roofs: Roofs, records: Sequence[Record], styles: dict[str, Style]) -> str:
-    of_threads = [record for record in records if record.threads == roofs.threads]
-    figure = roofline(of_threads, roofs, styles)
-    symbols = ", ".join(f"{symbol} {dtype}" for dtype, symbol in SYMBOLS.items())
-    return chart(
-        f"<h3>Roofline, threads {roofs.threads}</h3>"
-        f'<p class="note">{symbols}; bytes count input, weights and output once</p>',
-        figure,
-    )
+    head = f"<h3>Roofline, threads {roofs.threads}</h3>{by_machine.ROOFLINE_NOTE}"
+    return chart(head, by_machine.roofline_of(roofs, records, styles))
 
 
 def _charts(title: str, group: Sequence[Record], styles: dict[str, Style]) -> str:

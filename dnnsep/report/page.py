@@ -35,6 +35,17 @@ th { background: #f4f4f4; }
 th:first-child { position: sticky; left: 0; }
 .text th, .text td, th:first-child, td:first-child { text-align: left; }
 .text td:nth-child(3) { min-width: 15em; white-space: normal; }
+.matrix th, .matrix td { text-align: left; min-width: 7em; }
+.matrix th { white-space: normal; overflow-wrap: anywhere; }
+.matrix td:first-child { position: sticky; left: 0; background: #fff; }
+.matrix td:first-child { white-space: normal; overflow-wrap: anywhere; }
+.matrix td:first-child { min-width: 18em; max-width: 30em; }
+@media (max-width: 700px) { .matrix td:first-child { min-width: 8em; max-width: 9em; } }
+.multiples { display: grid; gap: 16px; --least: max(340px, 100% / var(--count) - 16px); }
+.multiples { grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--least)), 1fr)); }
+.multiples > div { min-width: 0; }
+.wide { overflow-x: auto; }
+ul { margin: 4px 0; padding-left: 1.5em; }
 .speeds th { white-space: normal; }
 .speeds tbody th { min-width: 5.5em; max-width: 9em; overflow-wrap: anywhere; }
 td small { display: block; color: #555; }
