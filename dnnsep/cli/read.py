@@ -150,13 +150,16 @@ def export(
         Path | None, typer.Option("-o", "--output", help="The file. [default: beside RESULTS]")
     ] = None,
 ) -> None:
-    """Write results as a tidy table for other tools: a row a record, or a row a call."""
+    """Write results as a tidy table for other tools: a row a record, or a row a call.
+
+    The machine's name is in a column, where the results are of several.
+    """
     from dnnsep.report.export import export as write
-    from dnnsep.report.load import load
+    from dnnsep.report.load import load_machines
 
     path = output or results.with_suffix(f".samples.{to}" if samples else f".{to}")
     try:
-        write(load(results), path, to, samples)
+        write(load_machines(results), path, to, samples)
     except ValueError as error:
         bad_input(error)
     except OSError as error:

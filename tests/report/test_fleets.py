@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from dnnsep.cli import app
 from dnnsep.measure.stats import Round, Stats
+from dnnsep.report.load import load
 from dnnsep.report.matrix import matrix_of
 from dnnsep.sweep.fleetresults import FleetFile, FleetResults
 from dnnsep.sweep.results import Record, Results
@@ -117,7 +119,23 @@ def test_no_machine_in_both(tmp_path: Path) -> None:
     assert "no machine is in both" in done.stderr
 
 
+@pytest.mark.parametrize("to", ["csv", "parquet"])
+def test_export_has_every_machine(to: str, tmp_path: Path) -> None:
+    path = _fleet(tmp_path / "f.json")
+    done = CliRunner().invoke(app, ["export", str(path), "--to", to])
+    assert done.exit_code == 0, done.output
+    if to == "csv":
+        with open(tmp_path / "f.csv", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    else:
+        from pyarrow import parquet
+
+        rows = parquet.read_table(tmp_path / "f.parquet").to_pylist()
+    found = [(row["machine"], row["problem"], row["backend"]) for row in rows]
+    machines = FleetResults.load(path).machines
+    assert found == [(m, r.problem, r.backend) for m in machines for r in machines[m].records]
+
+
 def test_what_takes_one_machine_says_so(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["export", str(_fleet(tmp_path / "f.json"))])
-    assert done.exit_code == 2
-    assert "f.json: has the results of zen, xeon" in done.stderr
+    with pytest.raises(ValueError, match=r"f\.json: has the results of zen, xeon"):
+        load(_fleet(tmp_path / "f.json"))
