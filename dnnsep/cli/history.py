@@ -92,5 +92,5 @@ def _points(files: Sequence[Path]) -> Iterator[Point]:
         if path.suffix == ".parquet":
             yield from points_of_export(path)
             continue
-        for results in load_machines(path).values():
-            yield from points_of(results)
+        for name, results in load_machines(path).items():
+            yield from points_of(results, name)

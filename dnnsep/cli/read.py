@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dnnsep.cli.common import AsJson, bad_input, console
+from dnnsep.cli.common import AsJson, bad_input, console, one_line
 
 if TYPE_CHECKING:
     from dnnsep.report.compare import Comparison
@@ -43,25 +43,25 @@ def compare(
 
     A case is called faster or slower only where its whole 95 % interval lies beyond the threshold,
     after correction for the number of cases; the rest is unsure, with the reason and what to do.
-    Measure both with `dnnsep sweep … --visits 8`.
+    Measure both with `dnnsep sweep … --visits 8`. Results of several machines are compared machine
+    by machine.
     """
     from dnnsep.report import compare_table
     from dnnsep.report.compare import compare as compare_results
-    from dnnsep.report.compare import failures, how_to_compare
+    from dnnsep.report.compare import failures, how_to_compare, paired
     from dnnsep.report.load import load_machines
 
     words = [word.strip() for word in fail_on.split(",") if word.strip()]
     told, failed = {}, []
     try:
         before, after = load_machines(base), load_machines(new)
-        machines = [name for name in after if name in before]
-        if not machines:
+        if not before.keys() & after.keys():
             raise ValueError(f"{base} and {new}: no machine is in both")
-        for name in machines:
-            how = how_to_compare(before[name], after[name], normalize)
-            comparisons = compare_results(before[name], after[name], threshold / 100, how)
+        for name, (old, now) in paired(before, after).items():
+            how = how_to_compare(old, now, normalize)
+            comparisons = compare_results(old, now, threshold / 100, how)
             told[name] = (how, comparisons)
-            failed += failures(comparisons, words)
+            failed += [(name, comparison) for comparison in failures(comparisons, words)]
     except ValueError as error:
         bad_input(error)
     if as_json:
@@ -73,10 +73,9 @@ def compare(
     else:
         for name, (how, comparisons) in told.items():
             _print_comparisons(name, how, comparisons, output_format)
-        for name in before.keys() ^ after.keys():
-            typer.echo(f"{name or 'a machine'}: in one of the files only", err=True)
-    for comparison in failed:
-        typer.echo(f"failed: {compare_table.line(comparison)}", err=True)
+    for name, comparison in failed:
+        where = f"{one_line(name)}: " if name else ""
+        typer.echo(f"failed: {where}{compare_table.line(comparison)}", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -92,7 +91,7 @@ def _print_comparisons(
         typer.echo(compare_table.as_markdown(comparisons))
         return
     if machine:
-        typer.echo(machine)
+        typer.echo(one_line(machine))
     if how == "roof":
         typer.echo("shares of the roof are compared, not times")
     console().print(compare_table.as_rich(comparisons))
@@ -112,18 +111,22 @@ def report(
 ) -> None:
     """Show results as one page, which begins with which backend is fastest and by how much.
 
-    Charts, tables, warnings and the commands that measure again follow, and then the machine.
+    Charts, tables, warnings and the commands that measure again follow, and then the machine. Of
+    several machines it shows where the fastest backend changes, and their rooflines side by side.
     """
     from dnnsep.report.html import as_html
     from dnnsep.report.load import labels_of_files, load_machines
     from dnnsep.report.markdown import as_report
 
     try:
+        # A machine's name is enough where there is only one file.
         files = [
-            (" ".join(filter(None, (label, machine))), of_machine)
+            (machine if machine and len(results) == 1 else f"{label} {machine}".strip(), of_machine)
             for label, path in zip(labels_of_files(results), results, strict=True)
             for machine, of_machine in load_machines(path).items()
         ]
+        if not files:
+            raise ValueError(f"{results[0]}: machines: must not be empty")
         if output_format == "html":
             text, output = as_html(files), output or Path("report.html")
         else:
@@ -150,13 +153,16 @@ def export(
         Path | None, typer.Option("-o", "--output", help="The file. [default: beside RESULTS]")
     ] = None,
 ) -> None:
-    """Write results as a tidy table for other tools: a row a record, or a row a call."""
+    """Write results as a tidy table for other tools: a row a record, or a row a call.
+
+    The machine's name is in a column, where the results are of several.
+    """
     from dnnsep.report.export import export as write
-    from dnnsep.report.load import load
+    from dnnsep.report.load import load_machines
 
     path = output or results.with_suffix(f".samples.{to}" if samples else f".{to}")
     try:
-        write(load(results), path, to, samples)
+        write(load_machines(results), path, to, samples)
     except ValueError as error:
         bad_input(error)
     except OSError as error:

@@ -162,7 +162,7 @@ def _group(title: str, records: Sequence[Record]) -> GroupAnswer:
     by_place: dict[Place, dict[str, Record]] = {}
     for record in records:
         by_place.setdefault(place(record), {})[record.backend] = record
-    races = [own for p in by_place.values() if (own := _runners(p))]
+    races = [own for p in by_place.values() if (own := runners(p))]
     fastest: Counter[str] = Counter()
     for race in races:
         if len(race) > 1:
@@ -175,7 +175,7 @@ def _group(title: str, records: Sequence[Record]) -> GroupAnswer:
             labels[own.problem],
             rival.backend,
             _us(own) / _us(rival),
-            _is_clearly_slower(own, rival),
+            is_clearly_slower(own, rival),
         )
         for own, rival in pairs
         if _us(own) > _us(rival)
@@ -195,7 +195,7 @@ def _group(title: str, records: Sequence[Record]) -> GroupAnswer:
     )
 
 
-def _runners(records: dict[str, Record]) -> dict[str, Record]:
+def runners(records: dict[str, Record]) -> dict[str, Record]:
     """Returns the records with a time by backend.
 
     One that ran on another backend, as auto's do, is left out where that one was timed itself.
@@ -229,7 +229,9 @@ def _us(record: Record) -> float:
     return record.time.median_us
 
 
-def _is_clearly_slower(record: Record, rival: Record) -> bool | None:
+def is_clearly_slower(record: Record, rival: Record) -> bool | None:
+    """Returns whether the whole 95 % interval of a record's median is above the rival's; None where
+    one has no interval."""
     own, other = record.time, rival.time
     if own is None or other is None or own.low_us is None or other.high_us is None:
         return None

@@ -5,20 +5,28 @@ All text in them is escaped, since plotly reads HTML.
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from dnnsep.measure.roofs import Roofs
-from dnnsep.report.labels import SYMBOLS, Style, hover_text, labels_of
+from dnnsep.report.labels import SYMBOLS, Style, hover_text, labels_of, shortened, unlike
 from dnnsep.sweep.results import Record
 
 Figure = dict[str, Any]
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _LINE_LENGTH = 15
+# Three lines above a column.
+_COLUMN_LENGTH = 3 * _LINE_LENGTH
 # Beyond this ratio of the longest to the shortest time the short bars cannot be read.
 _LINEAR_RANGE = 30
+# What is beyond the outermost points of charts with the same axes, as a factor.
+_MARGIN = 1.3
+# So light that dark figures are read on both.
+_SHADES = [[0, "#eff3ff"], [1, "#4292c6"]]
 _FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#222"}
 
 
@@ -116,14 +124,48 @@ def heat_map(records: Sequence[Record]) -> Figure | None:
     backends = list(dict.fromkeys(r.backend for r in records))
     by_cell = {(r.problem, r.backend): r for r in records}
     cells = [[by_cell.get((problem, backend)) for backend in backends] for problem in labels]
+    return _shares([escape(backend) for backend in backends], list(labels.values()), cells)
+
+
+def machine_map(
+    machines: Sequence[str], labels: Sequence[str], cells: Sequence[Sequence[Record | None]]
+) -> Figure | None:
+    """Draws the share of the roof in % by layer and machine, as ``heat_map`` does by backend.
+
+    ``cells`` has a row for each of the labels, with the record that counts on each machine.
+    """
+    if all(r is None or r.roof_share is None for row in cells for r in row):
+        return None
+    names: list[str] = []
+    for machine in machines:
+        names.append(unlike(shortened(machine, _COLUMN_LENGTH), names))
+    columns = ("<br>".join(map(escape, textwrap.wrap(name, _LINE_LENGTH))) for name in names)
+    return _shares(list(columns), labels, cells)
+
+
+def same_axes(figures: Sequence[Figure]) -> None:
+    """Gives logarithmic charts the same ends of their axes, so that they compare at a glance."""
+    for axis in ("x", "y"):
+        values = [v for figure in figures for line in figure["data"] for v in line[axis]]
+        if not values:
+            continue
+        ends = [math.log10(min(values) / _MARGIN), math.log10(max(values) * _MARGIN)]
+        for figure in figures:
+            figure["layout"][f"{axis}axis"]["range"] = ends
+
+
+def _shares(
+    columns: Sequence[str], labels: Sequence[str], cells: Sequence[Sequence[Record | None]]
+) -> Figure:
+    """Draws the shares of the roof in % of rows and columns of records; ``columns`` is HTML."""
     shares = [
         [None if r is None or r.roof_share is None else 100 * r.roof_share for r in row]
         for row in cells
     ]
-    layers = [_tick_text(label) for label in labels.values()]
+    layers = [_tick_text(label) for label in labels]
     data = {
         "type": "heatmap",
-        "x": [escape(backend) for backend in backends],
+        "x": columns,
         "y": layers,
         "z": shares,
         "text": [["" if s is None else f"{s:.0f}" for s in row] for row in shares],
@@ -134,13 +176,15 @@ def heat_map(records: Sequence[Record]) -> Figure | None:
         "hoverinfo": "text",
         "zmin": 0,
         "zmax": 100,
-        "colorscale": "Blues",
+        "colorscale": _SHADES,
+        "textfont": {"color": "#222"},
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
     }
     # Room for the names to stand upright, as they do where they do not fit side by side.
-    layout = _layout(40 + 7 * max(map(len, backends)) + 32 * len(labels))
+    longest = max(len(line) for column in columns for line in column.split("<br>"))
+    layout = _layout(40 + 7 * longest + 32 * len(labels))
     layout["xaxis"] |= {"side": "top", "type": "category", "showgrid": False, "dtick": 1}
     layout["xaxis"] |= {"autotickangles": [0, -90]}
     layout["yaxis"] |= _categories(layers) | {"showgrid": False}

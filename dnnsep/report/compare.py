@@ -117,6 +117,21 @@ def compare(
     return [known[key] or measured[key] for key in keys]
 
 
+def paired(
+    before: Mapping[str, Results], after: Mapping[str, Results]
+) -> dict[str, tuple[Results, Results]]:
+    """Returns both sides of each machine, in the new side's order, then those of the base alone.
+
+    A machine on one side only has no records on the other, so that its cases are new or missing.
+    """
+    pairs = {}
+    for name in dict.fromkeys([*after, *before]):
+        known = after.get(name) or before[name]
+        nothing = known.model_copy(update={"records": []})
+        pairs[name] = (before.get(name, nothing), after.get(name, nothing))
+    return pairs
+
+
 def how_to_compare(base: Results, new: Results, wanted: Normalize | None = None) -> Normalize:
     """Returns what is wanted, or else ``roof`` where the results are from different machines.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from dnnsep.problem import Problem
-from dnnsep.report.load import shareable
+from dnnsep.report.load import shareable, shareable_text
 from dnnsep.sweep.results import Record, Results, parse_model
 
 # The columns with their types, in order.
@@ -19,6 +19,7 @@ RECORD_COLUMNS: dict[str, type] = {
     **{"padding_top": int, "padding_bottom": int, "padding_left": int, "padding_right": int},
     **{"dilation_h": int, "dilation_w": int, "channel_multiplier": int, "bias": bool},
     **{"activation_depthwise": str, "activation_pointwise": str, "dtype": str},
+    "machine": str,
     **{"backend": str, "threads": int, "cache": str, "status": str, "reason": str},
     **{"ran_on": str, "check": str, "impls": str, "flops": int},
     **{"median_us": float, "low_us": float, "high_us": float, "q25_us": float, "q75_us": float},
@@ -36,28 +37,36 @@ _ACTIVATIONS = {
     "mean": (),
 }
 SAMPLE_COLUMNS: dict[str, type] = {
+    "machine": str,
     **{"problem": str, "name": str, "backend": str, "threads": int, "cache": str},
     **{"visit": int, "round": int, "call": int, "us": float, "control_us": float},
 }
 
 
 def export(
-    results: Results, path: Path, to: Literal["csv", "parquet"], samples: bool = False
+    results: Results | Mapping[str, Results],
+    path: Path,
+    to: Literal["csv", "parquet"],
+    samples: bool = False,
 ) -> None:
     """Writes a row for each record, or with ``samples`` for each timed call, to ``path``.
 
     Columns and types are RECORD_COLUMNS or SAMPLE_COLUMNS; times are microseconds a call,
     ``roof_share`` is 0 to 1, and missing where the roof cannot be right, ``intensity`` FLOPs per
     byte. A missing value is empty in CSV and null in parquet. Lists are joined: impls by `` + ``,
-    warnings by ``; ``. Of the paths of this machine their last part is left. An existing file is
-    replaced.
+    warnings by ``; ``. Of the paths of this machine their last part is left. ``machine`` is the
+    name of results by machine, and missing where they are of one. An existing file is replaced.
 
     Raises ValueError where pyarrow is needed and missing, or a problem is not a descriptor;
     OSError where the file cannot be written.
     """
     columns = SAMPLE_COLUMNS if samples else RECORD_COLUMNS
-    shown = shareable(results)
-    rows = list(_sample_rows(shown) if samples else _record_rows(shown))
+    rows_of = _sample_rows if samples else _record_rows
+    rows = [
+        {**row, "machine": shareable_text(machine) or None}
+        for machine, found in ({"": results} if isinstance(results, Results) else results).items()
+        for row in rows_of(shareable(found))
+    ]
     if to == "parquet":
         _write_parquet(path, columns, rows)
         return

@@ -86,10 +86,13 @@ class Point:
     night: Night
 
 
-def points_of(results: Results) -> Iterator[Point]:
-    """Yields a sweep's records that have a time. A machine is its CPU's name and its cores."""
+def points_of(results: Results, name: str = "") -> Iterator[Point]:
+    """Yields a sweep's records that have a time. A machine is its CPU's name and its cores, and
+    its host where its ``name`` in a fleet has one, as machines of the same kind do."""
     facts = results.fingerprint
+    _, _, host = name.partition("@")
     machine = f"{facts.get('cpu', 'unknown CPU')}, {facts.get('cores', '?')} cores"
+    machine += f", {host}" if host else ""
     version = str(facts.get("packages", {}).get("dnnsep", ""))
     version = " ".join(filter(None, (version, str(facts.get("commit") or "")[:12])))
     for record in results.records:

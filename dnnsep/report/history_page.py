@@ -10,8 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from dnnsep.report.history import Change, Series
-from dnnsep.report.html import page
 from dnnsep.report.markdown import escaped
+from dnnsep.report.page import page
 
 _HEADS = ("case", "machine", "nights", "last µs", "change", "from", "first version")
 _SLOWER, _FASTER = "#b22", "#275"

@@ -2,95 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from dnnsep.measure.roofs import Roofs
 from dnnsep.measure.stats import geomean
+from dnnsep.report import by_machine
 from dnnsep.report.answer import answer_of, sentences
-from dnnsep.report.charts import Figure, bars, heat_map, roofline
+from dnnsep.report.charts import bars, heat_map
 from dnnsep.report.commands import commands
-from dnnsep.report.labels import SYMBOLS, Style, hover_text, labels_of, shortened, styles_of
+from dnnsep.report.labels import Style, hover_text, labels_of, shortened, styles_of
 from dnnsep.report.load import shareable, shareable_text
-from dnnsep.report.matrix import Matrix, matrix_of
+from dnnsep.report.matrix import matrix_of
+from dnnsep.report.page import chart, page, table
 from dnnsep.report.table import base_times, group_of, place
 from dnnsep.sweep.results import Record, Results
-
-# Scripts and styles from this page only, and nothing from anywhere else.
-_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-)
-
-_STYLE = """
-html { overflow-y: scroll; }
-body { margin: 0; font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; }
-main { max-width: 1200px; margin: 0 auto; padding: 0 16px 48px; overflow-wrap: anywhere; }
-h1 { font-size: 1.6em; margin: 24px 0 4px; }
-h2 { font-size: 1.3em; margin: 40px 0 8px; border-bottom: 2px solid #222; }
-h3 { font-size: 1.1em; margin: 28px 0 8px; }
-h4 { font-size: 1em; margin: 20px 0 4px; }
-p { margin: 4px 0; }
-.answer { margin: 12px 0; padding: 8px 16px; background: #f4f4f4; }
-.answer .item { padding-left: 1.5em; }
-.note { color: #555; font-size: 13px; }
-dl { display: grid; grid-template-columns: minmax(90px, max-content) 1fr; gap: 2px 16px; }
-dt { color: #555; }
-dd { margin: 0; }
-.scroll { overflow: auto; max-height: 70vh; margin: 8px 0; }
-table { border-collapse: collapse; font-size: 14px; overflow-wrap: normal; }
-th, td { padding: 3px 10px; text-align: right; border-bottom: 1px solid #ddd; }
-th, td { white-space: nowrap; vertical-align: top; }
-th { background: #f4f4f4; }
-th:first-child { position: sticky; left: 0; }
-.text th, .text td, th:first-child, td:first-child { text-align: left; }
-.text td:nth-child(3) { min-width: 15em; white-space: normal; }
-.speeds th { white-space: normal; }
-.speeds tbody th { min-width: 5.5em; max-width: 9em; overflow-wrap: anywhere; }
-td small { display: block; color: #555; }
-td.best { background: #e3f2ea; font-weight: bold; }
-tr.mean th, tr.mean td { border-top: 2px solid #222; }
-pre { background: #f4f4f4; padding: 8px; margin: 0; font-size: 13px; overflow-wrap: normal; }
-summary { cursor: pointer; margin: 8px 0; }
-"""
 
 
 def as_html(files: Sequence[tuple[str, Results]]) -> str:
     """Returns one page of the results of one or more files, each under its label.
 
-    It begins with the answer of every file. Times are microseconds a call, rates GFLOP/s. Speed-ups
-    are against the first backend that ran in the same file. Raises ValueError where a record's
-    problem is neither a model nor a descriptor.
+    It begins with the answer of every file, after how often the winner changes between them. Times
+    are microseconds a call, rates GFLOP/s. Speed-ups are against the first backend that ran in the
+    same file. Raises ValueError where a record's problem is neither a model nor a descriptor.
     """
     files = [(shareable_text(label), shareable(results)) for label, results in files]
     styles = styles_of(record.backend for _, results in files for record in results.records)
     titles = " + ".join(dict.fromkeys(results.title for _, results in files))
+    matrix = matrix_of(files)
+    # Those of several files stand side by side.
+    rooflines = len(files) == 1
     return page(
         f"dnnsep: {titles}" if titles else "dnnsep",
         [
+            by_machine.answer(matrix),
             *(_answer(i, label, results) for i, (label, results) in enumerate(files)),
-            _machines(matrix_of(files)),
-            *(_file(i, label, results, styles) for i, (label, results) in enumerate(files)),
+            by_machine.sections(files, matrix, styles),
+            *(
+                _file(i, label, results, styles, rooflines)
+                for i, (label, results) in enumerate(files)
+            ),
         ],
     )
-
-
-def page(title: str, sections: Sequence[str]) -> str:
-    """Returns a page of sections, which are HTML, under a title, which is not; figures of plotly in
-    them work without a network."""
-    from plotly.offline import get_plotlyjs
-
-    shown = escape(title)
-    lines = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-        f"<title>{shown}</title><style>{_STYLE}</style>",
-        f"<script>{get_plotlyjs()}</script></head><body><main><h1>{shown}</h1>",
-        *sections,
-        "</main></body></html>\n",
-    ]
-    return "\n".join(lines)
 
 
 def _answer(index: int, label: str, results: Results) -> str:
@@ -103,26 +57,10 @@ def _answer(index: int, label: str, results: Results) -> str:
     return f'<section class="answer">{link}{shown}</section>'
 
 
-def _machines(matrix: Matrix | None) -> str:
-    """Returns the table of problems by machines; empty where there is only one."""
-    if matrix is None:
-        return ""
-    rows = (
-        [escape(line.title) + (" *" if line.changes else "")]
-        + ["" if cell is None else escape(str(cell)) for cell in line.cells]
-        for line in matrix.lines
-    )
-    return (
-        "<h2>Which backend is the fastest where</h2>"
-        f"<p>{escape(matrix.summary)}</p>"
-        '<p class="note">the fastest backend, how many times as long the next one takes, the share '
-        "of the roof; * where it is not the same on all</p>"
-        + _table(["problem", *matrix.machines], rows, "text")
-    )
-
-
-def _file(index: int, label: str, results: Results, styles: dict[str, Style]) -> str:
-    """Returns the section of one file."""
+def _file(
+    index: int, label: str, results: Results, styles: dict[str, Style], rooflines: bool
+) -> str:
+    """Returns the section of one file, ``rooflines`` saying whether it has its own."""
     records, roofs = results.records, results.roofs.values()
     ok = sum(record.status == "ok" for record in records)
     groups: dict[str, list[Record]] = {}
@@ -135,7 +73,7 @@ def _file(index: int, label: str, results: Results, styles: dict[str, Style]) ->
             f'<section id="file{index}"><h2>{escape(label)}</h2>',
             f"<p>{escape(results.title)}, {escape(results.created)}: "
             f"{len(records)} records, {ok} with figures</p>",
-            *(_roofline(measured, records, styles) for measured in roofs),
+            *(_roofline(measured, records, styles) for measured in roofs if rooflines),
             *(_charts(title, group, styles) for title, group in timed.items()),
             _speeds(timed, *base_times(records)),
             _doubts(records),
@@ -190,28 +128,22 @@ def _roofs(roofs: Roofs) -> str:
     ]
     return (
         f"<h3>Measured roofs, threads {roofs.threads}, {roofs.clock_ghz:.2f} GHz</h3>"
-        + _table(["unit", "dtype", "GFLOP/s (int8: GOP/s)", "a cycle and core"], units)
-        + _table(["memory", "size", "read GB/s", "copy GB/s (read + written)"], memory)
+        + table(["unit", "dtype", "GFLOP/s (int8: GOP/s)", "a cycle and core"], units)
+        + table(["memory", "size", "read GB/s", "copy GB/s (read + written)"], memory)
     )
 
 
 def _roofline(roofs: Roofs, records: Sequence[Record], styles: dict[str, Style]) -> str:
-    of_threads = [record for record in records if record.threads == roofs.threads]
-    figure = roofline(of_threads, roofs, styles)
-    symbols = ", ".join(f"{symbol} {dtype}" for dtype, symbol in SYMBOLS.items())
-    return _chart(
-        f"<h3>Roofline, threads {roofs.threads}</h3>"
-        f'<p class="note">{symbols}; bytes count input, weights and output once</p>',
-        figure,
-    )
+    head = f"<h3>Roofline, threads {roofs.threads}</h3>{by_machine.ROOFLINE_NOTE}"
+    return chart(head, by_machine.roofline_of(roofs, records, styles))
 
 
 def _charts(title: str, group: Sequence[Record], styles: dict[str, Style]) -> str:
     """Returns the charts of records that are compared."""
     return (
         f"<h3>{escape(title)}</h3>"
-        + _chart("<h4>Times</h4>", bars(group, styles))
-        + _chart("<h4>Share of the roof, %</h4>", heat_map(group))
+        + chart("<h4>Times</h4>", bars(group, styles))
+        + chart("<h4>Share of the roof, %</h4>", heat_map(group))
     )
 
 
@@ -293,7 +225,7 @@ def _reasons(title: str, head: str, reasons: Sequence[tuple[Record, str]]) -> st
     )
     heads = ["layer", "backend", head, "group", "problem"]
     cells = ([escape(text) for text in row] for row in rows)
-    return f"<h3>{title} ({len(reasons)})</h3>{_table(heads, cells, 'text')}" if reasons else ""
+    return f"<h3>{title} ({len(reasons)})</h3>{table(heads, cells, 'text')}" if reasons else ""
 
 
 def _commands(results: Results) -> str:
@@ -304,23 +236,3 @@ def _commands(results: Results) -> str:
         f"<h3>Measure again</h3><details><summary>{len(lines)} commands, one a case</summary>"
         f'<div class="scroll"><pre>{escape(chr(10).join(lines))}</pre></div></details>'
     )
-
-
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
-    """Returns a table in a box of its own that scrolls; cells are HTML, headings are not."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        f'<div class="scroll {kind}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _chart(head: str, figure: Figure | None) -> str:
-    """Returns a figure under its heading; empty where there is nothing to draw."""
-    from plotly.io import to_html
-
-    if figure is None:
-        return ""
-    config = {"responsive": True, "displayModeBar": False}
-    return head + str(to_html(figure, config, include_plotlyjs=False, full_html=False))

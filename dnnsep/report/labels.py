@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from html import escape
 
@@ -56,12 +56,7 @@ def labels_of(records: Iterable[Record]) -> dict[str, str]:
     for record in records:
         if record.problem in labels:
             continue
-        label = base = shortened(record.name or _sizes(record))
-        count = 1
-        while label in labels.values():
-            count += 1
-            label = f"{base} ({count})"
-        labels[record.problem] = label
+        labels[record.problem] = unlike(shortened(record.name or _sizes(record)), labels.values())
     return labels
 
 
@@ -82,15 +77,24 @@ def hover_text(record: Record) -> str:
     return "<br>".join(escape(text) for line in lines for text in textwrap.wrap(line, _HOVER_WIDTH))
 
 
-def shortened(text: str) -> str:
-    """Returns at most 26 characters of a text. They are not escaped.
+def shortened(text: str, length: int = _LABEL_LENGTH) -> str:
+    """Returns at most so many characters of a text, 26 of a label's. They are not escaped.
 
     The middle is left out, since the names of layers differ at their ends.
     """
-    if len(text) <= _LABEL_LENGTH:
+    if len(text) <= length:
         return text
-    tail = _LABEL_LENGTH // 3
-    return f"{text[: _LABEL_LENGTH - tail - 1]}…{text[-tail:]}"
+    tail = length // 3
+    return f"{text[: length - tail - 1]}…{text[-tail:]}"
+
+
+def unlike(name: str, others: Collection[str]) -> str:
+    """Returns a name, numbered where it is one of the others."""
+    numbered, count = name, 1
+    while numbered in others:
+        count += 1
+        numbered = f"{name} ({count})"
+    return numbered
 
 
 def _interval(record: Record) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dnnsep.host.inputs import RESULT_BYTES, read_bytes
 from dnnsep.measure.roofs import Roofs
 from dnnsep.measure.stats import Round, Stats
 from dnnsep.problem import Problem
+from dnnsep.report.labels import unlike
 from dnnsep.sweep.fleetresults import FleetResults
 from dnnsep.sweep.results import Record, Results, parse_model
 
@@ -82,7 +83,7 @@ def labels_of_files(paths: Sequence[Path]) -> list[str]:
     """Returns the name of each file without its folders; those of the same name are numbered."""
     labels: list[str] = []
     for path in paths:
-        labels.append(_unlike(shareable_text(path.name), labels))
+        labels.append(unlike(shareable_text(path.name), labels))
     return labels
 
 
@@ -156,18 +157,9 @@ def _shareable_problems(problems: Iterable[str]) -> dict[str, str]:
             continue
         model = parse_model(problem)[0]
         if model not in names:
-            names[model] = _unlike(shareable_text(_last(model)), names.values())
+            names[model] = unlike(shareable_text(_last(model)), names.values())
         shown[problem] = names[model] + problem.removeprefix(model)
     return shown
-
-
-def _unlike(name: str, others: Collection[str]) -> str:
-    """Returns a name, numbered where it is one of the others."""
-    numbered, count = name, 1
-    while numbered in others:
-        count += 1
-        numbered = f"{name} ({count})"
-    return numbered
 
 
 def _shareable_record(record: Record, problem: str) -> Record:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from dnnsep.report.answer import answer_of, sentences
 from dnnsep.report.load import shareable, shareable_text
+from dnnsep.report.machine import head
 from dnnsep.report.matrix import Matrix, matrix_of
 from dnnsep.report.table import HEADINGS, Row, rows, summary
 from dnnsep.sweep.results import Results
@@ -24,12 +25,14 @@ _MARKER = re.compile(r"^(\d*)([-+.)])(?=\s|$)")
 
 def as_report(files: Sequence[tuple[str, Results]]) -> str:
     """Returns the results of one or more files, each under its label: answer, then table."""
-    parts = []
-    for label, results in files:
-        shown = shareable(results)
-        parts.append(f"### {escaped(shareable_text(label))}\n\n{_answer(shown)}\n\n{_table(shown)}")
-    matrix = matrix_of([(shareable_text(label), shareable(results)) for label, results in files])
-    return "\n\n".join([*([_machines(matrix)] if matrix else []), *parts])
+    files = [(shareable_text(label), shareable(results)) for label, results in files]
+    matrix = matrix_of(files)
+    compared = [_machines(matrix), *_changes(matrix)] if matrix else []
+    parts = (
+        f"### {escaped(label)}\n\n{_answer(results)}\n\n{_table(results)}"
+        for label, results in files
+    )
+    return "\n\n".join([*compared, *parts, *_all_roofs(files)])
 
 
 def _machines(matrix: Matrix) -> str:
@@ -45,6 +48,26 @@ def _machines(matrix: Matrix) -> str:
         star = " \\*" if line.changes else ""
         lines.append("| " + " | ".join([escaped(line.title) + star, *cells]) + " |")
     return "\n".join([*lines, "", _item(matrix.summary)])
+
+
+def _changes(matrix: Matrix) -> list[str]:
+    """Returns the list of the problems whose winner changes, under a heading; none without one."""
+    if not matrix.changes:
+        return []
+    items = (_item(f"{line.title}: {matrix.wins_text(line)}") for line in matrix.changes)
+    note = escaped(matrix.clear_text)
+    title = f"### Where the winner changes ({len(matrix.changes)})"
+    return ["\n".join([title, "", note, "", *items])]
+
+
+def _all_roofs(files: Sequence[tuple[str, Results]]) -> list[str]:
+    """Returns the list of the machines' roofs, under a heading; none for one, or without a roof."""
+    items = [
+        _item(f"{label}: {head(roofs)}")
+        for label, results in files
+        for roofs in results.roofs.values()
+    ]
+    return ["\n".join(["### Measured roofs", "", *items])] if items and len(files) > 1 else []
 
 
 def as_markdown(results: Results) -> str:

@@ -11,7 +11,7 @@ import pytest
 from dnnsep.report import history_page
 from dnnsep.report.history import Night, Point, histories
 from dnnsep.report.html import as_html
-from tests.report.samples import awkward_file, two_files
+from tests.report.samples import awkward_file, fleet, two_files
 
 pytestmark = pytest.mark.browser
 
@@ -44,9 +44,10 @@ for (const name of ['.xtick text', '.ytick text'])
 return found;
 """
 
+# What is in a box that scrolls may be wider than the screen.
 _HEADINGS = """
-return [...document.querySelectorAll('h1, h2, h3, h4, p, dl, .scroll, .js-plotly-plot')]
-  .filter(e => e.checkVisibility()).map(e => {
+return [...document.querySelectorAll('h1, h2, h3, h4, p, dl, .scroll, .wide, .js-plotly-plot')]
+  .filter(e => e.checkVisibility() && !e.parentElement.closest('.scroll, .wide')).map(e => {
   const box = e.getBoundingClientRect();
   return [e.tagName + ' ' + e.className, box.left, box.top, box.right, box.bottom];
 });
@@ -70,13 +71,16 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The addresses of a usual page, of one with much that does not fit, and of a history."""
+    """The addresses of a usual page, of one with much that does not fit, of a history, and of pages
+    of few and of many machines."""
     folder = tmp_path_factory.mktemp("report")
     history = history_page.as_html(histories(_points()))
     (folder / "history.html").write_text(history, encoding="utf-8")
-    for name, files in (("usual", two_files()), ("awkward", [awkward_file()])):
+    reports = {"usual": two_files(), "awkward": [awkward_file()]}
+    reports |= {"fleet": list(fleet().items()), "many": list(fleet(9).items())}
+    for name, files in reports.items():
         (folder / f"{name}.html").write_text(as_html(files), encoding="utf-8")
-    return {name: (folder / f"{name}.html").as_uri() for name in ("usual", "awkward", "history")}
+    return {name: (folder / f"{name}.html").as_uri() for name in (*reports, "history")}
 
 
 def _points() -> Iterator[Point]:
@@ -109,7 +113,11 @@ def opened(request: pytest.FixtureRequest, driver: Any, pages: dict[str, str]) -
 
 
 @pytest.fixture(
-    params=[(page, width) for page in ("usual", "awkward", "history") for width in WIDTHS]
+    params=[
+        (page, width)
+        for page in ("usual", "awkward", "history", "fleet", "many")
+        for width in WIDTHS
+    ]
 )
 def either(request: pytest.FixtureRequest, driver: Any, pages: dict[str, str]) -> Any:
     """The browser with one of the pages open at one of the widths."""
@@ -164,8 +172,9 @@ def test_nothing_is_wider_than_the_screen(either: Any) -> None:
 
 def test_blocks_do_not_overlap(either: Any) -> None:
     boxes = either.execute_script(_HEADINGS)
-    for above, below in pairwise(boxes):
-        assert above[4] <= below[2] + 1, (above, below)
+    for (first, *box), (second, *other) in pairwise(boxes):
+        # A chart may stand beside another.
+        assert box[3] <= other[1] + 1 or box[2] <= other[0] + 1, (first, second)
 
 
 def test_nothing_in_a_chart_overlaps(either: Any) -> None:
@@ -188,6 +197,53 @@ def test_the_plot_has_enough_of_a_chart(either: Any) -> None:
         plot = chart.find_element("css selector", ".draglayer .nsewdrag").rect
         assert plot["width"] >= chart.rect["width"] * 0.35
         assert plot["height"] >= 120
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1280, 3), (400, 1)])
+def test_rooflines_stand_side_by_side(
+    driver: Any, pages: dict[str, str], width: int, columns: int
+) -> None:
+    _open(driver, pages["fleet"], width)
+    charts = driver.find_elements("css selector", ".multiples .js-plotly-plot")
+    assert len(charts) == 3
+    assert len({chart.rect["x"] for chart in charts}) == columns
+    # Each with points, its own roofs, and the axes of the others.
+    ticks = [
+        [tick.text for tick in chart.find_elements("css selector", ".ytick")] for chart in charts
+    ]
+    assert ticks[0] == ticks[1] == ticks[2] != []
+    for chart, rate in zip(charts, (510, 765, 1020), strict=True):
+        assert chart.find_elements("css selector", ".scatterlayer .points path")
+        legend = chart.find_element("css selector", ".legend").get_attribute("textContent")
+        assert f"vector unit f32 {rate} GFLOP/s" in legend
+
+
+def test_shares_by_machine_are_read_without_colour(driver: Any, pages: dict[str, str]) -> None:
+    _open(driver, pages["fleet"], 400)
+    first, second = driver.find_elements("css selector", ".wide .js-plotly-plot")
+    for chart, count in ((first, 27), (second, 18)):
+        figures = [e.text for e in chart.find_elements("css selector", ".heatmap-label text")]
+        assert len(figures) == count
+        assert all(figure.isdecimal() for figure in figures)
+        assert len(chart.find_elements("css selector", ".xtick text")) == 3
+        assert len(chart.find_elements("css selector", ".ytick text")) == 9
+
+
+def test_what_is_wide_scrolls_in_its_box(driver: Any, pages: dict[str, str]) -> None:
+    _open(driver, pages["many"], 400)
+    for box in (".matrix", ".wide"):
+        shown, wanted = driver.execute_script(
+            "const box = document.querySelector(arguments[0]);"
+            "return [box.clientWidth, box.scrollWidth]",
+            box,
+        )
+        assert wanted > shown
+    # The problem stays where it is while its row scrolls.
+    left, problem = driver.execute_script(
+        "const box = document.querySelector('.matrix'); box.scrollLeft = 300;"
+        "return [box, box.querySelector('td')].map(e => e.getBoundingClientRect().left)"
+    )
+    assert problem == left
 
 
 def test_hover_says_why_a_cell_is_empty(opened: Any) -> None:

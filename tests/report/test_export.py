@@ -20,7 +20,7 @@ from dnnsep.report.load import load, shareable_text
 from dnnsep.report.markdown import as_markdown, as_report, escaped
 from dnnsep.report.table import summary
 from dnnsep.sweep.results import Results, parse_model
-from tests.report.samples import models_file, two_files
+from tests.report.samples import fleet, models_file, two_files
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +107,33 @@ def test_samples(results: Results, tmp_path: Path) -> None:
     assert [row["us"] for row in rows] == calls
     record = results.records[0]
     assert rows[13] == {
+        "machine": None,
         **{"problem": record.problem, "name": record.name, "backend": "ipex", "threads": 2},
         **{"cache": "hot", "visit": 0, "round": 1, "call": 1},
         **{"us": record.rounds[1].calls_us[1], "control_us": record.rounds[1].busy_us},
     }
+
+
+@pytest.mark.parametrize("samples", [False, True])
+def test_several_machines(tmp_path: Path, samples: bool) -> None:
+    machines = fleet(2)
+    names = [*machines]
+    parts = []
+    for name, results in machines.items():
+        export(results, tmp_path / "one.csv", "csv", samples)
+        columns = SAMPLE_COLUMNS if samples else RECORD_COLUMNS
+        parts += [{**row, "machine": name} for row in _read(tmp_path / "one.csv", columns)]
+    export(machines, tmp_path / "all.csv", "csv", samples)
+    rows = _read(tmp_path / "all.csv", columns)
+    assert rows == parts
+    assert list(dict.fromkeys(row["machine"] for row in rows)) == names
+
+
+def test_a_machine_named_as_a_path_does_not_show_its_folders(
+    results: Results, tmp_path: Path
+) -> None:
+    export({"/home/me/lab/zen": results}, tmp_path / "r.csv", "csv")
+    assert {row["machine"] for row in _read(tmp_path / "r.csv", RECORD_COLUMNS)} == {"zen"}
 
 
 @pytest.mark.parametrize("samples", [False, True])

@@ -71,7 +71,7 @@ def test_content(html: str) -> None:
         "23.5 GiB",
         "OMP_NUM_THREADS 2",
         "Measured roofs, threads 2, 4.02 GHz",
-        "Roofline, threads 1",
+        "Rooflines",
         "bf16 batch 1 threads 2",
         "Speed against ipex",
         "load: other processes used 8% of the CPUs",
@@ -85,21 +85,24 @@ def test_content(html: str) -> None:
 
 
 def test_the_machine_is_at_the_end(html: str) -> None:
-    titles = [
-        "Roofline",
-        "f32 batch",
-        "Speed against",
-        "Warnings",
-        "Measure again",
-        "Measured roofs",
-    ]
+    titles = ["f32 batch", "Speed against", "Warnings", "Measure again", "Measured roofs"]
     titles += ["Machine", "Settings"]
     for section in re.findall(r'<section id="file.*?</section>', html, re.DOTALL):
         heads = [section.index(f"<h3>{title}") for title in titles]
         assert heads == sorted(heads)
         last_chart = section.rindex("Plotly.newPlot(")
-        assert heads[1] < last_chart < heads[2]
+        assert heads[0] < last_chart < heads[1]
         assert heads[0] < section.index("Plotly.newPlot(")
+
+
+def test_a_single_file_has_its_roofline_in_its_section() -> None:
+    html = as_html(two_files()[:1])
+    section = html[html.index('<section id="file0">') :]
+    roofline, group = (
+        section.index(f"<h3>{text}") for text in ("Roofline, threads 2", "f32 batch")
+    )
+    assert roofline < section.index("Plotly.newPlot(") < group
+    assert "Rooflines" not in Page(html).text
 
 
 def test_every_file_has_an_answer_with_a_link_to_it(html: str) -> None:
