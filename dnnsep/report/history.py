@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from dnnsep.report.steps import MIN_SIDE, find_steps
 from dnnsep.sweep.results import Key, Results
-
-# What another segment has to save of the sum of absolute deviations, in units of the noise. With
-# it 0.0, 1.8 and 1.4 of 1 000 case-nights without a step brought a false alarm (three sets of 40
-# cases), and a step of 5 % was found within three nights in 57 of 100 cases, one of 10 % in 97:
-# tests/report/test_history.py counts them.
-_PENALTY = 7.0
-# A night that is so many times the noise from both its neighbours is none of a level.
-_SPIKE = 3.5
-# A change counts once it was seen on so many nights, after as many before it, and by so much.
-_NIGHTS, _LEAST = 3, 0.02
-# Noise is taken to be no less: medians of two nights are never as near as a steady clock's.
-_LEAST_NOISE = 0.005
-# A normal distribution's standard deviation over its median absolute deviation.
-_OF_MAD = 1.4826
 
 
 @dataclass(frozen=True)
@@ -41,12 +23,13 @@ class Night:
 @dataclass(frozen=True)
 class Change:
     """The nights from ``index`` on take ``ratio`` times as long as those before, back to the change
-    before; ``version`` is the first that does."""
+    before; ``version`` is the first that does. ``p_value`` is as a Step has it."""
 
     index: int
     created: str
     version: str
     ratio: float
+    p_value: float
 
     @property
     def is_slower(self) -> bool:
@@ -66,7 +49,7 @@ class Series:
     @property
     def enough(self) -> bool:
         """Returns whether there are nights enough for a change to be seen."""
-        return len(self.nights) >= 2 * _NIGHTS
+        return len(self.nights) >= 2 * MIN_SIDE
 
     @property
     def title(self) -> str:
@@ -123,9 +106,9 @@ def points_of_export(path: Path) -> Iterator[Point]:
             yield Point(row["cpu"], key, row["name"], Night(row["created"], "", row["median_us"]))
 
 
-def histories(points: Iterable[Point]) -> list[Series]:
-    """Returns the series of each case on each machine; of two points at the same time the last
-    counts."""
+def histories(points: Iterable[Point], rate: float) -> list[Series]:
+    """Returns the series of each case on each machine, with the changes that ``changes_of`` finds;
+    of two points at the same time the last counts."""
     found: dict[tuple[str, Key], dict[str, Point]] = {}
     for point in points:
         found.setdefault((point.machine, point.key), {})[point.night.created] = point
@@ -133,56 +116,14 @@ def histories(points: Iterable[Point]) -> list[Series]:
     for (machine, key), by_time in found.items():
         in_order = [by_time[created] for created in sorted(by_time)]
         nights = tuple(point.night for point in in_order)
-        series.append(Series(machine, key, in_order[-1].name, nights, changes_of(nights)))
+        series.append(Series(machine, key, in_order[-1].name, nights, changes_of(nights, rate)))
     return series
 
 
-def changes_of(nights: Sequence[Night]) -> tuple[Change, ...]:
-    """Returns where a case's median changed for good: between segments that PELT finds with medians
-    as their levels, of which at least three nights in four are 2 % or more from the level before.
-
-    Source of PELT: Killick, Fearnhead and Eckley, Optimal detection of changepoints with a linear
-    computational cost, Journal of the American Statistical Association 107 (2012).
-    """
-    values = np.log([night.median_us for night in nights])
-    ends = _segments(values)
+def changes_of(nights: Sequence[Night], rate: float) -> tuple[Change, ...]:
+    """Returns where a case's median changed for good, with p-values below ``rate``."""
     found = []
-    for before, start, end in zip([0, *ends], ends, ends[1:], strict=False):
-        level = float(np.median(values[before:start]))
-        apart = float(np.median(values[start:end])) - level
-        beyond = (values[start:end] - level) * np.sign(apart) >= np.log1p(_LEAST)
-        # Two nights beside other work in three would be a level of their own.
-        if np.sum(~beyond) <= len(beyond) // 4:
-            night = nights[start]
-            found.append(Change(start, night.created, night.version, float(np.exp(apart))))
+    for step in find_steps([night.median_us for night in nights], rate):
+        night = nights[step.index]
+        found.append(Change(step.index, night.created, night.version, step.ratio, step.p_value))
     return tuple(found)
-
-
-def _segments(values: NDArray[np.float64]) -> list[int]:
-    """Returns the ends of the segments, the last one being the number of values."""
-    if len(values) < 2 * _NIGHTS:
-        return [len(values)]
-    import ruptures
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        search = ruptures.Pelt(model="l1", min_size=_NIGHTS, jump=1)
-        scaled = _without_spikes(values) / noise_of(values)
-        return [int(end) for end in search.fit(scaled).predict(pen=_PENALTY)]
-
-
-def _without_spikes(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the values with those that stand out from both neighbours put between these."""
-    middle = np.median([values[:-2], values[1:-1], values[2:]], axis=0)
-    inner = values[1:-1]
-    stands_out = np.abs(inner - middle) > _SPIKE * noise_of(values)
-    found = values.copy()
-    found[1:-1] = np.where(stands_out, middle, inner)
-    return found
-
-
-def noise_of(values: NDArray[np.float64]) -> float:
-    """Returns the standard deviation of a series beside its steps and its outliers, from what
-    neighbours differ by."""
-    apart = float(np.median(np.abs(np.diff(values))))
-    return max(_OF_MAD * apart / math.sqrt(2), _LEAST_NOISE)

@@ -13,7 +13,9 @@ from dnnsep.report.history import Change, Series
 from dnnsep.report.html import page
 from dnnsep.report.markdown import escaped
 
-_HEADS = ("case", "machine", "nights", "last µs", "change", "from", "first version")
+_HEADS = ("case", "machine", "nights", "last µs", "change", "p", "from", "first version")
+# A smaller p-value is none that a distribution's tail can be trusted with.
+_LEAST_P = 1e-9
 _SLOWER, _FASTER = "#b22", "#275"
 
 
@@ -22,11 +24,12 @@ def rows(series: Sequence[Series]) -> list[tuple[str, ...]]:
     changed = [(change, one) for one in series for change in one.changes]
     changed.sort(key=lambda pair: pair[0].created, reverse=True)
     found = [
-        (*_case(one), _percent(change), change.created, change.version) for change, one in changed
+        (*_case(one), _percent(change), _p(change), change.created, change.version)
+        for change, one in changed
     ]
     for one in series:
         if not one.changes:
-            found.append((*_case(one), "none" if one.enough else "too few nights", "", ""))
+            found.append((*_case(one), "none" if one.enough else "too few nights", "", "", ""))
     return found
 
 
@@ -37,6 +40,10 @@ def _case(series: Series) -> tuple[str, ...]:
 
 def _percent(change: Change) -> str:
     return f"{change.ratio - 1:+.1%}"
+
+
+def _p(change: Change) -> str:
+    return f"{change.p_value:.1g}" if change.p_value >= _LEAST_P else f"<{_LEAST_P:g}"
 
 
 def summary(series: Sequence[Series]) -> str:

@@ -72,7 +72,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The addresses of a usual page, of one with much that does not fit, and of a history."""
     folder = tmp_path_factory.mktemp("report")
-    history = history_page.as_html(histories(_points()))
+    history = history_page.as_html(histories(_points(), rate=5e-4))
     (folder / "history.html").write_text(history, encoding="utf-8")
     for name, files in (("usual", two_files()), ("awkward", [awkward_file()])):
         (folder / f"{name}.html").write_text(as_html(files), encoding="utf-8")
