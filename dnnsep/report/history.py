@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from dnnsep.report.steps import MIN_SIDE, find_steps
-from dnnsep.sweep.results import Key, Results
+from dnnsep.sweep.results import Key, Results, moment_of
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,11 @@ class Night:
     created: str
     version: str
     median_us: float
+
+    @property
+    def moment(self) -> datetime:
+        """Returns ``created`` as a time in UTC, which can be compared."""
+        return moment_of(self.created)
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,11 @@ class Change:
     @property
     def is_slower(self) -> bool:
         return self.ratio > 1
+
+    @property
+    def moment(self) -> datetime:
+        """Returns ``created`` as a time in UTC, which can be compared."""
+        return moment_of(self.created)
 
 
 @dataclass(frozen=True)
@@ -108,13 +119,13 @@ def points_of_export(path: Path) -> Iterator[Point]:
 
 def histories(points: Iterable[Point], rate: float) -> list[Series]:
     """Returns the series of each case on each machine, with the changes that ``changes_of`` finds;
-    of two points at the same time the last counts."""
-    found: dict[tuple[str, Key], dict[str, Point]] = {}
+    of two points at the same moment the last counts."""
+    found: dict[tuple[str, Key], dict[datetime, Point]] = {}
     for point in points:
-        found.setdefault((point.machine, point.key), {})[point.night.created] = point
+        found.setdefault((point.machine, point.key), {})[point.night.moment] = point
     series = []
     for (machine, key), by_time in found.items():
-        in_order = [by_time[created] for created in sorted(by_time)]
+        in_order = [by_time[moment] for moment in sorted(by_time)]
         nights = tuple(point.night for point in in_order)
         series.append(Series(machine, key, in_order[-1].name, nights, changes_of(nights, rate)))
     return series

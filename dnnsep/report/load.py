@@ -17,7 +17,7 @@ from dnnsep.measure.roofs import Roofs
 from dnnsep.measure.stats import Round, Stats
 from dnnsep.problem import Problem
 from dnnsep.sweep.fleetresults import FleetResults
-from dnnsep.sweep.results import Record, Results, parse_model
+from dnnsep.sweep.results import Record, Results, moment_of, parse_model
 
 # The folders of an absolute path. A fraction such as FLOP/byte, an address on the web and a closing
 # tag are none. Only in quotes can folders with spaces be told. A home folder's name is its user's.
@@ -55,9 +55,13 @@ def load(path: Path) -> Results:
         commit = (content.get("commit_info") or {}).get("id")
         found.fingerprint = {**found.fingerprint, **({"commit": commit} if commit else {})}
         found.created = str(content.get("datetime") or found.created)
-        return found
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not written by perf/: {error!r:.100}") from None
+    try:
+        moment_of(found.created)
+    except ValueError as error:
+        raise ValueError(f"{path}: datetime: {error}") from None
+    return found
 
 
 class SeveralMachinesError(ValueError):

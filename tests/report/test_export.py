@@ -303,7 +303,7 @@ def test_no_output_names_a_folder(results: Results, tmp_path: Path, of_home: boo
     path = tmp_path / "r.json"
     outputs = []
     for text in _private(folder):
-        _named(results, text).save(path)
+        _named(results, text).model_copy(update={"created": results.created}).save(path)
         loaded = load(path)
         outputs += [_own(as_html([(text, loaded)])), as_report([(text, loaded)])]
         outputs += [as_markdown(loaded)]

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dnnsep.cli import app, history
-from dnnsep.report.history import Night, changes_of, histories, points_of
+from dnnsep.cli import app
+from dnnsep.cli.history import history
+from dnnsep.report.history import Night, Point, changes_of, histories, points_of
 from dnnsep.sweep.results import Results
 from tests.report.test_fleets import _FIRST, _record
 
@@ -142,6 +143,45 @@ def test_exports_are_read(nightly: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "+50.0%" in done.stdout
     assert "version unknown" in done.stdout
+
+
+def test_nights_are_in_the_order_of_their_moments() -> None:
+    """Of two at the same one the later given counts; without an offset they are in UTC."""
+    times = [
+        "2026-01-02T01:00:00+12:00",
+        "2026-01-01T14:00:00",
+        "2026-01-01T15:00:00Z",
+        "2026-01-01T10:00:00-05:00",
+        "2026-01-01T16:00:00+00:00",
+    ]
+    key = (_FIRST, "fused", 1, "hot")
+    points = [Point("one", key, None, Night(time, "", 10.0)) for time in reversed(times)]
+    (series,) = histories(points, _RATE)
+    assert [night.created for night in series.nights] == [*times[:3], times[4]]
+
+
+_RULE = "must be a time in ISO 8601, e.g. 2026-01-31T02:00:00+00:00"
+
+
+@pytest.mark.parametrize("created", ["yesterday", "", "2026-13-01", "0001-01-01T00:00:00+12:00"])
+def test_a_time_that_is_none_is_refused(created: str, nightly: Path) -> None:
+    bad = nightly / "one-0.json"
+    results = Results.load(bad)
+    results.created = created
+    results.save(bad)
+    done = CliRunner().invoke(app, ["history", str(nightly)])
+    assert done.exit_code == 2
+    assert done.stderr.strip().endswith(f"{bad}: created: {_RULE}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_time_of_perf_that_is_none_is_refused(tmp_path: Path) -> None:
+    machine = '{"dnnsep": {"fingerprint": {}, "roofs": []}}'
+    path = tmp_path / "perf.json"
+    path.write_text(f'{{"machine_info": {machine}, "benchmarks": [], "datetime": "yesterday"}}')
+    done = CliRunner().invoke(app, ["history", str(path)])
+    assert done.exit_code == 2
+    assert done.stderr.strip().endswith(f"{path}: datetime: {_RULE}")
 
 
 def test_machines_have_histories_of_their_own(nightly: Path) -> None:
