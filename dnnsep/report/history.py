@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from dnnsep.report.load import version_of
 from dnnsep.report.steps import MIN_SIDE, find_steps
 from dnnsep.sweep.results import Key, Results, moment_of
 
@@ -81,40 +83,61 @@ class Point:
 
 
 def points_of(results: Results) -> Iterator[Point]:
-    """Yields a sweep's records that have a time. A machine is its CPU's name and its cores."""
+    """Yields a sweep's records that have a time."""
     facts = results.fingerprint
-    machine = f"{facts.get('cpu', 'unknown CPU')}, {facts.get('cores', '?')} cores"
-    version = str(facts.get("packages", {}).get("dnnsep", ""))
-    version = " ".join(filter(None, (version, str(facts.get("commit") or "")[:12])))
+    machine = _machine(facts.get("cpu") or "unknown CPU", facts.get("cores"))
+    version = version_of(facts)
     for record in results.records:
         if record.time is not None:
             night = Night(results.created, version, record.time.median_us)
             yield Point(machine, record.key, record.name, night)
 
 
+def _machine(cpu: str, cores: int | None) -> str:
+    """Returns what tells a machine from others."""
+    return f"{cpu}, {cores or '?'} cores"
+
+
+# The columns of an export that a history needs, and those that older ones do not have.
+_COLUMNS = ("cpu", "created", "problem", "name", "backend", "threads", "cache", "median_us")
+_LATER_COLUMNS = ("dnnsep_version", "cores")
+
+
 def points_of_export(path: Path) -> Iterator[Point]:
-    """Yields the rows, with a time, of a table that ``dnnsep export`` wrote as parquet; it tells no
-    version and no cores. Raises ValueError naming the file where it is none."""
+    """Yields the rows, with a time, of a table that ``dnnsep export`` wrote as parquet. Raises
+    ValueError naming the file where it is none."""
     try:
         from pyarrow import parquet
     except ImportError:
         raise ValueError(f"{path}: pyarrow is not installed, which reads parquet") from None
-    columns = ["cpu", "created", "problem", "name", "backend", "threads", "cache", "median_us"]
     try:
+        there = parquet.read_schema(path).names
+        columns = [*_COLUMNS, *(name for name in _LATER_COLUMNS if name in there)]
         rows = parquet.read_table(path, columns=columns).to_pylist()
     except (OSError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"{path}: not written by dnnsep export: {first}") from None
     for row in rows:
         if row["median_us"] is not None:
-            told = (row["cpu"], row["created"], row["problem"], row["backend"], row["cache"])
-            numbers = isinstance(row["median_us"], float) and isinstance(row["threads"], int)
-            if not all(isinstance(text, str) for text in told) or not numbers:
-                raise ValueError(f"{path}: not written by dnnsep export: {str(row)[:100]}")
-            if not row["median_us"] > 0:
-                raise ValueError(f"{path}: median_us: must be more than 0")
-            key = (row["problem"], row["backend"], row["threads"], row["cache"])
-            yield Point(row["cpu"], key, row["name"], Night(row["created"], "", row["median_us"]))
+            yield _point_of_row(path, row)
+
+
+def _point_of_row(path: Path, row: dict[str, Any]) -> Point:
+    """Returns a row of an export. Raises ValueError naming the file where it is none."""
+    version, cores = row.get("dnnsep_version") or "", row.get("cores") or 0
+    texts = (row["cpu"], row["created"], row["problem"], row["backend"], row["cache"], version)
+    numbers = isinstance(row["median_us"], float) and isinstance(row["threads"], int)
+    if not (numbers and isinstance(cores, int) and all(isinstance(text, str) for text in texts)):
+        raise ValueError(f"{path}: not written by dnnsep export: {str(row)[:100]}")
+    if not row["median_us"] > 0:
+        raise ValueError(f"{path}: median_us: must be more than 0")
+    try:
+        moment_of(row["created"])
+    except ValueError as error:
+        raise ValueError(f"{path}: created: {error}") from None
+    key = (row["problem"], row["backend"], row["threads"], row["cache"])
+    night = Night(row["created"], version, row["median_us"])
+    return Point(_machine(row["cpu"], cores), key, row["name"], night)
 
 
 def histories(points: Iterable[Point], rate: float) -> list[Series]:

@@ -82,6 +82,12 @@ def load_machines(path: Path) -> dict[str, Results]:
         return several.machines
 
 
+def version_of(fingerprint: dict[str, Any]) -> str:
+    """Returns dnnsep's version, and the commit's first twelve digits where it is told."""
+    version = str(fingerprint.get("packages", {}).get("dnnsep", ""))
+    return " ".join(filter(None, (version, str(fingerprint.get("commit") or "")[:12])))
+
+
 def labels_of_files(paths: Sequence[Path]) -> list[str]:
     """Returns the name of each file without its folders; those of the same name are numbered."""
     labels: list[str] = []

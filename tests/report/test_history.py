@@ -11,7 +11,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from dnnsep.cli import app
@@ -134,15 +136,53 @@ def test_patterns_and_files_twice(sources: list[str], nightly: Path) -> None:
     assert told[0]["changes"][0]["ratio"] == pytest.approx(1.5, abs=0.01)
 
 
-def test_exports_are_read(nightly: Path) -> None:
-    for path in sorted(nightly.iterdir()):
+def _exported(folder: Path) -> list[Path]:
+    """Puts exports in the place of the results in a folder."""
+    for path in sorted(folder.iterdir()):
         done = CliRunner().invoke(app, ["export", str(path), "--to", "parquet"])
         assert done.exit_code == 0, done.output
         path.unlink()
+    return sorted(folder.iterdir())
+
+
+def test_exports_are_read(nightly: Path) -> None:
+    """They tell what the results do."""
+    of_results = CliRunner().invoke(app, ["history", str(nightly), "--format", "json"])
+    _exported(nightly)
+    of_exports = CliRunner().invoke(app, ["history", str(nightly), "--format", "json"])
+    assert of_exports.exit_code == 0, of_exports.output
+    assert json.loads(of_exports.stdout) == json.loads(of_results.stdout)
+
+
+def test_exports_without_version_and_cores_are_read(nightly: Path) -> None:
+    """As older ones are."""
+    for path in _exported(nightly):
+        table = parquet.read_table(path).drop_columns(["dnnsep_version", "cores"])
+        parquet.write_table(table, path)
     done = CliRunner().invoke(app, ["history", str(nightly), "--format", "markdown"])
     assert done.exit_code == 0, done.output
     assert "+50.0%" in done.stdout
+    assert "one, ? cores" in done.stdout
     assert "version unknown" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("created", "yesterday", "created: must be a time in ISO 8601"),
+        ("median_us", -1.0, "median_us: must be more than 0"),
+        ("cores", "two", "not written by dnnsep export"),
+        ("dnnsep_version", 1, "not written by dnnsep export"),
+    ],
+)
+def test_bad_rows_of_an_export(column: str, value: object, message: str, nightly: Path) -> None:
+    path = _exported(nightly)[0]
+    rows = [row | {column: value} for row in parquet.read_table(path).to_pylist()]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    done = CliRunner().invoke(app, ["history", str(nightly)])
+    assert done.exit_code == 2
+    assert f"{path}: {message}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_nights_are_in_the_order_of_their_moments() -> None:
