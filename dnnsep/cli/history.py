@@ -41,7 +41,10 @@ def history(
     ] = 5e-4,
     fail_on: Annotated[
         Literal["slower"] | None,
-        typer.Option(help="slower: exit with 1 where a case's last change made it slower."),
+        typer.Option(
+            help="slower: exit with 1 where the newest level of a case is 2 % or more slower than "
+            "its fastest one before. Leave out the nights of a level that is to be forgotten."
+        ),
     ] = None,
 ) -> None:
     """Show where cases became slower or faster for good, and from which version on.
@@ -72,7 +75,11 @@ def history(
         except OSError as error:
             bad_input(f"{output}: {error.strerror}")
         typer.echo(f"history: {output}", err=True)
-    if fail_on and any(one.changes and one.changes[-1].is_slower for one in series):
+    failed = [one for one in series if fail_on and one.is_slower]
+    for one in failed:
+        more = f"{one.times_fastest - 1:+.1%} against its fastest level before"
+        typer.echo(f"failed: {one.title}, {one.machine}: {more}", err=True)
+    if failed:
         raise typer.Exit(1)
 
 

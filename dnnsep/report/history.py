@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any
 
 from dnnsep.report.load import version_of
-from dnnsep.report.steps import MIN_SIDE, find_steps
+from dnnsep.report.steps import LEAST, MIN_SIDE, find_steps
 from dnnsep.sweep.results import Key, Results, moment_of
 
 
@@ -63,6 +65,18 @@ class Series:
     def enough(self) -> bool:
         """Returns whether there are nights enough for a change to be seen."""
         return len(self.nights) >= 2 * MIN_SIDE
+
+    @property
+    def times_fastest(self) -> float:
+        """Returns how many times as long the nights since the last change take as those of the
+        fastest level."""
+        levels = list(accumulate((change.ratio for change in self.changes), mul, initial=1.0))
+        return levels[-1] / min(levels)
+
+    @property
+    def is_slower(self) -> bool:
+        """Returns whether the newest level is slower than one before, whatever came between."""
+        return self.times_fastest >= 1 + LEAST
 
     @property
     def title(self) -> str:
