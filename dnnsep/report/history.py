@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
+from math import inf
 from operator import mul
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,8 @@ def _point_of_row(path: Path, row: dict[str, Any]) -> Point:
     numbers = isinstance(row["median_us"], float) and isinstance(row["threads"], int)
     if not (numbers and isinstance(cores, int) and all(isinstance(text, str) for text in texts)):
         raise ValueError(f"{path}: not written by dnnsep export: {str(row)[:100]}")
-    if not row["median_us"] > 0:
-        raise ValueError(f"{path}: median_us: must be more than 0")
+    if not 0 < row["median_us"] < inf:
+        raise ValueError(f"{path}: median_us: must be more than 0 and finite")
     try:
         moment_of(row["created"])
     except ValueError as error:

@@ -209,6 +209,7 @@ def test_exports_without_version_and_cores_are_read(nightly: Path) -> None:
     [
         ("created", "yesterday", "created: must be a time in ISO 8601"),
         ("median_us", -1.0, "median_us: must be more than 0"),
+        ("median_us", float("inf"), "median_us: must be more than 0 and finite"),
         ("cores", "two", "not written by dnnsep export"),
         ("dnnsep_version", 1, "not written by dnnsep export"),
     ],
