@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dnnsep.problem import Problem
-from dnnsep.report.load import shareable, shareable_text
+from dnnsep.report.load import shareable, shareable_text, version_of
 from dnnsep.sweep.results import Record, Results, parse_model
 
 # The columns with their types, in order.
 RECORD_COLUMNS: dict[str, type] = {
-    **{"title": str, "created": str, "cpu": str, "problem": str, "name": str, "kind": str},
+    **{"title": str, "created": str, "dnnsep_version": str, "cpu": str, "cores": int},
+    **{"problem": str, "name": str, "kind": str},
     **{"batch": int, "in_channels": int, "out_channels": int, "height": int, "width": int},
     **{"kernel_h": int, "kernel_w": int, "stride_h": int, "stride_w": int},
     **{"padding_top": int, "padding_bottom": int, "padding_left": int, "padding_right": int},
@@ -80,7 +81,9 @@ def _record_rows(results: Results) -> Iterator[dict[str, Any]]:
     of_sweep = {
         "title": results.title,
         "created": results.created,
+        "dnnsep_version": version_of(results.fingerprint) or None,
         "cpu": results.fingerprint.get("cpu"),
+        "cores": results.fingerprint.get("cores"),
     }
     for record in results.records:
         of_record = record.model_dump(

@@ -13,20 +13,23 @@ from dnnsep.report.history import Change, Series
 from dnnsep.report.markdown import escaped
 from dnnsep.report.page import page
 
-_HEADS = ("case", "machine", "nights", "last µs", "change", "from", "first version")
+_HEADS = ("case", "machine", "nights", "last µs", "change", "p", "from", "first version")
+# A smaller p-value is none that a distribution's tail can be trusted with.
+_LEAST_P = 1e-9
 _SLOWER, _FASTER = "#b22", "#275"
 
 
 def rows(series: Sequence[Series]) -> list[tuple[str, ...]]:
     """Returns a row for each change, the latest first, then one for each case without one."""
     changed = [(change, one) for one in series for change in one.changes]
-    changed.sort(key=lambda pair: pair[0].created, reverse=True)
+    changed.sort(key=lambda pair: pair[0].moment, reverse=True)
     found = [
-        (*_case(one), _percent(change), change.created, change.version) for change, one in changed
+        (*_case(one), _percent(change), _p(change), change.created, change.version)
+        for change, one in changed
     ]
     for one in series:
         if not one.changes:
-            found.append((*_case(one), "none" if one.enough else "too few nights", "", ""))
+            found.append((*_case(one), "none" if one.enough else "too few nights", "", "", ""))
     return found
 
 
@@ -39,13 +42,17 @@ def _percent(change: Change) -> str:
     return f"{change.ratio - 1:+.1%}"
 
 
+def _p(change: Change) -> str:
+    return f"{change.p_value:.1g}" if change.p_value >= _LEAST_P else f"<{_LEAST_P:g}"
+
+
 def summary(series: Sequence[Series]) -> str:
     """Returns in one line how many cases changed, and the first version that made one slower."""
     slower = [c for one in series for c in one.changes if c.is_slower]
     faster = [c for one in series for c in one.changes if not c.is_slower]
     text = f"{len(series)} cases: {len(slower)} changes to slower, {len(faster)} to faster"
     if slower:
-        first = min(slower, key=lambda change: change.created)
+        first = min(slower, key=lambda change: change.moment)
         text += f"; the first slower one from {first.created}, {first.version or 'version unknown'}"
     return text
 
@@ -93,7 +100,8 @@ def _chart(series: Series) -> str:
     from plotly.io import to_html
 
     nights = series.nights
-    times = [night.created for night in nights]
+    # plotly ignores offsets, so that all times are given in UTC.
+    times = [night.moment.isoformat() for night in nights]
     figure = plotly.Figure(
         plotly.Scatter(
             x=times,
@@ -103,10 +111,10 @@ def _chart(series: Series) -> str:
         )
     )
     for change in series.changes:
-        colour = _SLOWER if change.is_slower else _FASTER
-        figure.add_vline(x=change.created, line_color=colour, line_dash="dot")
+        colour, x = _SLOWER if change.is_slower else _FASTER, times[change.index]
+        figure.add_vline(x=x, line_color=colour, line_dash="dot")
         text = f"{_percent(change)} {escape(change.version)}".strip()
-        figure.add_annotation(x=change.created, y=1, yref="paper", text=text, font_color=colour)
+        figure.add_annotation(x=x, y=1, yref="paper", text=text, font_color=colour)
     figure.update_layout(
         height=260,
         margin={"l": 56, "r": 8, "t": 24, "b": 40},

@@ -18,7 +18,7 @@ from dnnsep.measure.stats import Round, Stats
 from dnnsep.problem import Problem
 from dnnsep.report.labels import unlike
 from dnnsep.sweep.fleetresults import FleetResults
-from dnnsep.sweep.results import Record, Results, parse_model
+from dnnsep.sweep.results import Record, Results, moment_of, parse_model
 
 # The folders of an absolute path. A fraction such as FLOP/byte, an address on the web and a closing
 # tag are none. Only in quotes can folders with spaces be told. A home folder's name is its user's.
@@ -56,9 +56,13 @@ def load(path: Path) -> Results:
         commit = (content.get("commit_info") or {}).get("id")
         found.fingerprint = {**found.fingerprint, **({"commit": commit} if commit else {})}
         found.created = str(content.get("datetime") or found.created)
-        return found
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not written by perf/: {error!r:.100}") from None
+    try:
+        moment_of(found.created)
+    except ValueError as error:
+        raise ValueError(f"{path}: datetime: {error}") from None
+    return found
 
 
 class SeveralMachinesError(ValueError):
@@ -77,6 +81,12 @@ def load_machines(path: Path) -> dict[str, Results]:
         return {"": load(path)}
     except SeveralMachinesError as several:
         return several.machines
+
+
+def version_of(fingerprint: dict[str, Any]) -> str:
+    """Returns dnnsep's version, and the commit's first twelve digits where it is told."""
+    version = str(fingerprint.get("packages", {}).get("dnnsep", ""))
+    return " ".join(filter(None, (version, str(fingerprint.get("commit") or "")[:12])))
 
 
 def labels_of_files(paths: Sequence[Path]) -> list[str]:

@@ -163,7 +163,8 @@ class ResultsFile(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None
+            rule = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{path}: {field + ': ' if field else ''}{rule}") from None
 
 
 class Results(ResultsFile):
@@ -184,6 +185,12 @@ class Results(ResultsFile):
     workers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     records: list[Record] = Field(default_factory=list)
 
+    @field_validator("created")
+    @classmethod
+    def _is_moment(cls, text: str) -> str:
+        moment_of(text)
+        return text
+
     def to_json(self) -> str:
         """Returns JSON text with each record on a line of its own."""
         head = self.model_dump_json(exclude={"records"})
@@ -193,6 +200,22 @@ class Results(ResultsFile):
     def save(self, path: Path) -> None:
         """Writes the file at once, so that a kill leaves the old or the new one, whole."""
         replace_whole(path, self.to_json())
+
+
+def moment_of(created: str) -> datetime:
+    """Returns the moment of a time in ISO 8601, in UTC; one without an offset is of UTC.
+
+    Raises ValueError for any other text.
+    """
+    try:
+        # Python 3.10 does not read the Z, which is UTC.
+        moment = datetime.fromisoformat(created.replace("Z", "+00:00"))
+        if moment.tzinfo is None:
+            return moment.replace(tzinfo=timezone.utc)
+        return moment.astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        rule = "must be a time in ISO 8601, e.g. 2026-01-31T02:00:00+00:00"
+        raise ValueError(rule) from None
 
 
 def parse_model(problem: str) -> tuple[str, tuple[int, ...], str]:

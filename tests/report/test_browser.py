@@ -74,7 +74,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The addresses of a usual page, of one with much that does not fit, of a history, and of pages
     of few and of many machines."""
     folder = tmp_path_factory.mktemp("report")
-    history = history_page.as_html(histories(_points()))
+    history = history_page.as_html(histories(_points(), rate=5e-4))
     (folder / "history.html").write_text(history, encoding="utf-8")
     reports = {"usual": two_files(), "awkward": [awkward_file()]}
     reports |= {"fleet": list(fleet().items()), "many": list(fleet(9).items())}

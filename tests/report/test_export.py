@@ -47,6 +47,7 @@ def _read(path: Path, columns: dict[str, type]) -> list[dict[str, Any]]:
 
 def test_records(results: Results, tmp_path: Path) -> None:
     results.records[0] = results.records[0].model_copy(update={"warnings": ["a, b", 'c "d"\ne']})
+    results.fingerprint |= {"packages": {"dnnsep": "0.1.0"}, "commit": "0123456789abcdef"}
     export(results, tmp_path / "r.csv", "csv")
     rows = _read(tmp_path / "r.csv", RECORD_COLUMNS)
     assert len(rows) == len(results.records)
@@ -55,7 +56,8 @@ def test_records(results: Results, tmp_path: Path) -> None:
     assert record.time is not None
     assert record.roof is not None
     expected = {
-        **{"title": "MobileNet V1", "created": results.created, "cpu": "AMD EPYC"},
+        **{"title": "MobileNet V1", "created": results.created, "cpu": "AMD EPYC", "cores": 2},
+        **{"dnnsep_version": "0.1.0 0123456789ab"},
         **{"problem": record.problem, "name": "conv2_1", "backend": "ipex", "threads": 2},
         **{"batch": 1, "in_channels": 32, "out_channels": 64, "height": 112, "width": 112},
         **{"kernel_h": 3, "stride_w": 1, "padding_left": 1, "dilation_h": 1, "bias": True},
@@ -326,7 +328,7 @@ def test_no_output_names_a_folder(results: Results, tmp_path: Path, of_home: boo
     path = tmp_path / "r.json"
     outputs = []
     for text in _private(folder):
-        _named(results, text).save(path)
+        _named(results, text).model_copy(update={"created": results.created}).save(path)
         loaded = load(path)
         outputs += [_own(as_html([(text, loaded)])), as_report([(text, loaded)])]
         outputs += [as_markdown(loaded)]
