@@ -119,9 +119,9 @@ def _run(
     task = step.task()
     task.x, task.y, task.residual = (memory.ctypes.data for memory in (x, y, residual))
     each = -(-step.scratch_bytes // 64) * 64
-    scratch = Guarded(step.parts * each + 64, at_end=True)
-    start = scratch.bytes.ctypes.data
-    run_parts(step.kernel, task, step.parts, start + -start % 64, each)
+    threads = min(2, step.parts)
+    scratch = Guarded(threads * each, at_end=True)  # a page ends at a multiple of 64
+    run_parts(step.kernel, task, step.parts, scratch.bytes.ctypes.data, each, threads)
 
 
 def _pixel(problem: Problem) -> int:

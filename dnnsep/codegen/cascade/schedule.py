@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from dnnsep.codegen.extent import Extent
+from dnnsep.codegen.extent import Extent, output_rows
 from dnnsep.codegen.layer import Layer
 from dnnsep.codegen.plan import Plan, first_pixel
 from dnnsep.codegen.reach import pixels_read
@@ -52,6 +52,10 @@ class Link:
     def read(self, first: int, end: int) -> range:
         """Returns the input pixels under the pieces [first, end), no fewer than are read."""
         pixels = range(self.start(first), self.start(end))
+        if self.plan.short_rows and self.layer.source is not None:
+            # A tile is filled with the whole rows that it touches.
+            width = output_rows(self.problem)[1]
+            pixels = range(pixels.start // width * width, -(-pixels.stop // width) * width)
         return pixels_read(self.layer, Extent.of(self.problem), pixels)
 
 
