@@ -14,7 +14,7 @@ from dnnsep.dtypes import Array
 from tests.codegen.pieces import Memory, function_of
 
 
-def _activated(isa: Isa, name: str, x: Array) -> Array:
+def _activated(isa: Isa, name: str, x: Array, rough: bool = False) -> Array:
     kind = ir.VectorType(F32, isa.lanes)
 
     def body(code: Code) -> None:
@@ -22,7 +22,7 @@ def _activated(isa: Isa, name: str, x: Array) -> Array:
 
         def one(at: ir.Value) -> None:
             value = code.load(code.at(source, at, kind), kind)
-            code.store(activate(code, name, value), code.at(target, at, kind))
+            code.store(activate(code, name, value, rough), code.at(target, at, kind))
 
         code.for_each(I64(0), vectors, one)
 
@@ -56,10 +56,22 @@ def test_within_a_few_units_in_the_last_place(name: str, isa: Isa) -> None:
     assert (np.abs(y[exact < -100]) <= 1e-6).all()
 
 
+@pytest.mark.parametrize("name", ["silu", "sigmoid"])
+def test_a_rough_one_is_right_to_bf16(name: str, isa: Isa) -> None:
+    """Relative to itself, so also where it is small, as long as it is a normal number."""
+    far = np.logspace(-30, 37, 20_000)
+    x = np.concatenate([np.linspace(-80, 80, 100_001), far, -far[far < 80]]).astype(np.float32)
+    exact = x.astype(np.float64)
+    right = (exact if name == "silu" else 1) / (1 + np.exp(-exact))
+    y = _activated(isa, name, x, rough=True)
+    np.testing.assert_allclose(y, right, rtol=2.0**-13, atol=0)
+
+
+@pytest.mark.parametrize("rough", [False, True])
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_nan_and_infinity(name: str, isa: Isa) -> None:
+def test_nan_and_infinity(name: str, rough: bool, isa: Isa) -> None:
     x = np.array([np.nan, -np.nan, np.inf, -np.inf, 1.0], np.float32)
-    y = _activated(isa, name, x)
+    y = _activated(isa, name, x, rough)
     assert np.isnan(y[:2]).all()
     with np.errstate(invalid="ignore"):
         right = ACTIVATIONS[name].naive(x.astype(np.float64))

@@ -30,6 +30,29 @@ _EXP_TERMS = (
 # more than it is the exponent's bits of half that power of 2.
 _ROUNDER = 1.5 * 2**23 + 126
 
+# The length of a vector of AVX-512, and its words for what a number is above a whole one and for
+# rounding as always.
+_WIDE, _FROM_FLOOR, _NEAREST = 16, 0b1001, 4
+# 2 to the power of what lies between 0 and 1, with relative errors of 2e-9 and of 3e-6, each fitted
+# so that it was least; and a power of 2 whose reciprocal is a normal number.
+_POWER_TERMS = (
+    0.0002170225372127143,
+    0.0012439688337986254,
+    0.009678840940077238,
+    0.05548334201279778,
+    0.24022983626756012,
+    0.6931469838411474,
+    1.0000000018557922,
+)
+_ROUGH_POWER_TERMS = (
+    0.013534166050556429,
+    0.05201146419511926,
+    0.2414427547733494,
+    0.6930038348596006,
+    1.0000025933600485,
+)
+_MOST_POWER = 126.0
+
 # tanh(x) = x P(x^2) / Q(x^2) on [-9, 9], beyond which it is 1 in f32: fitted so that the largest
 # relative error, 2.1e-8, was least.
 _TANH_MOST = 9.0
@@ -73,8 +96,9 @@ _ERF_Q = (
 LONG = ("silu", "sigmoid", "gelu")
 
 
-def activate(code: Code, name: str, x: ir.Value) -> ir.Value:
-    """Returns an activation of ACTIVATIONS of a vector of f32."""
+def activate(code: Code, name: str, x: ir.Value, rough: bool = False) -> ir.Value:
+    """Returns an activation of ACTIVATIONS of a vector of f32; with ``rough`` one of silu and
+    sigmoid that is within 2 to the power -13 of itself, as is enough for what becomes bf16."""
     b, kind = code.builder, x.type
 
     def number(value: float) -> ir.Value:
@@ -90,8 +114,7 @@ def activate(code: Code, name: str, x: ir.Value) -> ir.Value:
         inner = _at_most(code, _at_least(code, b.fadd(x, number(3.0)), 0.0), 6.0)
         return b.fmul(inner if name == "hardsigmoid" else b.fmul(x, inner), number(1 / 6))
     if name in ("silu", "sigmoid"):
-        numerator = number(1.0) if name == "sigmoid" else x
-        return b.fdiv(numerator, b.fadd(number(1.0), exp(code, b.fneg(x))))
+        return _of_sigmoid(code, number(1.0) if name == "sigmoid" else x, x, rough)
     if name == "gelu":
         # Below, gelu is 0, which erf's last bit times a large x would not be.
         near = _at_least(code, x, -_ERF_MOST)
@@ -130,12 +153,37 @@ def exp(code: Code, x: ir.Value) -> ir.Value:
     return b.fmul(_polynomial(code, [2 * term for term in _EXP_TERMS], rest), half)
 
 
+def _of_sigmoid(code: Code, factor: ir.Value, x: ir.Value, rough: bool) -> ir.Value:
+    """Returns a factor, 1 or x, times the sigmoid of x.
+
+    AVX-512 has instructions for the parts of a power of 2: what a number is above a whole one, and
+    scaling by the whole one, which goes to 0 or to infinity where that is right.
+    """
+    b, kind = code.builder, x.type
+    one = code.splat(1.0, kind)
+    if kind.count != _WIDE:
+        return b.fdiv(factor, b.fadd(one, exp(code, b.fneg(x))))
+    power = b.fmul(x, code.splat(-_LOG2_E, kind))
+    options = (one, ir.Constant(ir.IntType(_WIDE), -1), I32(_NEAREST))
+    rest = code.call("llvm.x86.avx512.mask.reduce.ps.512", kind, power, I32(_FROM_FLOOR), *options)
+    terms = _ROUGH_POWER_TERMS if rough else _POWER_TERMS
+    raised = _polynomial(code, terms, rest)
+    scaled = code.call("llvm.x86.avx512.mask.scalef.ps.512", kind, raised, power, *options)
+    below = b.fadd(one, scaled)
+    if rough:
+        return b.fmul(factor, _rough_inverse(code, below))
+    # Of infinity Newton's method makes NaN.
+    finite = b.fcmp_unordered("<", power, code.splat(_MOST_POWER, kind))
+    inverse = b.select(finite, _inverse(code, below), code.splat(0.0, kind))
+    return b.fmul(factor, inverse)
+
+
 def tanh(code: Code, x: ir.Value) -> ir.Value:
     """Returns the hyperbolic tangent of x, within 3 units in the last place of f32."""
     near = _at_most(code, _at_least(code, x, -_TANH_MOST), _TANH_MOST)
     square = code.builder.fmul(near, near)
     numerator = code.builder.fmul(near, _polynomial(code, _TANH_P, square))
-    value = code.builder.fdiv(numerator, _polynomial(code, _TANH_Q, square))
+    value = code.builder.fmul(numerator, _inverse(code, _polynomial(code, _TANH_Q, square)))
     return _at_most(code, _at_least(code, value, -1.0), 1.0)
 
 
@@ -144,7 +192,27 @@ def _erf_of_root_half(code: Code, x: ir.Value) -> ir.Value:
     near = _at_most(code, x, _ERF_MOST)
     square = code.builder.fmul(near, near)
     numerator = code.builder.fmul(near, _polynomial(code, _ERF_P, square))
-    return code.builder.fdiv(numerator, _polynomial(code, _ERF_Q, square))
+    return code.builder.fmul(numerator, _inverse(code, _polynomial(code, _ERF_Q, square)))
+
+
+def _inverse(code: Code, x: ir.Value) -> ir.Value:
+    """Returns 1 / x of an x from 1 to 2 to the power 126, within a unit in the last place.
+
+    AVX-512 divides in 16 cycles, in which it could do twice as many multiply-adds: so it takes a
+    reciprocal of 14 bits and one step of Newton's method.
+    """
+    one = code.splat(1.0, x.type)
+    if x.type.count != _WIDE:
+        return code.builder.fdiv(one, x)
+    inverse = _rough_inverse(code, x)
+    error = code.fma(code.builder.fneg(x), inverse, one)
+    return code.fma(inverse, error, inverse)
+
+
+def _rough_inverse(code: Code, x: ir.Value) -> ir.Value:
+    """Returns 1 / x of a vector of AVX-512, within 2 to the power -14 of itself; 0 of infinity."""
+    every = ir.Constant(ir.IntType(_WIDE), -1)
+    return code.call("llvm.x86.avx512.rcp14.ps.512", x.type, x, x, every)
 
 
 def _polynomial(code: Code, terms: Sequence[float], x: ir.Value) -> ir.Value:

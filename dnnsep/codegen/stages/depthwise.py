@@ -421,8 +421,9 @@ class _Emitter:
         if residual is not None:
             row = code.at(self.added, b.mul(pixel, I64(residual.pitch)), self.element.type)
             added = self._load_blocks(row, len(sums), lanes)
+        activation, rough = self.stage.activation, self.stage.dtype == "bf16"
         values = [
-            activated(code, self.stage.activation, total, residual, partial(added.__getitem__, v))
+            activated(code, activation, total, residual, partial(added.__getitem__, v), rough)
             for v, total in enumerate(sums)
         ]
         block = ir.VectorType(self.sink.element, self.width)

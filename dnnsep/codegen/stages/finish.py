@@ -48,9 +48,10 @@ class Finish(ABC):
 
 @dataclass(frozen=True)
 class FloatFinish(Finish):
-    """Sums begin with the bias and are activated."""
+    """Sums begin with the bias and are activated, ``rough`` where the result is rounded to bf16."""
 
     activation: str
+    rough: bool
     rows = 1
     total = F32
 
@@ -62,7 +63,7 @@ class FloatFinish(Finish):
         residual: Residual | None = None,
         load: Callable[[], ir.Value] | None = None,
     ) -> ir.Value:
-        return activated(code, self.activation, total, residual, load)
+        return activated(code, self.activation, total, residual, load, self.rough)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class ByteFinish(Finish):
         load: Callable[[], ir.Value] | None = None,
     ) -> ir.Value:
         assert not self.to_bytes, "bytes are made of several vectors at a time"
-        return activated(code, self.activation, self._number(code, total, row), residual, load)
+        number = self._number(code, total, row)
+        return activated(code, self.activation, number, residual, load, rough=False)
 
     def _number(self, code: Code, total: ir.Value, row: Callable[[int], ir.Value]) -> ir.Value:
         number = code.builder.sitofp(total, ir.VectorType(F32, total.type.count))
@@ -173,7 +175,7 @@ def finish_of(activation: str, dtype: str, between: bool = False) -> Finish:
     ``between`` its stages."""
     precision = PRECISIONS[dtype]
     if not precision.quantized:
-        return FloatFinish(activation)
+        return FloatFinish(activation, rough=dtype == "bf16")
     return ByteFinish(activation, precision.between if between else precision.destination)
 
 

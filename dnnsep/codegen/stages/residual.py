@@ -26,12 +26,13 @@ def activated(
     total: ir.Value,
     residual: Residual | None,
     load: Callable[[], ir.Value] | None,
+    rough: bool,
 ) -> ir.Value:
-    """Emits the activation of a vector of sums, with the residual's vector, which ``load`` reads,
-    added where there is one; returns the result."""
+    """Emits the activation of a vector of sums, ``rough`` where the result is rounded to bf16, with
+    the residual's vector, which ``load`` reads, added where there is one; returns the result."""
     if residual is None:
-        return activate(code, activation, total)
+        return activate(code, activation, total, rough)
     assert load is not None
     if residual.after:
-        return code.builder.fadd(activate(code, activation, total), load())
-    return activate(code, activation, code.builder.fadd(total, load()))
+        return code.builder.fadd(activate(code, activation, total, rough), load())
+    return activate(code, activation, code.builder.fadd(total, load()), rough)
