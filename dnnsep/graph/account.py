@@ -51,7 +51,7 @@ def add_to_report(report: Report, prepared: Prepared, part: str, inputs: list[Te
         if isinstance(action, Call):
             report.calls[action.name] += 1
         elif isinstance(action.step, CascadeStep):
-            verdict = choose.verdict_on(action.step.layers, threads, tune=False)
+            verdict = choose.verdict_on(action.step.members, threads, tune=False)
             report.cascades[action.name] = verdict.ratio
         elif action.step not in of_layers:
             report.kernels[action.name] += 1
@@ -79,7 +79,7 @@ def kernels_of_size(sized: Sized) -> str:
 def _kernels(steps: Sequence[Step]) -> str:
     cascades = [step for step in steps if isinstance(step, CascadeStep)]
     steps = [step for step in steps if not isinstance(step, CascadeStep)]
-    steps += [layer for step in cascades for layer in step.layers]
+    steps += [member.step for step in cascades for member in step.members]
     layers = [step for step in steps if isinstance(step, (LayerStep, GeneralStep))]
     general = sum(isinstance(step, GeneralStep) for step in layers)
     texts = []

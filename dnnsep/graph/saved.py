@@ -172,7 +172,7 @@ def _for_this_cpu(contents: Contents, blocks: Blocks) -> dict[str, Any]:
         noted["plans", cachefiles.digest(key)] = plan
     for action in (action for one in lowered for action in one.network.actions):
         if isinstance(action, Native) and isinstance(action.step, CascadeStep):
-            entry = cascades.kept_entry(action.step.layers, threads)
+            entry = cascades.kept_entry(action.step.members, threads)
             if entry is not None:
                 noted[cascades.KIND, cachefiles.digest(entry[0])] = entry[1]
     known = rates(isa)

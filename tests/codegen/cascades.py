@@ -8,21 +8,28 @@ of their own, to the bit.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dnnsep.codegen.cascade import choose
+from dnnsep.codegen.cascade.links import Dense, Member
 from dnnsep.codegen.cascade.step import CascadeStep, Cut
-from dnnsep.codegen.extras import PLAIN, Extras
+from dnnsep.codegen.extras import Extras
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.codegen.pack import Packing
+from dnnsep.codegen.rowwise.expression import layer_norm, operand, pixels
+from dnnsep.codegen.rowwise.special import PixelReduction, Rowwise
+from dnnsep.codegen.rowwise.step import PixelReductionStep, RowwiseStep
+from dnnsep.codegen.step import Step
+from dnnsep.dtypes import TENSOR_DTYPES
 from dnnsep.problem import Problem
 from dnnsep.sweep.check import CheckData
-from tests.codegen.guarded import Guarded, in_memory, random_plan
+from tests.codegen.guarded import Guarded, random_plan
 from tests.codegen.running import run_parts
 
 _ACTIVATIONS = ("none", "relu", "relu6")
@@ -68,72 +75,131 @@ def _layer(
     )
 
 
-def random_steps(problems: Sequence[Problem], rng: np.random.Generator) -> list[LayerStep]:
-    """Returns layers by random plans, the last one maybe with a residual."""
+def random_members(rng: np.random.Generator) -> list[Member]:
+    """Returns layers by random plans, some with a residual, maybe a normalisation after one of
+    them, and maybe squeeze and excitation at the end. Raises ValueError where there is no kernel
+    for one."""
+    problems = random_layers(rng)
+    found: list[Member] = []
+
+    def add(problem: Problem, scale: int = -1) -> None:
+        reads = {"x": len(found) - 1} if found else {}
+        if scale >= 0:
+            reads = {"x": scale, "scale": len(found) - 1}
+        found.append(Member(_step(problem, rng, scale >= 0), reads))
+
+    for problem in problems:
+        add(problem)
+        if not problem.precision.quantized and not rng.integers(4):
+            found.append(Member(_normalisation(problem), {"x0": len(found) - 1}))
+    last = problems[-1]
+    if not last.precision.quantized and not rng.integers(3):
+        end = len(found) - 1
+        found.append(Member(_mean(last), {"x0": end}))
+        squeezed = int(rng.integers(1, 20))
+        of_pixel = replace(_pointwise(last, squeezed), height=1, width=1)
+        add(of_pixel)
+        add(replace(of_pixel, in_channels=squeezed, out_channels=last.out_channels))
+        add(_pointwise(last, int(rng.integers(1, 50))), end)
+    return found
+
+
+def _step(problem: Problem, rng: np.random.Generator, scale: bool) -> LayerStep:
     isa = this_isa()
-    steps = []
-    for number, problem in enumerate(problems):
-        last = number == len(problems) - 1 and layer_of(problem, isa).product is not None
-        extras = Extras(residual=True) if last and rng.integers(2) else PLAIN
-        plan = random_plan(problem, isa, rng)
-        weights = CheckData.exact(problem, number).weights
-        if extras.residual and problem.precision.quantized:
-            extras = PLAIN
-        packed = Packing(layer_of(problem, isa), plan.vectors).pack(weights)
-        steps.append(LayerStep(problem, plan, packed, extras))
-    return steps
+    layer = layer_of(problem, isa)
+    can_add = layer.product is not None or not problem.precision.quantized
+    extras = Extras(residual=can_add and not rng.integers(3), scale=scale)
+    plan = random_plan(problem, isa, rng)
+    plan = replace(plan, streaming=False, channel_parts=1)
+    weights = CheckData.exact(problem, int(rng.integers(100))).weights
+    return LayerStep(problem, plan, Packing(layer, plan.vectors).pack(weights), extras)
+
+
+def _pointwise(problem: Problem, channels: int) -> Problem:
+    """Returns a layer of so many channels on the output of another one."""
+    return Problem(
+        batch=problem.batch,
+        in_channels=problem.out_channels,
+        out_channels=channels,
+        height=problem.out_height,
+        width=problem.out_width,
+        kernel=(1, 1),
+        activations=("relu",),
+        dtype=problem.dtype,
+        kind="convolution",
+    )
+
+
+def _normalisation(problem: Problem) -> RowwiseStep:
+    expression = layer_norm(pixels(0), 1e-6) * operand(1, "channels")
+    channels = problem.out_channels
+    special = Rowwise(expression, channels, problem.dtype, this_isa())
+    count = problem.out_height * problem.out_width
+    return RowwiseStep(special, problem.batch, count, (channels, channels), channels, 2)
+
+
+def _mean(problem: Problem) -> PixelReductionStep:
+    channels, count = problem.out_channels, problem.out_height * problem.out_width
+    special = PixelReduction(pixels(0), "mean", channels, problem.dtype, this_isa())
+    return PixelReductionStep(special, problem.batch, count, channels, channels, 2)
+
+
+def random_values(like: Dense, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Returns a tensor of small whole numbers, or of bytes, as bytes."""
+    dtype = TENSOR_DTYPES[like.dtype]
+    if dtype.bytes == 1:
+        return rng.integers(0, 256, like.bytes).astype(np.uint8)
+    values = rng.integers(-4, 5, like.pixels * like.channels).astype(np.float32)
+    return np.asarray(dtype.stored(dtype.rounded(values))).view(np.uint8)
 
 
 def one_by_one(
-    steps: Sequence[LayerStep], x: NDArray[np.uint8], residual: NDArray[np.uint8]
+    steps: CascadeStep, given: Mapping[tuple[int, str], NDArray[np.uint8]]
 ) -> NDArray[np.uint8]:
-    """Returns what layers one after the other give, as bytes."""
-    for step in steps:
-        y = np.zeros(step.problem.out_pixels * _pixel(step.problem) + 64, np.uint8)
-        start = -y.ctypes.data % 64
-        given = x.copy()
-        _run(step, given, y[start:], residual)
-        x = y[start : start + step.problem.out_pixels * _pixel(step.problem)]
-    return x
+    """Returns what steps one after the other give, of the operands that no other one writes."""
+    written: list[NDArray[np.uint8]] = []
+    for number, (member, link) in enumerate(zip(steps.members, steps.links, strict=True)):
+        operands = {}
+        for name in link.operands:
+            source = member.reads.get(name)
+            operands[name] = given[(number, name)] if source is None else written[source]
+        y = np.zeros(link.out.bytes + 64, np.uint8)
+        y = y[-y.ctypes.data % 64 :][: link.out.bytes]
+        _run(member.step, {name: memory.copy() for name, memory in operands.items()} | {"y": y})
+        written.append(y)
+    return written[-1]
 
 
 def in_cascade(
-    step: CascadeStep, x: NDArray[np.uint8], residual: NDArray[np.uint8], at_end: bool
+    step: CascadeStep, given: Mapping[tuple[int, str], NDArray[np.uint8]], at_end: bool
 ) -> NDArray[np.uint8]:
     """Returns what a cascade gives, as bytes, having touched nothing beside its buffers."""
-    problem = step.layers[-1].problem
-    held = [Guarded(len(x), at_end), Guarded(len(residual), at_end)]
-    held[0].bytes[:], held[1].bytes[:] = x, residual
-    y = Guarded(problem.out_pixels * _pixel(problem), at_end)
-    _run(step, held[0].bytes, y.bytes, held[1].bytes)
-    assert all(memory.untouched for memory in (*held, y))
+    held = {of: Guarded(len(memory), at_end) for of, memory in given.items()}
+    for of, memory in given.items():
+        held[of].bytes[:] = memory
+    y = Guarded(step.links[-1].out.bytes, at_end)
+    operands = {f"x{at}": held[of].bytes for at, of in enumerate(step.outer)}
+    _run(step, operands | {"y": y.bytes})
+    assert all(memory.untouched for memory in (*held.values(), y))
     return y.bytes
 
 
-def _run(
-    step: LayerStep | CascadeStep,
-    x: NDArray[np.uint8],
-    y: NDArray[np.uint8],
-    residual: NDArray[np.uint8],
-) -> None:
+def _run(step: Step, operands: Mapping[str, NDArray[np.uint8]]) -> None:
     task = step.task()
-    task.x, task.y, task.residual = (memory.ctypes.data for memory in (x, y, residual))
+    for name, memory in operands.items():
+        setattr(task, name, memory.ctypes.data)
     each = -(-step.scratch_bytes // 64) * 64
     threads = min(2, step.parts)
     scratch = Guarded(threads * each, at_end=True)  # a page ends at a multiple of 64
     run_parts(step.kernel, task, step.parts, scratch.bytes.ctypes.data, each, threads)
 
 
-def _pixel(problem: Problem) -> int:
-    return problem.out_channels * problem.precision.destination.bytes
-
-
-def random_cut(step: LayerStep, rng: np.random.Generator) -> Cut:
-    """Returns a way to cut up a cascade that ends with a layer."""
-    pieces = step.plan.pieces
+def random_cut(members: Sequence[Member], rng: np.random.Generator) -> Cut:
+    """Returns a way to cut up a cascade."""
+    last = choose.cascade(members, Cut(1, 1, 0)).links[-1]
     return Cut(
-        parts=int(rng.integers(1, min(pieces, 4) + 1)),
-        band=int(rng.integers(1, pieces + 1)),
+        parts=int(rng.integers(1, min(len(last.starts) - 1, 4) + 1)),
+        band=int(rng.integers(1, last.out.pixels + 1)),
         room=int(rng.choice([0, 4096, 1 << 16, 1 << 20])),
     )
 
@@ -143,23 +209,16 @@ def main(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     while done < count:
         try:
-            problems = random_layers(rng)
-            steps = random_steps(problems, rng)
+            members = random_members(rng)
+            cut = random_cut(members, rng)
         except ValueError:  # no such problem, or no kernel for it
             continue
-        whole = [replace(s, plan=replace(s.plan, channel_parts=1, streaming=False)) for s in steps]
-        cut, at_end = random_cut(steps[-1], rng), bool(rng.integers(2))
-        print(*problems, cut, at_end, flush=True)
-        first, last = problems[0], problems[-1]
-        x = in_memory(CheckData.exact(first, 0).x, first.precision.source, first.in_channels)
-        size = last.out_pixels * _pixel(last)
-        residual = np.zeros(size, np.uint8)
-        if steps[-1].extras.residual:
-            values = rng.integers(-4, 5, last.output_shape).astype(np.float32)
-            residual = in_memory(values, last.precision.destination, last.out_channels)
-        expected = one_by_one(steps, x, residual)
-        found = in_cascade(CascadeStep(whole, cut), x, residual, at_end)
-        assert np.array_equal(expected, found), "differs"
+        made, at_end = choose.cascade(members, cut), bool(rng.integers(2))
+        names = [getattr(member.step, "problem", type(member.step).__name__) for member in members]
+        print(*names, cut, at_end, flush=True)
+        given = {of: random_values(made.links[of[0]].operands[of[1]], rng) for of in made.outer}
+        expected = one_by_one(CascadeStep(members, cut), given)
+        assert np.array_equal(expected, in_cascade(made, given, at_end)), "differs"
         done += 1
 
 

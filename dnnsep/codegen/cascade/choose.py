@@ -1,9 +1,9 @@
-"""Whether layers run as a cascade, and how it is cut up: by measuring it against the layers one
-after the other.
+"""Whether steps run as a cascade, and how it is cut up: by measuring it against the steps one after
+the other.
 
-Most of what a cascade saves is the traffic of what is between its layers, most of what it costs are
-smaller pieces of work. Which is more depends on the CPU's caches, on how many threads share the
-memory, and on what surrounds the layers, so it is measured on the first occasion and kept.
+Most of what a cascade saves is the traffic of what is between its members, most of what it costs
+are smaller pieces of work. Which is more depends on the CPU's caches, on how many threads share the
+memory, and on what surrounds the steps, so it is measured on the first occasion and kept.
 """
 
 from __future__ import annotations
@@ -11,36 +11,43 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dnnsep.codegen import tuner
+from dnnsep.codegen.cascade.links import Dense, LayerLink, Member
+from dnnsep.codegen.cascade.schedule import Schedule
 from dnnsep.codegen.cascade.step import CascadeStep, Cut
-from dnnsep.codegen.extent import output_rows
+from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.layerstep import LayerStep
-from dnnsep.codegen.program import GIVEN, INPUT, OUTPUT, Place, Placed, Program
+from dnnsep.codegen.program import Place, Placed, Program
 from dnnsep.codegen.rates import measured_on
-from dnnsep.codegen.tuner import Question, candidates
+from dnnsep.codegen.rowwise.step import PixelReductionStep
 from dnnsep.codegen.version import generator
-from dnnsep.codegen.weigh import this_caches
+from dnnsep.codegen.weigh import all_plans, cost, this_caches
+from dnnsep.dtypes import TENSOR_DTYPES
 from dnnsep.host import cachefiles
 from dnnsep.host.turns import Call, affordable, measuring, short_turns
 
 # What timing the ways of a cascade may take, without compiling kernels.
-SECONDS = 1.0
-# A cascade must be faster than its layers one after the other by this share.
+SECONDS = 0.6
+# A cascade must be faster than its steps one after the other by this share.
 GAIN = 0.02
-# Where a thread's share of what is between two layers is less than this share of its second cache,
+# Where a thread's share of what is between two steps is less than this share of its second cache,
 # it is in there anyway.
 _LEAST_OF_L2 = 1 / 16
+# Of the largest tensor between steps.
+_LEAST_OF_MOST = 1 / 5
 # Rows that a band may have, and the shares of the second cache that rolling buffers may take.
 _ROWS, _SHARES = (1, 2, 4, 8, 14, 28), (1 / 2, 1 / 8)
+# A band's pixels where no kernel is larger than a pixel: multiples of this.
+_PIXELS = 56
 # So many ways to cut a cascade up are timed at most.
-_MOST = 6
+_MOST = 4
 KIND = "cascades"
-# The number of the buffer between two layers.
-_BETWEEN = 1
+# A cascade in one band, where the cut does not matter.
+_WHOLE = Cut(1, 1 << 40, 0)
 
 
 @dataclass(frozen=True)
@@ -72,27 +79,33 @@ class Verdict:
 _verdicts: dict[str, Verdict] = {}
 
 
-def fit(first: LayerStep, second: LayerStep) -> bool:
-    """Returns whether two layers, of which the second reads just what the first writes, can be a
-    cascade."""
+def fit(members: Sequence[Member], threads: int) -> bool:
+    """Returns whether steps can be a cascade for so many threads, of which each has an image at
+    least where all of an image's pixels are needed for each."""
     try:
-        CascadeStep([first, second], Cut(1, 1, 0))
+        made = cascade(members, _WHOLE)
+        assert made.schedule
     except ValueError:
         return False
-    return True
+    return not made.layered or made.images >= threads
 
 
-def is_worth_a_look(layer: LayerStep, threads: int) -> bool:
-    """Returns whether what a layer writes is so much that it might leave its thread's caches before
-    the next layer reads it."""
-    between = prod(layer.problem.output_shape) * layer.problem.precision.destination.bytes
-    return between / threads >= _LEAST_OF_L2 * this_caches().l2
+def is_worth_a_look(members: Sequence[Member], threads: int) -> bool:
+    """Returns whether what a member writes for another is so much that it might leave its thread's
+    caches before that reads it. What the first one writes, and what the last one reads, has to be
+    more than a small part of it: else a shorter cascade saves as much."""
+    links = CascadeStep(members, _WHOLE).links
+    between = [link.out.bytes for link in links[:-1]]
+    if max(between) / threads < _LEAST_OF_L2 * this_caches().l2:
+        return False
+    read = max(between[source] for source in links[-1].reads.values())
+    return min(between[0], read) >= _LEAST_OF_MOST * max(between)
 
 
-def verdict_on(layers: Sequence[LayerStep], threads: int, tune: bool = True) -> Verdict:
-    """Returns how layers run the fastest that follow each other on so many threads: measured
+def verdict_on(members: Sequence[Member], threads: int, tune: bool = True) -> Verdict:
+    """Returns how steps run the fastest that follow each other on so many threads: measured
     before, or now where ``tune`` and the environment allow it, or else without a cascade."""
-    key = verdict_key(layers, threads)
+    key = verdict_key(members, threads)
     if (known := _known(key)) is not None:
         return known
     if not (tuner.wanted() and tune):
@@ -100,27 +113,65 @@ def verdict_on(layers: Sequence[LayerStep], threads: int, tune: bool = True) -> 
     with measuring():
         known = _known(key)  # another thread may have measured it meanwhile
         if known is None:
-            known = _verdicts[key] = _measure(layers, threads, key)
+            known = _verdicts[key] = _measure(members, threads, key)
         return known
 
 
-def verdict_key(layers: Sequence[LayerStep], threads: int) -> str:
+def verdict_key(members: Sequence[Member], threads: int) -> str:
     """Returns what a verdict is filed under."""
-    of_layers = " ".join(f"{layer.problem} {layer.extras.dense}" for layer in layers)
-    return f"{measured_on(layers[0].plan.isa)} {generator()} {threads} {of_layers}"
+    of_members = " ".join(f"{_described(member)} {dict(member.reads)}" for member in members)
+    return f"{measured_on(this_isa())} {generator()} {threads} {of_members}"
 
 
-def kept_entry(layers: Sequence[LayerStep], threads: int) -> tuple[str, bytes] | None:
+def _described(member: Member) -> str:
+    step = member.step
+    if isinstance(step, LayerStep):
+        return f"{step.problem} {step.extras.dense}"
+    return str(step)
+
+
+def kept_entry(members: Sequence[Member], threads: int) -> tuple[str, bytes] | None:
     """Returns what a known verdict is kept under and what of it; None where none is known."""
-    key = verdict_key(layers, threads)
+    key = verdict_key(members, threads)
     known = _known(key)
     return None if known is None else (key, known.as_json())
 
 
-def cascade(layers: Sequence[LayerStep], cut: Cut) -> CascadeStep:
-    """Returns layers, each by the plan that it has or the one for a thread of its own, as a
-    cascade."""
-    return CascadeStep([_of_one_thread(layer) for layer in layers], cut)
+def cascade(members: Sequence[Member], cut: Cut) -> CascadeStep:
+    """Returns steps as a cascade, each layer by the plan that it has or one that is cut up as the
+    cascade needs it: a thread computes all channels of its pixels, and where all pixels of an image
+    were reduced before, no piece reaches over two images."""
+    found: list[Member] = []
+    after: set[int] = set()  # the members after a reduction
+    images = 1
+    for number, member in enumerate(members):
+        step = member.step
+        if isinstance(step, PixelReductionStep):
+            images = step.images
+            after.add(number)
+        elif after.intersection(member.reads.values()):
+            after.add(number)
+        if isinstance(step, LayerStep):
+            threads = images if number in after else 1
+            member = replace(member, step=_replanned(step, threads))
+        found.append(member)
+    return CascadeStep(found, cut)
+
+
+def _replanned(layer: LayerStep, images: int) -> LayerStep:
+    plan = layer.plan
+    if plan.channel_parts == 1 and plan.pieces % images == 0:
+        return layer
+    caches = this_caches()
+    plans = (
+        plan
+        for plan in all_plans(layer.problem, plan.isa, images, caches)
+        if plan.channel_parts == 1 and plan.pieces % images == 0
+    )
+    best = min(plans, key=lambda plan: cost(layer.problem, plan, caches).cycles, default=None)
+    if best is None:
+        raise ValueError("no plan has pieces of one image each")
+    return replace(layer, plan=best)
 
 
 def _known(key: str) -> Verdict | None:
@@ -133,41 +184,33 @@ def _known(key: str) -> Verdict | None:
     return _verdicts.get(key)
 
 
-def _of_one_thread(layer: LayerStep) -> LayerStep:
-    """Returns a layer by a plan in which a thread computes all channels of its pixels."""
-    if layer.plan.channel_parts == 1:
-        return layer
-    question = Question(layer.problem, layer.plan.isa, 1, layer.extras.dense)
-    return replace(layer, plan=candidates(question)[0])
-
-
-def cuts(layers: Sequence[LayerStep], threads: int) -> Iterator[Cut]:
+def cuts(members: Sequence[Member], threads: int) -> Iterator[Cut]:
     """Yields the ways to cut a cascade up that are worth timing, the likely ones first: each with
     another schedule, and rolling buffers that fit the second cache."""
-    last = _of_one_thread(layers[-1])
-    rows, _ = output_rows(last.problem)
-    parts = min(threads, last.plan.pieces)
+    sample = cascade(members, _WHOLE)
+    widths = [link.width for link in sample.links if isinstance(link, LayerLink) and link.width]
+    width = widths[-1] if widths else _PIXELS
+    parts = min(threads, len(sample.links[-1].starts) - 1)
     l2 = this_caches().l2
-    seen = set()
+    seen: list[Schedule] = []
     for share in _SHARES:
         for height in reversed(_ROWS):
-            band = max(1, last.plan.pieces * height // rows)
-            cut = Cut(parts, band, int(share * l2))
-            made = cascade(layers, cut).schedule
+            cut = Cut(parts, height * width, int(share * l2))
+            made = CascadeStep(sample.members, cut).schedule
             if made.bytes <= l2 and made not in seen:
-                seen.add(made)
+                seen.append(made)
                 yield cut
 
 
-def _measure(layers: Sequence[LayerStep], threads: int, key: str) -> Verdict:
-    buffers = _Buffers(layers)
-    calls = [buffers.call(_one_by_one(layers))]
+def _measure(members: Sequence[Member], threads: int, key: str) -> Verdict:
+    buffers = _Buffers(CascadeStep(members, _WHOLE))
+    calls = [buffers.call(buffers.one_by_one)]
     calls[0]()  # the memory is new
     count = min(affordable(calls[0], SECONDS), _MOST + 1)
     if count < 2:
         return Verdict()
-    ways = [cut for cut, _ in zip(cuts(layers, threads), range(count - 1), strict=False)]
-    calls += [buffers.call(_alone(cascade(layers, cut))) for cut in ways]
+    ways = [cut for cut, _ in zip(cuts(members, threads), range(count - 1), strict=False)]
+    calls += [buffers.call(buffers.alone(cascade(members, cut))) for cut in ways]
     turns = short_turns(calls, SECONDS) if ways else None
     if turns is None:
         return Verdict()
@@ -180,48 +223,51 @@ def _measure(layers: Sequence[LayerStep], threads: int, key: str) -> Verdict:
     return verdict
 
 
-def _one_by_one(layers: Sequence[LayerStep]) -> Program:
-    """Returns layers one after the other, what is between them in buffers of its own."""
-    placed = []
-    for number, layer in enumerate(layers):
-        x = Place(INPUT if number == 0 else _BETWEEN + number - 1)
-        y = Place(OUTPUT if number == len(layers) - 1 else _BETWEEN + number)
-        placed.append(Placed(layer, {"x": x, "y": y} | _residual(layer)))
-    return Program(placed)
-
-
-def _alone(step: CascadeStep) -> Program:
-    operands = {"x": Place(INPUT), "y": Place(OUTPUT)} | _residual(step.layers[-1])
-    return Program([Placed(step, operands)])
-
-
-def _residual(layer: LayerStep) -> dict[str, Place]:
-    return {"residual": Place(GIVEN)} if layer.extras.residual else {}
-
-
 class _Buffers:
-    """Memory for what layers read and write."""
+    """Memory for what steps read and write, each member's output in a buffer of its number, each
+    operand from outside in one of the next numbers."""
 
-    def __init__(self, layers: Sequence[LayerStep]) -> None:
-        first, last = layers[0], layers[-1]
-        isa = first.plan.isa
-        of_first = tuner.Buffers(Question(first.problem, isa, 1))
-        of_last = tuner.Buffers(Question(last.problem, isa, 1, last.extras.dense))
-        self._held = [of_first, of_last]
-        between = [
-            np.zeros(
-                prod(layer.problem.output_shape) * layer.problem.precision.destination.bytes + 64,
-                np.uint8,
-            )
-            for layer in layers[:-1]
-        ]
-        self._between = between
-        self._places = of_first.places | {
-            number: place for number, place in of_last.places.items() if number != INPUT
+    def __init__(self, steps: CascadeStep) -> None:
+        self._steps = steps
+        outer = [steps.links[number].operands[operand] for number, operand in steps.outer]
+        self._held = [_filled(like) for like in (*(link.out for link in steps.links), *outer)]
+        self._places = {
+            number: memory.ctypes.data + -memory.ctypes.data % 64
+            for number, memory in enumerate(self._held)
         }
-        for number, memory in enumerate(between):
-            self._places[_BETWEEN + number] = memory.ctypes.data + -memory.ctypes.data % 64
+        count = len(steps.links)
+        self._outer = {of: count + number for number, of in enumerate(steps.outer)}
+
+    @property
+    def one_by_one(self) -> Program:
+        """The steps one after the other."""
+        placed = []
+        for number, (member, link) in enumerate(
+            zip(self._steps.members, self._steps.links, strict=True)
+        ):
+            operands = {"y": Place(number)}
+            for operand in link.operands:
+                source = member.reads.get(operand)
+                buffer = self._outer[(number, operand)] if source is None else source
+                operands[operand] = Place(buffer)
+            placed.append(Placed(member.step, operands))
+        return Program(placed)
+
+    def alone(self, made: CascadeStep) -> Program:
+        """Returns a cascade of the same members."""
+        operands = {"y": Place(len(made.links) - 1)}
+        operands |= {f"x{at}": Place(self._outer[of]) for at, of in enumerate(made.outer)}
+        return Program([Placed(made, operands)])
 
     def call(self, program: Program) -> Call:
         """Returns a call of a program on these buffers, which have to outlive it."""
         return program.bound(self._places)
+
+
+def _filled(like: Dense) -> NDArray[np.uint8]:
+    """Returns memory for a tensor, with room to begin at a cache line: neither denormal nor
+    negative values, of whose sums activations make no zeros."""
+    values = np.random.default_rng(0).random(4096, np.float32) + np.float32(0.5)
+    dtype = TENSOR_DTYPES[like.dtype]
+    stored = dtype.stored(dtype.rounded(values)).view(np.uint8)
+    return np.resize(stored, like.bytes + 64)

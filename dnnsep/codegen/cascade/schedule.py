@@ -1,75 +1,52 @@
-"""In which order a thread calls the layers of a cascade, and where what is between them lies.
+"""In which order a thread calls the members of a cascade, and where what is between them lies.
 
-A *cascade* is layers of which each needs just what the one before it wrote. A thread makes the
-output of the last layer *band* by band; before each band it has the layers before make what is
-missing under it. What a layer writes for the next lies in a *rolling buffer* of the thread: whole
-pixels one after the other, and where they come to its end, those that are still needed are moved to
-its beginning.
+A thread makes the output of the last member *band* by band; before each band it has the members
+before make what is missing under it. What a member writes for others lies in a *rolling buffer* of
+the thread: whole pixels one after the other, and where they come to its end, those that are still
+needed are moved to its beginning.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-
-from dnnsep.codegen.extent import Extent, output_rows
-from dnnsep.codegen.layer import Layer
-from dnnsep.codegen.plan import Plan, first_pixel
-from dnnsep.codegen.reach import pixels_read
-from dnnsep.problem import Problem
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 # Rolling buffers start at a multiple of this, as tensors do.
 _ALIGN = 64
 
 
-@dataclass(frozen=True)
-class Link:
-    """A layer of a cascade: its problem, and the ranged plan whose pieces are asked for."""
+class Link(Protocol):
+    """What a schedule has to know of a member: it makes pieces of its output, which are whole
+    pixels one after the other, of ``out_bytes`` each. ``starts`` has the first pixel of each piece,
+    and then the number of all. ``reads`` has the number of the member that writes an operand, by
+    the operand's name."""
 
-    problem: Problem
-    layer: Layer
-    plan: Plan
+    @property
+    def reads(self) -> Mapping[str, int]: ...
 
-    @cached_property
-    def out_bytes(self) -> int:
-        """Bytes of a pixel of the output."""
-        return self.problem.out_channels * self.problem.precision.destination.bytes
+    @property
+    def starts(self) -> Sequence[int]: ...
 
-    def start(self, piece: int) -> int:
-        """Returns the first output pixel of a piece."""
-        return first_pixel(self.problem, self.plan, piece)
+    @property
+    def out_bytes(self) -> int: ...
 
-    def piece_at(self, pixel: int) -> int:
-        """Returns the piece that an output pixel is in."""
-        return bisect_right(range(self.plan.pieces), pixel, key=self.start) - 1
-
-    def pieces_until(self, pixel: int) -> int:
-        """Returns how many pieces there are up to an output pixel that is not needed."""
-        return bisect_left(range(self.plan.pieces), pixel, key=self.start)
-
-    def read(self, first: int, end: int) -> range:
-        """Returns the input pixels under the pieces [first, end), no fewer than are read."""
-        pixels = range(self.start(first), self.start(end))
-        if self.plan.short_rows and self.layer.source is not None:
-            # A tile is filled with the whole rows that it touches.
-            width = output_rows(self.problem)[1]
-            pixels = range(pixels.start // width * width, -(-pixels.stop // width) * width)
-        return pixels_read(self.layer, Extent.of(self.problem), pixels)
+    def read(self, operand: str, first: int, end: int) -> range:
+        """Returns the pixels of an operand under the pieces [first, end), no fewer than are
+        read."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Pieces [``first``, ``end``) of a link: ``x`` and ``y`` are where the first pixel of the whole
-    input and output would be, in bytes from the start of the thread's memory; None for those that
-    are the cascade's own."""
+    """Pieces [``first``, ``end``) of a member: ``places`` has for each operand that another member
+    writes, and for ``y`` unless that is the cascade's own, where the first pixel of all would be,
+    in bytes from the start of the thread's memory."""
 
     link: int
     first: int
     end: int
-    x: int | None
-    y: int | None
+    places: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -81,17 +58,6 @@ class Move:
     bytes: int
 
 
-@dataclass
-class _Rolling:
-    """A rolling buffer: from ``place`` on there are ``pixels``, of which the first is ``origin``;
-    the pieces before ``done`` were made."""
-
-    place: int
-    pixels: int
-    origin: int = -1
-    done: int = 0
-
-
 @dataclass(frozen=True)
 class Schedule:
     """The calls of each part of a cascade, and the bytes of a thread's rolling buffers."""
@@ -100,90 +66,124 @@ class Schedule:
     bytes: int
 
 
-def schedule(links: Sequence[Link], parts: int, band: int, room: int) -> Schedule:
-    """Returns the schedule of a cascade whose last layer is cut into so many parts of equal size,
-    each into bands of so many pieces. Each rolling buffer is no larger than ``room`` bytes unless
-    a band needs more."""
-    pieces = links[-1].plan.pieces
-    shares = [range(pieces * n // parts, pieces * (n + 1) // parts) for n in range(parts)]
-    sizes = [
-        max(
-            max(_Needed(links, number).pixels(share, band) for share in shares),
-            min(link.problem.out_pixels, room // link.out_bytes),
-        )
-        for number, link in enumerate(links[:-1])
+def schedule(links: Sequence[Link], parts: int, bands: Sequence[int], room: int) -> Schedule:
+    """Returns the schedule of a cascade whose last member is cut into so many parts of equal size.
+    Of each member no more than its number of ``bands`` pieces are made at once. Each rolling buffer
+    is no larger than ``room`` bytes unless what is needed at once is.
+
+    Raises ValueError where a member would have to go back to what it has passed.
+    """
+    pieces = len(links[-1].starts) - 1
+    orders = [
+        _order(links, bands, pieces * n // parts, pieces * (n + 1) // parts) for n in range(parts)
     ]
-    places, end = [], 0
-    for link, pixels in zip(links, sizes, strict=False):
+    places, sizes, end = [], [], 0
+    for number, link in enumerate(links[:-1]):
+        needed = max(_Use(links, order, number).pixels for order in orders)
+        sizes.append(max(needed, min(link.starts[-1], room // link.out_bytes)))
         places.append(end)
-        end += -(-pixels * link.out_bytes // _ALIGN) * _ALIGN
-    made = []
-    for share in shares:
-        buffers = [_Rolling(place, pixels) for place, pixels in zip(places, sizes, strict=True)]
-        made.append(tuple(_Part(links, buffers).calls(share, band)))
-    return Schedule(tuple(made), end)
+        end += -(-sizes[-1] * link.out_bytes // _ALIGN) * _ALIGN
+    made = tuple(tuple(_placed(links, order, places, sizes)) for order in orders)
+    return Schedule(made, end)
 
 
 @dataclass(frozen=True)
-class _Needed:
-    """How many pixels the rolling buffer after a link has to hold."""
+class _Made:
+    """Pieces [``first``, ``end``) of a member, and which pixels they read of each operand that
+    another member writes."""
 
-    links: Sequence[Link]
-    number: int
-
-    def pixels(self, share: range, band: int) -> int:
-        most = 0
-        for first in range(share.start, share.stop, band):
-            pieces = range(first, min(first + band, share.stop))
-            for following in range(len(self.links) - 1, self.number, -1):
-                read = self.links[following].read(pieces.start, pieces.stop)
-                link = self.links[following - 1]
-                pieces = range(link.piece_at(read.start), link.pieces_until(read.stop))
-            link = self.links[self.number]
-            most = max(most, link.start(pieces.stop) - link.start(pieces.start))
-        return most
+    link: int
+    first: int
+    end: int
+    reads: Mapping[str, range]
 
 
-@dataclass
-class _Part:
-    """One thread's share of a cascade, with its rolling buffers after each link but the last."""
+def _order(links: Sequence[Link], bands: Sequence[int], first: int, end: int) -> list[_Made]:
+    """Returns what is made one after the other for these pieces of the last member."""
+    made: list[_Made] = []
+    begun = [-1] * len(links)
+    done = [0] * len(links)
 
-    links: Sequence[Link]
-    buffers: Sequence[_Rolling]
-    made: list[Run | Move] = field(default_factory=list)
+    def make(number: int, first: int, end: int) -> None:
+        link = links[number]
+        for at in range(first, end, bands[number]):
+            stop = min(at + bands[number], end)
+            reads = {operand: link.read(operand, at, stop) for operand in link.reads}
+            # Those that need the most first: a scale needs all of an image, x some pixels of it.
+            for operand, source in sorted(link.reads.items(), key=lambda item: -item[1]):
+                provide(source, reads[operand])
+            made.append(_Made(number, at, stop, reads))
 
-    def calls(self, share: range, band: int) -> list[Run | Move]:
-        for first in range(share.start, share.stop, band):
-            self._make(len(self.links) - 1, first, min(first + band, share.stop))
-        return self.made
+    def provide(number: int, read: range) -> None:
+        starts = links[number].starts
+        first, end = bisect_right(starts, read.start) - 1, bisect_left(starts, read.stop)
+        if begun[number] < 0 or first > done[number]:
+            begun[number] = done[number] = first
+        if first < begun[number]:
+            raise ValueError("a member of the cascade would have to go back")
+        if end > done[number]:
+            make(number, done[number], end)
+            done[number] = end
 
-    def _make(self, number: int, first: int, end: int) -> None:
-        """Adds the calls for pieces of a link, those of the links before it first."""
-        if number > 0:
-            self._provide(number - 1, self.links[number].read(first, end))
-        x, y = (
-            self._place(n) if 0 <= n < len(self.buffers) else None for n in (number - 1, number)
-        )
-        self.made.append(Run(number, first, end, x, y))
+    make(len(links) - 1, first, end)
+    return made
 
-    def _provide(self, number: int, read: range) -> None:
-        """Adds the calls that make these pixels of a link's output, as far as they are missing."""
-        link, buffer = self.links[number], self.buffers[number]
-        first, end = link.piece_at(read.start), link.pieces_until(read.stop)
-        if buffer.origin < 0 or first > buffer.done:
-            buffer.done, buffer.origin = first, link.start(first)
-        if end <= buffer.done:
-            return
-        if link.start(end) - buffer.origin > buffer.pixels:
-            kept = link.start(first)
-            moved = (link.start(buffer.done) - kept) * link.out_bytes
-            source = buffer.place + (kept - buffer.origin) * link.out_bytes
-            if moved:
-                self.made.append(Move(source, buffer.place, moved))
-            buffer.origin = kept
-        self._make(number, buffer.done, end)
-        buffer.done = end
 
-    def _place(self, number: int) -> int:
-        buffer = self.buffers[number]
-        return buffer.place - buffer.origin * self.links[number].out_bytes
+class _Use:
+    """What of a member's output is written and read as time goes on."""
+
+    def __init__(self, links: Sequence[Link], order: Sequence[_Made], number: int) -> None:
+        starts = links[number].starts
+        self.writes = {
+            time: range(starts[made.first], starts[made.end])
+            for time, made in enumerate(order)
+            if made.link == number
+        }
+        needed = starts[-1]
+        # By time the first pixel that is read then or later.
+        self.oldest = [needed] * len(order)
+        for time in reversed(range(len(order))):
+            made = order[time]
+            for operand, source in links[made.link].reads.items():
+                if source == number:
+                    needed = min(needed, made.reads[operand].start)
+            self.oldest[time] = needed
+
+    def kept(self, time: int) -> int:
+        """Returns the first pixel that has to be there when some are written."""
+        return min(self.oldest[time], self.writes[time].start)
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels there are at once, from the first one that is still needed on."""
+        return max((w.stop - self.kept(time) for time, w in self.writes.items()), default=0)
+
+
+def _placed(
+    links: Sequence[Link], order: Sequence[_Made], places: Sequence[int], sizes: Sequence[int]
+) -> Iterator[Run | Move]:
+    """Yields what is made with where it is read and written, and the moves that takes."""
+    uses = [_Use(links, order, number) for number in range(len(links) - 1)]
+    origins = [-1] * len(uses)  # the first pixel in each rolling buffer
+    done = [0] * len(uses)
+
+    def place(number: int) -> int:
+        return places[number] - origins[number] * links[number].out_bytes
+
+    for time, made in enumerate(order):
+        number = made.link
+        operands = {name: place(source) for name, source in links[number].reads.items()}
+        if number < len(uses):
+            written, kept = uses[number].writes[time], uses[number].kept(time)
+            if origins[number] < 0:
+                origins[number] = kept
+            elif written.stop - origins[number] > sizes[number]:
+                size = links[number].out_bytes
+                moved = (done[number] - kept) * size
+                if moved > 0:
+                    source = places[number] + (kept - origins[number]) * size
+                    yield Move(source, places[number], moved)
+                origins[number] = kept
+            done[number] = written.stop
+            operands["y"] = place(number)
+        yield Run(number, made.first, made.end, operands)

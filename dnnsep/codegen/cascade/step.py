@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
-from dnnsep.codegen.cascade.driver import OWN, RESIDUAL, Call, CascadeTask, X, Y, driver
-from dnnsep.codegen.cascade.schedule import Link, Move, Run, Schedule, schedule
-from dnnsep.codegen.extent import Extent
+from dnnsep.codegen.cascade.driver import (
+    FROM,
+    MOST_OPERANDS,
+    OWN,
+    Call,
+    CascadeTask,
+    Setting,
+    driver,
+)
+from dnnsep.codegen.cascade.links import AnyLink, KernelCall, Member, ReductionLink, link_of
+from dnnsep.codegen.cascade.schedule import Move, Run, Schedule, schedule
 from dnnsep.codegen.lang.jit import Function
-from dnnsep.codegen.layerstep import LayerStep
-from dnnsep.codegen.plan import range_part
-from dnnsep.codegen.weigh import layer_for
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How a cascade is cut up: parts for threads, bands of so many pieces of the last layer, and
-    the bytes that a rolling buffer may have."""
+    """How a cascade is cut up: parts for threads, bands of so many pixels, and the bytes that a
+    rolling buffer may have."""
 
     parts: int
     band: int
@@ -28,32 +32,69 @@ class Cut:
 
 
 class CascadeStep:
-    """Layers that each thread runs band by band. Its operands are x and y, and where the last layer
-    takes one residual."""
+    """Steps that each thread runs band by band. Its operands are y, which the last member writes,
+    and ``outer``: the member and its operand that each of x0, x1, … is."""
 
-    def __init__(self, layers: Sequence[LayerStep], cut: Cut) -> None:
-        """``layers`` are in order; what one writes is all that the next one reads. Raises
-        ValueError where they cannot be a cascade."""
-        for layer, following in pairwise(layers):
-            _check(layer, following)
-        if any(layer.extras.scale for layer in layers):
-            raise ValueError("scale: a cascade takes none")
-        self.layers = tuple(replace(layer, plan=layer.plan.by_ranges) for layer in layers)
+    def __init__(self, members: Sequence[Member], cut: Cut) -> None:
+        """``members`` are in order; what one writes only those after it read. Raises ValueError
+        where they cannot be a cascade."""
+        self.members = tuple(members)
+        self.links = tuple(link_of(member) for member in members)
         self.cut = cut
+        self.outer = [
+            (number, operand)
+            for number, link in enumerate(self.links)
+            for operand in link.operands
+            if operand not in link.reads
+        ]
+        if len(self.outer) > MOST_OPERANDS:
+            raise ValueError(f"a cascade has up to {MOST_OPERANDS} operands")
+        for number, link in enumerate(self.links):
+            for operand, source in link.reads.items():
+                if not source < number:
+                    raise ValueError("each member reads what others wrote before it")
+                _check(self.links[source], link, operand)
+
+    @property
+    def layered(self) -> bool:
+        """Whether all pixels of an image go into each pixel of the last member's output."""
+        return any(isinstance(link, ReductionLink) for link in self.links)
+
+    @cached_property
+    def bands(self) -> list[int]:
+        """How many pieces of each member are made at once, at most: a band of the last one, and of
+        those that are reduced over all pixels of an image; of others what these need."""
+        reduced = {
+            source
+            for link in self.links
+            if isinstance(link, ReductionLink)
+            for source in link.reads.values()
+        }
+        last = len(self.links) - 1
+        bands = []
+        for number, link in enumerate(self.links):
+            pieces = band = len(link.starts) - 1
+            if number in reduced or (number == last and not self.layered):
+                band = max(1, pieces * self.cut.band // link.out.pixels)
+            elif number == last:
+                band = max(1, pieces // self.images)
+            bands.append(band)
+        return bands
+
+    @property
+    def images(self) -> int:
+        """Of a cascade with a reduction the number of images; else 1."""
+        return next((link.step.images for link in self.links if isinstance(link, ReductionLink)), 1)
 
     @cached_property
     def schedule(self) -> Schedule:
-        """What each part calls."""
-        links = [
-            Link(step.problem, layer_for(step.problem, step.plan), step.plan)
-            for step in self.layers
-        ]
-        return schedule(links, self.cut.parts, self.cut.band, self.cut.room)
+        """What each part calls. Raises ValueError where there is none."""
+        return schedule(self.links, self.cut.parts, self.bands, self.cut.room)
 
     @property
     def kernel(self) -> Function:
-        for layer in self.layers:
-            assert layer.kernel.address
+        for link in self.links:
+            assert link.kernel.address
         return driver()
 
     @property
@@ -62,20 +103,23 @@ class CascadeStep:
 
     @property
     def scratch_bytes(self) -> int:
-        return self.schedule.bytes + max(layer.scratch_bytes for layer in self.layers)
+        return self.schedule.bytes + max(link.step.scratch_bytes for link in self.links)
 
     def task(self) -> CascadeTask:
         """Returns a new task; it holds the tasks of its calls."""
         calls: list[Call] = []
-        tasks: list[ctypes.Structure] = []
+        held: list[ctypes.Structure | ctypes.Array[Setting]] = []
         ends = [0]
         for part in self.schedule.parts:
             for made in part:
                 if isinstance(made, Move):
-                    calls.append(_move(made))
-                else:
-                    tasks.append(self.layers[made.link].task())
-                    calls.append(self._call(made, tasks[-1]))
+                    calls.append(Call(part=made.bytes, source=made.source, target=made.target))
+                    continue
+                link = self.links[made.link]
+                for call in link.calls(made.first, made.end):
+                    settings = (Setting * (len(link.operands) + 1))(*self._settings(made, call))
+                    held += [call.task, settings]
+                    calls.append(_called(link, call, settings))
             ends.append(len(calls))
         made_calls = (Call * len(calls))(*calls)
         made_ends = (ctypes.c_int64 * len(ends))(*ends)
@@ -84,43 +128,40 @@ class CascadeStep:
             ends=ctypes.addressof(made_ends),
             bytes=self.schedule.bytes,
         )
-        task.held = (made_calls, made_ends, tasks)
+        task.held = (made_calls, made_ends, held)
         return task
 
-    def _call(self, run: Run, task: ctypes.Structure) -> Call:
-        return Call(
-            kernel=self.layers[run.link].kernel.address,
-            task=ctypes.addressof(task),
-            part=range_part(run.first, run.end),
-            x_from=X if run.x is None else OWN,
-            y_from=Y if run.y is None else OWN,
-            residual_from=RESIDUAL,
-            x=run.x or 0,
-            y=run.y or 0,
-        )
+    def _settings(self, run: Run, call: KernelCall) -> Iterator[Setting]:
+        for operand in ("y", *self.links[run.link].operands):
+            place = run.places.get(operand)
+            base = OWN
+            if place is None:
+                name = "y" if operand == "y" else f"x{self.outer.index((run.link, operand))}"
+                place, base = 0, FROM[name]
+            yield Setting(
+                field=ctypes.addressof(call.task) + getattr(type(call.task), operand).offset,
+                base=base,
+                offset=place + call.offsets.get(operand, 0),
+            )
 
 
-def _check(layer: LayerStep, following: LayerStep) -> None:
-    """Raises ValueError where a layer's output cannot lie in a rolling buffer for the next one."""
-    if layer.extras.residual:
-        raise ValueError("residual: only the last layer of a cascade takes one")
-    if layer.extras.y_pitch or following.extras.x_pitch:
-        raise ValueError("pitch: what is between the layers of a cascade is dense")
-    one, other = layer.problem, following.problem
-    if "mean" in (one.kind, other.kind):
-        raise ValueError("a mean is no part of a cascade")
-    written, read = one.precision.destination, other.precision.source
-    if written != read:
-        raise ValueError(f"{written.name} is written and {read.name} read")
-    if one.output_shape == other.input_shape:
-        return
-    # A matrix is the same in memory as images of its rows.
-    is_same = one.out_pixels == Extent.of(other).pixels and one.out_channels == other.in_channels
-    if not is_same or not following.layer.window.trivial:
-        raise ValueError(f"{one.output_shape} is written and {other.input_shape} read")
-
-
-def _move(move: Move) -> Call:
+def _called(link: AnyLink, call: KernelCall, settings: ctypes.Array[Setting]) -> Call:
     return Call(
-        part=move.bytes, x_from=OWN, y_from=OWN, residual_from=X, x=move.source, y=move.target
+        kernel=link.kernel.address,
+        task=ctypes.addressof(call.task),
+        part=call.part,
+        settings=ctypes.addressof(settings),
+        count=len(settings),
     )
+
+
+def _check(source: AnyLink, link: AnyLink, operand: str) -> None:
+    """Raises ValueError where what a member writes is not what another one reads in a rolling
+    buffer."""
+    if operand not in link.operands:
+        raise ValueError(f"{operand}: is no operand of the member")
+    if not source.is_dense or link.gaps.get(operand):
+        raise ValueError("pitch: what is between the members of a cascade is dense")
+    written, read = source.out, link.operands[operand]
+    if written != read:
+        raise ValueError(f"{written} is written and {read} read")
