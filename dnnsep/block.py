@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from dnnsep.activations import ACTIVATIONS
@@ -182,6 +183,14 @@ class Block:
         linear layers."""
         return sum(cost(layer).flops for layer in self.layers if layer.kind != "mean")
 
+    @property
+    def bytes_fused(self) -> int:
+        """Bytes of the input, the output, and the weights and biases of all layers, each once, in
+        the block's dtype: as if nothing between the layers left the caches."""
+        size = PRECISIONS[BLOCK_DTYPES[self.dtype]].source.bytes
+        parameters = sum(cost(layer).parameters for layer in self.layers)
+        return size * (prod(self.input_shape) + prod(self.output_shape) + parameters)
+
     def _depthwise(self) -> Problem:
         channels = self.in_channels if self.kind == "convnext" else self.expanded
         activation = "none" if self.kind == "convnext" else self.activation
@@ -224,6 +233,11 @@ class Block:
             kind="linear",
         )
 
+    @property
+    def plain(self) -> str:
+        """The descriptor without activations, for where there is little room."""
+        return re.sub("_(act|se):[a-z0-9,]+", "", str(self))
+
     def __str__(self) -> str:
         text = f"{self.kind}_mb{self.batch}ic{self.in_channels}ex{self.expanded}"
         text += f"oc{self.out_channels}" if self.kind == "mbconv" else ""
@@ -240,8 +254,9 @@ class Block:
 
 
 def is_block(text: str) -> bool:
-    """Returns whether a descriptor is a block's, by the word that it begins with."""
-    return text.strip().partition("_")[0] in BLOCK_KINDS
+    """Returns whether a text is a block's descriptor, right or wrong, by the word and the numbers
+    that it begins with: networks have names such as convnext_tiny."""
+    return re.match(rf"\s*({'|'.join(BLOCK_KINDS)})_([a-z]+[0-9]+)+(_|\s*$)", text) is not None
 
 
 def _fields_of(text: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnnsep.cli.common import MOST_THREADS, AsJson, ProblemDtype, console
+from dnnsep.cli.common import MOST_THREADS, AsJson, ProblemDtype, bad_input, console
 from dnnsep.cli.measure import BarObserver
 from dnnsep.cli.sweep import Configs, load
 
@@ -38,7 +38,10 @@ def tune(
     from dnnsep.backends.fused import FusedBackend
     from dnnsep.host.machine import cpus_for
 
-    cases = load(config, ["fused"], threads, dtype, batch, None).cases
+    plan = load(config, ["fused"], threads, dtype, batch, None)
+    if plan.blocks:
+        bad_input(f"{plan.blocks[0].block}: is a block; only single layers have plans")
+    cases = plan.cases
     backend = FusedBackend()
     for problem in dict.fromkeys(case.problem for case in cases):
         verdict = backend.available() and backend.supports(problem)

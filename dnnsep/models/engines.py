@@ -34,7 +34,7 @@ _LONGEST_REASON = 200
 
 
 # Engines whose failures are the model's or ours, and no limits of a converter.
-_CONVERT_NOTHING = ("dnnsep", "eager")
+_CONVERT_NOTHING = ("dnnsep", "dnnsep:cascades=no", "eager")
 
 
 class WrongResultError(Exception):
@@ -49,7 +49,7 @@ def verdict(engine: str, dtype: str = "f32") -> Verdict:
     """Returns whether an engine of ENGINES runs models in a dtype here, with the reason if not."""
     if engine == "onnxruntime" and installed_version("onnx") is None:
         return Verdict(False, "onnx is not installed (extra: peers)")
-    if engine == "dnnsep":
+    if engine.startswith("dnnsep"):
         return torch_verdict()
     if dtype == "int8":
         if engine == "eager":
@@ -89,14 +89,15 @@ def _refusal(engine: str, error: Exception) -> str:
     return f"{engine} does not run it: {type(error).__name__}: {text}"
 
 
-def _dnnsep(model: nn.Module, x: Tensor, dtype: str) -> Bound:
+def _dnnsep(model: nn.Module, x: Tensor, dtype: str, cascades: bool = True) -> Bound:
     from collections import Counter
 
     from dnnsep.backends.executor import TORCH_DTYPES
     from dnnsep.graph.optimize import optimize, report_of, what_ran
 
     model = by_pt2e(model, x) if dtype == "int8" else model
-    optimized = optimize(model, x, dtype=TORCH_DTYPES[dtype] if dtype == "bf16" else None)
+    whole = TORCH_DTYPES[dtype] if dtype == "bf16" else None
+    optimized = optimize(model, x, dtype=whole, cascades=cascades)
     if any(note.startswith("left as it is") for note in report_of(optimized).notes):
         raise WrongResultError(", ".join(report_of(optimized).notes))
     images = _channels_last(x)
@@ -261,6 +262,7 @@ def _channels_last(x: Tensor) -> Tensor:
 # without arguments, and texts.
 ENGINES: dict[str, Callable[[Any, Any, str], Any]] = {
     "dnnsep": _dnnsep,
+    "dnnsep:cascades=no": partial(_dnnsep, cascades=False),
     "eager": _eager,
     "ipex-trace": _ipex_trace,
     "inductor": _inductor,
