@@ -1,0 +1,69 @@
+"""What runs a block: each action with its time, and the cascades that were looked at."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dnnsep.block import Block
+from dnnsep.codegen.cascade import choose
+from dnnsep.codegen.cascade.step import Cut
+from dnnsep.codegen.lang.isa import this_isa
+from dnnsep.graph.explain import explain
+from dnnsep.host.machine import cpus_for
+from dnnsep.report.explain_block import as_dict
+
+_BLOCK = Block.parse("mbconv_mb1ic8ex24oc8ih14kh3sh1_act:relu6")
+_PROBLEMS = ("g1mb1ic8oc24ih14kh1sh1ph0_act:relu6", "mb1ic24oc8ih14kh3sh1ph1_act:relu6,none")
+
+
+@pytest.fixture(autouse=True)
+def _kernels() -> None:
+    _ = this_isa()
+
+
+def test_small_layers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNNSEP_TUNE", "0")
+    threads = torch.get_num_threads()
+    found = explain(_BLOCK, cpus_for(threads))
+    assert [ran.problems for ran in found.actions] == [(problem,) for problem in _PROBLEMS]
+    assert all(ran.us > 0 and ran.runs.startswith("fused:") for ran in found.actions)
+    (looked,) = found.cascades
+    assert looked.problems == _PROBLEMS
+    assert (looked.taken, looked.ratio) == (False, None)
+    assert looked.between_bytes == 24 * 14 * 14 * 4 // threads
+    assert looked.why_not == "what is between them stays in the second cache"
+    assert as_dict(found)["block"] == str(_BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "why_not"),
+    [
+        (choose.Verdict(Cut(1, 2, 4096), 1.5, 1.0), ""),
+        (choose.Verdict(None, 0.8, 1.0), "not faster by 2% in most rounds"),
+        (choose.Verdict(), "not measured: DNNSEP_TUNE=0, too slow, or the machine was not quiet"),
+    ],
+)
+def test_cascades_that_are_worth_a_look(
+    verdict: choose.Verdict, why_not: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DNNSEP_TUNE", "0")
+    monkeypatch.setattr(choose, "is_worth_a_look", lambda *_: True)
+    monkeypatch.setattr(choose, "_known", lambda _: verdict)
+    found = explain(_BLOCK, cpus_for(torch.get_num_threads()))
+    (looked,) = found.cascades
+    assert looked.why_not == why_not
+    assert looked.taken == (not why_not)
+    assert looked.ratio == (verdict.ratio or None)
+    names = [ran.problems for ran in found.actions]
+    assert names == ([_PROBLEMS] if looked.taken else [(problem,) for problem in _PROBLEMS])
+
+
+def test_torch_and_other_kernels_are_actions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNNSEP_TUNE", "0")
+    block = Block.parse("convnext_mb1ic8ex32ih9kh7_bf16")
+    found = explain(block, cpus_for(torch.get_num_threads()))
+    assert [len(ran.problems) for ran in found.actions] == [1, 0, 1, 1]
+    assert [looked.problems for looked in found.cascades] == [
+        ("linear_mb81ic8oc32_act:gelu_bf16", "linear_mb81ic32oc8_bf16")
+    ]
