@@ -90,8 +90,8 @@ def _explain_block(
     import dataclasses
 
     from dnnsep.block import Block
-    from dnnsep.graph.explain import explain as run
     from dnnsep.host.machine import cpus_for
+    from dnnsep.models.explain import explain as run
     from dnnsep.report.explain_block import as_dict, as_text
 
     try:

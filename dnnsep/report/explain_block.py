@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from dnnsep.graph.explain import Explained, Looked, Ran
+    from dnnsep.graph.considered import Looked
+    from dnnsep.models.explain import Explained, Ran
 
 
 def as_dict(explained: Explained) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def _shapes(sweep: Sweep) -> list[str]:
 )
 def test_shipped_configs_load(path: Path) -> None:
     sweep = load_sweep([str(path)], Overrides(), 2)
-    assert sweep.cases
+    assert sweep.all_cases
     assert sweep.left_out == []
 
 

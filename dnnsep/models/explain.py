@@ -5,11 +5,8 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from math import prod
 from statistics import median
 from time import perf_counter
 from typing import Any, cast
@@ -20,17 +17,15 @@ from torch import Tensor
 from dnnsep.backends.executor import TORCH_DTYPES
 from dnnsep.backends.fused_executor import impl_name
 from dnnsep.block import Block
-from dnnsep.codegen.cascade import choose
-from dnnsep.codegen.cascade.step import CascadeStep, Cut
+from dnnsep.codegen.cascade.step import CascadeStep
 from dnnsep.codegen.layerstep import LayerStep
-from dnnsep.codegen.weigh import this_caches
-from dnnsep.graph.network import Action, Call, Native, Network, Value, values_of
+from dnnsep.graph.considered import Looked, described, looked_at
+from dnnsep.graph.network import Action, Call, Network
 from dnnsep.graph.optimize import optimize, report_of
 from dnnsep.graph.runner import Runner
 from dnnsep.host.affinity import keep_on
 from dnnsep.models.quantized import by_pt2e
 from dnnsep.models.zoo import load
-from dnnsep.problem import Problem
 
 # So many calls are timed, after as many that warm up.
 _CALLS = 50
@@ -45,23 +40,6 @@ class Ran:
     problems: tuple[str, ...]
     runs: str
     us: float
-
-
-@dataclass(frozen=True)
-class Looked:
-    """Two layers that follow each other, and whether they run as a cascade.
-
-    ``ratio`` is how many times as fast the best cascade was measured to be as one layer after the
-    other, None where nothing was measured. ``between_bytes`` is what a thread writes between them
-    on average, ``l2_bytes`` its second cache, and ``why_not`` is empty where they are a cascade.
-    """
-
-    problems: tuple[str, ...]
-    taken: bool
-    ratio: float | None
-    between_bytes: int
-    l2_bytes: int
-    why_not: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +74,7 @@ def explain(block: Block, cpus: Sequence[int]) -> Explained:
         us,
         plain_us,
         tuple(_ran(a, 1e6 * s) for a, s in zip(network.actions, seconds, strict=True)),
-        tuple(_looked(network.actions, plain, len(cpus))),
+        tuple(looked_at(network.actions, plain, len(cpus))),
     )
 
 
@@ -133,70 +111,10 @@ def _ran(action: Action, us: float) -> Ran:
         return Ran(action.name, (), "torch", us)
     step = action.step
     if isinstance(step, CascadeStep):
-        problems = tuple(str(layer.problem) for layer in step.layers)
-        cut = f"{step.cut.parts} parts, bands of {step.cut.band} pieces"
-        text = f"{impl_name(step.layers)}, cascade: {cut}, buffers of {step.schedule.bytes} bytes"
-        return Ran(action.name, problems, text, us)
+        return Ran(action.name, *described(step), us)
     if isinstance(step, LayerStep):
         plan = step.plan
         cut = f"{plan.pixel_parts} x {plan.channel_parts} parts, tiles of {plan.tile} pieces"
         text = f"{impl_name([step])}, {cut} of {plan.pixels} pixels"
         return Ran(action.name, (str(step.problem),), text, us)
     return Ran(action.name, (), type(step).__name__, us)
-
-
-def _looked(taken: Sequence[Action], plain: Network, threads: int) -> Iterator[Looked]:
-    """Yields the neighbouring layers of a network without cascades, ``taken`` being the actions
-    with them."""
-    uses = Counter(value.buffer for action in plain.actions for value in values_of(action))
-    uses.update(value.buffer for value in plain.outputs if isinstance(value, Value))
-    for first, second in pairwise(plain.actions):
-        if not isinstance(first, Native) or not isinstance(second, Native):
-            continue
-        one, other = first.step, second.step
-        if not isinstance(one, LayerStep) or not isinstance(other, LayerStep):
-            continue
-        between = first.operands["y"].buffer
-        if between is not second.operands["x"].buffer:
-            continue
-        problems, ratio, why_not = (one.problem, other.problem), None, ""
-        in_cascade = any(_has(action, problems) for action in taken)
-        if uses[between] > 2:
-            why_not = "something else reads what is between them"
-        elif reason := _cannot(one, other):
-            why_not = reason
-        elif not choose.is_worth_a_look(one, threads):
-            why_not = "what is between them stays in the second cache"
-        else:
-            verdict = choose.verdict_on([one, other], threads)
-            ratio = verdict.ratio or None
-            if not in_cascade:
-                why_not = _why_not(verdict)
-        written = prod(one.problem.output_shape) * one.problem.precision.destination.bytes
-        l2 = this_caches().l2
-        texts = tuple(map(str, problems))
-        yield Looked(texts, in_cascade, ratio, written // threads, l2, why_not)
-
-
-def _has(action: Action, problems: tuple[Problem, Problem]) -> bool:
-    """Returns whether an action is a cascade that has two layers one after the other."""
-    if not isinstance(action, Native) or not isinstance(action.step, CascadeStep):
-        return False
-    return problems in pairwise(layer.problem for layer in action.step.layers)
-
-
-def _cannot(first: LayerStep, second: LayerStep) -> str:
-    """Returns why two layers cannot be a cascade; empty where they can."""
-    try:
-        CascadeStep([first, second], Cut(1, 1, 0))
-    except ValueError as reason:
-        return str(reason)
-    return ""
-
-
-def _why_not(verdict: choose.Verdict) -> str:
-    if verdict.cut is not None:
-        return "another cascade with one of them saves more"
-    if verdict.ratio:
-        return f"not faster by {choose.GAIN:.0%} in most rounds"
-    return "not measured: DNNSEP_TUNE=0, too slow, or the machine was not quiet"

@@ -9,8 +9,9 @@ from dnnsep.block import Block
 from dnnsep.codegen.cascade import choose
 from dnnsep.codegen.cascade.step import Cut
 from dnnsep.codegen.lang.isa import this_isa
-from dnnsep.graph.explain import explain
 from dnnsep.host.machine import cpus_for
+from dnnsep.models import explain as explaining
+from dnnsep.models.explain import explain
 from dnnsep.report.explain_block import as_dict
 
 _BLOCK = Block.parse("mbconv_mb1ic8ex24oc8ih14kh3sh1_act:relu6")
@@ -18,8 +19,9 @@ _PROBLEMS = ("g1mb1ic8oc24ih14kh1sh1ph0_act:relu6", "mb1ic24oc8ih14kh3sh1ph1_act
 
 
 @pytest.fixture(autouse=True)
-def _kernels() -> None:
+def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     _ = this_isa()
+    monkeypatch.setattr(explaining, "keep_on", lambda cpus: True)
 
 
 def test_small_layers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
