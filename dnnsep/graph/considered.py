@@ -49,6 +49,26 @@ def described(step: CascadeStep) -> tuple[tuple[str, ...], str]:
 def looked_at(taken: Sequence[Action], plain: Network, threads: int) -> Iterator[Looked]:
     """Yields the neighbouring layers of a network without cascades, ``taken`` being the actions
     with them."""
+    for layers, why_not in _in_a_row(plain, threads):
+        first, second = (layer.problem for layer in layers)
+        in_cascade, ratio = any(_has(action, (first, second)) for action in taken), None
+        if not why_not:
+            verdict = choose.verdict_on(layers, threads)
+            ratio = verdict.ratio or None
+            why_not = "" if in_cascade else _why_not(verdict)
+        written = prod(first.output_shape) * first.precision.destination.bytes
+        texts = (str(first), str(second))
+        yield Looked(texts, in_cascade, ratio, written // threads, this_caches().l2, why_not)
+
+
+def worth_a_look(plain: Network, threads: int) -> list[list[LayerStep]]:
+    """Returns the neighbouring layers of a network without cascades that are measured as one."""
+    return [layers for layers, why_not in _in_a_row(plain, threads) if not why_not]
+
+
+def _in_a_row(plain: Network, threads: int) -> Iterator[tuple[list[LayerStep], str]]:
+    """Yields neighbouring layers, of which the second reads what the first writes, and why they are
+    not measured as a cascade; empty where they are."""
     uses = Counter(value.buffer for action in plain.actions for value in values_of(action))
     uses.update(value.buffer for value in plain.outputs if isinstance(value, Value))
     for first, second in pairwise(plain.actions):
@@ -60,23 +80,14 @@ def looked_at(taken: Sequence[Action], plain: Network, threads: int) -> Iterator
         between = first.operands["y"].buffer
         if between is not second.operands["x"].buffer:
             continue
-        problems, ratio, why_not = (one.problem, other.problem), None, ""
-        in_cascade = any(_has(action, problems) for action in taken)
+        why_not = ""
         if uses[between] > 2:
             why_not = "something else reads what is between them"
         elif reason := _cannot(one, other):
             why_not = reason
         elif not choose.is_worth_a_look(one, threads):
             why_not = "what is between them stays in the second cache"
-        else:
-            verdict = choose.verdict_on([one, other], threads)
-            ratio = verdict.ratio or None
-            if not in_cascade:
-                why_not = _why_not(verdict)
-        written = prod(one.problem.output_shape) * one.problem.precision.destination.bytes
-        l2 = this_caches().l2
-        texts = tuple(map(str, problems))
-        yield Looked(texts, in_cascade, ratio, written // threads, l2, why_not)
+        yield [one, other], why_not
 
 
 def _has(action: Action, problems: tuple[Problem, Problem]) -> bool:

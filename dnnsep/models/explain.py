@@ -6,7 +6,7 @@ Imports torch: import it from inside functions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
 from typing import Any, cast
@@ -64,8 +64,8 @@ def explain(block: Block, cpus: Sequence[int]) -> Explained:
     torch.set_num_threads(len(cpus))
     keep_on(list(cpus))
     with torch.inference_mode():
-        network, inputs = _optimized(block, cascades=True)
-        plain, _ = _optimized(block, cascades=False)
+        network, inputs = optimized(block, cascades=True)
+        plain, _ = optimized(block, cascades=False)
         us, plain_us = _us([network, plain], inputs)
         seconds = network.times_of_actions(inputs, _CALLS)
     return Explained(
@@ -78,10 +78,10 @@ def explain(block: Block, cpus: Sequence[int]) -> Explained:
     )
 
 
-def _optimized(block: Block, cascades: bool) -> tuple[Network, list[Tensor]]:
-    """Returns the network that runs a block, and its inputs."""
-    text = str(block).removesuffix(f"_{block.dtype}")
-    model, x = load(text)
+def optimized(block: Block, cascades: bool) -> tuple[Network, list[Tensor]]:
+    """Returns the network that runs a block, and its inputs. Raises ValueError where there is no
+    such network."""
+    model, x = load(str(replace(block, dtype="f32")))
     images = x.contiguous(memory_format=torch.channels_last)
     dtype = TORCH_DTYPES["bf16"] if block.dtype == "bf16" else None
     if block.dtype == "int8":

@@ -13,6 +13,7 @@ from dnnsep.host.machine import cpus_for
 from dnnsep.models import explain as explaining
 from dnnsep.models.explain import explain
 from dnnsep.report.explain_block import as_dict
+from tests.test_cli import _dnnsep, _json
 
 _BLOCK = Block.parse("mbconv_mb1ic8ex24oc8ih14kh3sh1_act:relu6")
 _PROBLEMS = ("g1mb1ic8oc24ih14kh1sh1ph0_act:relu6", "mb1ic24oc8ih14kh3sh1ph1_act:relu6,none")
@@ -69,3 +70,26 @@ def test_torch_and_other_kernels_are_actions_too(monkeypatch: pytest.MonkeyPatch
     assert [looked.problems for looked in found.cascades] == [
         ("linear_mb81ic8oc32_act:gelu_bf16", "linear_mb81ic32oc8_bf16")
     ]
+
+
+def test_the_command_prints_all_of_it() -> None:
+    found = _json("explain", str(_BLOCK), "--dtype", "bf16", "--threads", "1", "--json")
+    assert found["block"] == f"{_BLOCK}_bf16"
+    assert [ran["problems"] for ran in found["actions"]] == [[f"{p}_bf16"] for p in _PROBLEMS]
+    assert [looked["taken"] for looked in found["cascades"]] == [False]
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("explain", str(_BLOCK), "--dump", "asm"), "--backend and --dump: only of single layers"),
+        (("explain", str(_BLOCK), "--dtype", "u8s8"), "dtype='u8s8': must be one of f32, bf16"),
+        (("explain", "mbconv_mb1ic8oc8ih14kh3"), "ex: missing"),
+        (("tune", str(_BLOCK), "--all"), "--all: of single layers only"),
+    ],
+)
+def test_bad_input_is_said_in_one_line(words: tuple[str, ...], rule: str) -> None:
+    done = _dnnsep(*words)
+    assert done.returncode == 2
+    assert rule in done.stderr
+    assert done.stderr.count("\n") == 1
