@@ -166,7 +166,7 @@ def _ipex_trace(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     given, copied = images.clone(), []
     ran = traced(_flat(ready))
     if not torch.equal(images, given):
-        images, copied = given, ["input:copied, since traced IPEX would write into it"]
+        images, copied = given, ["input:a copy of the input, since traced IPEX writes into it"]
         ran = traced(_flat(ready, copies=True))
     texts = [_version("intel-extension-for-pytorch"), *_input_text(dtype, "f32"), *copied]
     return partial(ran, images), texts

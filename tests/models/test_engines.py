@@ -222,4 +222,4 @@ def test_traced_ipex_leaves_the_callers_input_alone() -> None:
         problem = "mbconv_mb1ic24ex144oc24ih56kh3sh1_act:relu6 1x24x56x56"
         answer = client.ask("prepare", problem=problem, cpus=[0], data="")
         assert answer["correct"], answer["check"]
-        assert "input:copied, since traced IPEX would write into it" in answer["impls"]
+        assert "input:a copy of the input, since traced IPEX writes into it" in answer["impls"]
