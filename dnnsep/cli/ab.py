@@ -113,7 +113,7 @@ def ab(
     else:
         if engine or input_shape:
             bad_input("--engine and --input: only with --models")
-        cases = load(config, backend or ["fused"], threads, dtype, batch, cache).cases
+        cases = load(config, backend or ["fused"], threads, dtype, batch, cache).all_cases
     for side, version in versions.items():
         typer.echo(f"{side}: {version.package}", err=True)
 
@@ -162,7 +162,7 @@ def _models(
     try:
         of_models = [ModelDtype(dtype.value) for dtype in dtypes or ()]
     except ValueError:
-        bad_input("--dtype: of a model f32 or bf16")
+        bad_input("--dtype: of a model f32, bf16 or int8")
     cases = model_cases(places, input_shape, counts, (engine,), batches or (), of_models)
     return [
         dataclasses.replace(case, cache=c) for case in cases for c in cache_names(caches) or ["hot"]

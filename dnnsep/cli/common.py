@@ -29,7 +29,7 @@ class Dtype(str, Enum):
 
 
 class ProblemDtype(str, Enum):
-    """The dtypes of problems, as PRECISIONS has them."""
+    """The dtypes of problems, as PRECISIONS has them, and int8, which is of blocks."""
 
     f32 = "f32"
     bf16 = "bf16"
@@ -39,6 +39,7 @@ class ProblemDtype(str, Enum):
     u8s8f32 = "u8s8f32"
     s8s8u8 = "s8s8u8"
     s8s8f32 = "s8s8f32"
+    int8 = "int8"
 
 
 class CacheState(str, Enum):

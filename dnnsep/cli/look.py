@@ -24,7 +24,13 @@ class Dump(str, Enum):
 
 
 def explain(
-    descriptor: Annotated[str, typer.Argument(help="A problem, e.g. mb1ic64oc128ih112kh3ph1.")],
+    descriptor: Annotated[
+        str,
+        typer.Argument(
+            help="A problem, e.g. mb1ic64oc128ih112kh3ph1, or a block, e.g. "
+            "convnext_mb1ic96ex384ih56kh7."
+        ),
+    ],
     backend: Annotated[
         str, typer.Option(help="A backend, e.g. ipex or ipex:pointwise=conv1x1.")
     ] = "auto",
@@ -36,16 +42,22 @@ def explain(
     ] = None,
 ) -> None:
     """Run a problem once in a process of its own and show what ran: by oneDNN's log, or the fused
-    kernel's plan."""
+    kernel's plan. Of a block show each kernel that optimize makes of it, and its cascades."""
     import dataclasses
 
     from dnnsep.backends import get_backend
+    from dnnsep.block import is_block
     from dnnsep.host.machine import default_threads
     from dnnsep.problem import Problem
     from dnnsep.report.explain import as_text
     from dnnsep.sweep.client import WorkerError
     from dnnsep.sweep.explain import explain as run
 
+    if is_block(descriptor):
+        if dump or backend != "auto":
+            bad_input("--backend and --dump: only of single layers; a block is run by optimize")
+        _explain_block(descriptor, dtype, threads or default_threads(), as_json)
+        return
     try:
         problem = Problem.parse(descriptor)
         if dtype:
@@ -69,6 +81,34 @@ def explain(
         console().print(as_text(answer))
     if not answer.get("correct", False):
         raise typer.Exit(1)
+
+
+def _explain_block(
+    descriptor: str, dtype: ProblemDtype | None, threads: int, as_json: bool
+) -> None:
+    """Prints what runs a block; ends the command where it does not run as one network."""
+    import dataclasses
+
+    from dnnsep.block import Block
+    from dnnsep.host.machine import cpus_for
+    from dnnsep.models.explain import explain as run
+    from dnnsep.report.explain_block import as_dict, as_text
+
+    try:
+        block = Block.parse(descriptor)
+        if dtype:
+            block = dataclasses.replace(block, dtype=dtype.value)
+    except ValueError as error:
+        bad_input(error)
+    try:
+        explained = run(block, cpus_for(threads))
+    except (RuntimeError, ValueError) as error:
+        typer.echo(f"dnnsep: {error}", err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(as_dict(explained), indent=1))
+    else:
+        console().print(as_text(explained), highlight=False)
 
 
 def _code(problem: Problem, threads: int, dump: Dump) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -162,7 +163,9 @@ def model_cases(
                 left_out.append(str(error))
                 continue
             cases += [
-                ModelCase(name, images, flops[images], count, engines, dtype.value)
+                ModelCase(
+                    _named(name, images[0]), images, flops[images], count, engines, dtype.value
+                )
                 for images in flops
                 for dtype in dtypes or [Dtype.f32]
                 for count in threads
@@ -172,6 +175,13 @@ def model_cases(
     for reason in left_out:
         typer.echo(f"left out: {reason}", err=True)
     return list(dict.fromkeys(cases))
+
+
+def _named(name: str, batch: int) -> str:
+    """Returns a block's descriptor as sweeps write it; any other name as it is."""
+    from dnnsep.block import Block, is_block
+
+    return str(dataclasses.replace(Block.parse(name), batch=batch)) if is_block(name) else name
 
 
 def _flops(

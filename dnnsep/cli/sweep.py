@@ -28,7 +28,7 @@ Configs = Annotated[
     list[str],
     typer.Argument(
         help="YAML sweep files, shipped ones by name (quickstart), benchdnn shape files or "
-        "descriptors."
+        "descriptors, of blocks too (mbconv_mb1ic16ex96oc24ih112kh3sh2_act:relu6)."
     ),
 ]
 
@@ -70,12 +70,12 @@ def sweep(
         typer.Option(help="With --ray: each kind of machine once, all, or as isa>=avx512."),
     ] = "each",
 ) -> None:
-    """Measure problems on several backends, each checked against the reference first."""
+    """Measure problems and blocks on several backends, each checked against the reference first."""
     if ray is None and on != "each":
         bad_input("--on: says which machines of a cluster measure, so it needs --ray")
     plan = load(config, backend or (), threads, dtype, batch, cache)
     if list_only:
-        for case in plan.cases:
+        for case in plan.all_cases:
             line = f"{case.problem} threads {case.threads} {case.cache}: {', '.join(case.backends)}"
             typer.echo(line + (f"  # {case.name}" if case.name else ""))
         return
@@ -87,10 +87,11 @@ def sweep(
     if ray is not None:
         from dnnsep.sweep.session import Assignment
 
-        assignment = Assignment(plan.title, plan.cases, settings, effort, allocator)
+        assignment = Assignment(plan.title, plan.all_cases, settings, effort, allocator)
         measure_on((ray, on), assignment, output, resume, shown)
         return
-    measure(plan.cases, plan.title, settings, effort, allocator, output, resume, shown, wide=wide)
+    cases = plan.all_cases
+    measure(cases, plan.title, settings, effort, allocator, output, resume, shown, wide=wide)
 
 
 def load(
@@ -122,7 +123,7 @@ def load(
         bad_input(error)
     for line in found.left_out:
         typer.echo(f"left out: {line}", err=True)
-    if not found.cases:
+    if not found.all_cases:
         bad_input(f"{', '.join(config)}: every line is left out")
     return found
 

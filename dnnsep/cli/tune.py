@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnnsep.cli.common import MOST_THREADS, AsJson, ProblemDtype, console
+from dnnsep.cli.common import MOST_THREADS, AsJson, ProblemDtype, bad_input, console
 from dnnsep.cli.measure import BarObserver
 from dnnsep.cli.sweep import Configs, load
 
 if TYPE_CHECKING:
+    from dnnsep.block import Block
     from dnnsep.codegen.plan import Plan
+    from dnnsep.models.tune import TunedCascade
     from dnnsep.sweep.tune import Tuned
 
 
@@ -31,6 +33,9 @@ def tune(
 ) -> None:
     """Measure plans of the fused kernel for longer than a layer's preparation does; keep the best.
 
+    Of a block its cascades are measured against its layers one after the other, seven times as
+    optimize does it once; kept is what five of the measurements say.
+
     They are kept in your cache folder (DNNSEP_CACHE_DIR, or the system's place for caches) for this
     CPU, this version, the problem and the number of threads. Each is printed and kept as soon as it
     is found, but not kept where the machine was not quiet. Ctrl-C keeps those found so far.
@@ -38,7 +43,10 @@ def tune(
     from dnnsep.backends.fused import FusedBackend
     from dnnsep.host.machine import cpus_for
 
-    cases = load(config, ["fused"], threads, dtype, batch, None).cases
+    plan = load(config, ["fused"], threads, dtype, batch, None)
+    if plan.blocks and every:
+        bad_input(f"--all: of single layers only, {plan.blocks[0].block} is a block")
+    cases = plan.cases
     backend = FusedBackend()
     for problem in dict.fromkeys(case.problem for case in cases):
         verdict = backend.available() and backend.supports(problem)
@@ -51,16 +59,19 @@ def tune(
 
     keep_pages()
     # Measuring pins this process, so the CPUs it may run on are asked for before.
-    cpus = {case.threads: cpus_for(case.threads) for case in cases}
+    cpus = {case.threads: cpus_for(case.threads) for case in plan.all_cases}
     jobs = list(dict.fromkeys((case.problem, case.threads) for case in cases))
     found: list[Tuned] = []
-    bar = BarObserver(len(jobs))
+    blocks = list(dict.fromkeys((case.block, case.threads) for case in plan.blocks))
+    bar = BarObserver(len(jobs) + len(blocks))
     try:
         for problem, count in jobs:
             with bar:
                 found.append(measure(problem, cpus[count], every, bar.step))
                 bar.advance()
             _print(str(problem), count, found[-1], as_json)
+        for block, count in blocks:
+            _tune_block(block, cpus[count], bar, as_json)
     except ValueError as error:
         typer.echo(f"dnnsep: {error}", err=True)
         raise typer.Exit(1) from None
@@ -70,6 +81,38 @@ def tune(
     finally:
         if every and len(found) > 1:
             _print_summary(found, as_json)
+
+
+def _tune_block(block: Block, cpus: list[int], bar: BarObserver, as_json: bool) -> None:
+    """Measures a block's cascades and prints them."""
+    from dataclasses import asdict
+
+    from dnnsep.models.tune import tune as measure
+
+    with bar:
+        found = measure(block, cpus, bar.step)
+        bar.advance()
+    if as_json:
+        cascades = [asdict(cascade) for cascade in found]
+        line = {"block": str(block), "threads": len(cpus), "cascades": cascades}
+        typer.echo(json.dumps(line))
+        return
+    for cascade in found:
+        typer.echo(f"{block} threads {len(cpus)}: {_cascade_line(cascade)}")
+    if not found:
+        typer.echo(f"{block} threads {len(cpus)}: no layers in a row whose data leave the caches")
+
+
+def _cascade_line(cascade: TunedCascade) -> str:
+    us = cascade.cascade_us
+    times = f"{cascade.layer_by_layer_us:.1f} us one after the other, "
+    times += "no cascade was timed" if us is None else f"{us:.1f} us as the fastest cascade"
+    now, before = (
+        "a cascade" if taken else "no cascade" for taken in (cascade.taken, cascade.before)
+    )
+    kept = f"{now} now" if cascade.kept else f"not kept, the measurements differ: {now} still"
+    layers = " and ".join(cascade.problems)
+    return f"{layers}: {times}; {kept} ({cascade.agreeing} measurements agree), {before} before"
 
 
 def _print(problem: str, threads: int, tuned: Tuned, as_json: bool) -> None:

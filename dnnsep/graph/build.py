@@ -33,7 +33,7 @@ class Settings:
     that are there already; and of a node why it has to stay with torch, empty if it has not.
 
     With a backend other than "auto" and "fused" separable layers run on that one, and all else by
-    torch.
+    torch. Without ``cascades`` all layers run one after the other.
     """
 
     threads: int
@@ -41,6 +41,7 @@ class Settings:
     tune: bool = True
     packings: Packings = field(default_factory=dict)
     why_not: Callable[[fx.Node], str] = lambda node: ""
+    cascades: bool = True
 
     @property
     def native(self) -> bool:

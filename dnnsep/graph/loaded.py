@@ -106,13 +106,14 @@ class Graph:
     def tensors(self) -> list[Tensor]:
         return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
 
-    def lowered(self, packings: Packings, tune: bool) -> Lowered:
+    def lowered(self, packings: Packings, tune: bool, cascades: bool) -> Lowered:
         """Returns what runs it."""
         settings = Settings(
             torch.get_num_threads(),
             tune=tune,
             packings=packings,
             why_not=lambda node: str(node.meta[nodes.WHY_NOT]),
+            cascades=cascades,
         )
         opened = self.sizes is not None
         return lower(self.graph, self.tensors, self.constants, settings, opened)
@@ -120,12 +121,13 @@ class Graph:
 
 @dataclass(frozen=True)
 class Contents:
-    """A file's graphs, the dtype that they run in where it is another one than their inputs', and
-    its packed weights."""
+    """A file's graphs, the dtype that they run in where it is another one than their inputs', its
+    packed weights, and whether layers may run as cascades."""
 
     graphs: list[Graph]
     dtype: torch.dtype | None
     packings: Packings
+    cascades: bool = True
 
     @classmethod
     def of(cls, content: Any, blocks: Sequence[Block]) -> Contents:
@@ -136,13 +138,16 @@ class Contents:
         dtype = decoded(content["dtype"])
         if dtype not in (None, torch.float32, torch.bfloat16):
             raise ValueError(f"dtype={dtype}: must be torch.float32 or torch.bfloat16")
-        return cls(graphs, dtype, packings)
+        # Files of earlier versions do not say it: their models were not asked to do without.
+        return cls(graphs, dtype, packings, bool(content.get("cascades", True)))
 
     def prepared(self, tune: bool) -> LoadedModel:
         """Returns the model ready to run."""
-        return LoadedModel(
-            [(graph, graph.lowered(self.packings, tune)) for graph in self.graphs], self.dtype
-        )
+        return LoadedModel(list(zip(self.graphs, self.lowered(tune), strict=True)), self.dtype)
+
+    def lowered(self, tune: bool) -> list[Lowered]:
+        """Returns what runs each graph."""
+        return [graph.lowered(self.packings, tune, self.cascades) for graph in self.graphs]
 
 
 class Packings(dict[Any, NDArray[np.uint8]]):

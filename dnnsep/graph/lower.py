@@ -151,7 +151,9 @@ class _Lowering:
             elif node.op == "call_function":
                 self._add(node)
         build, settings = self._build, self._build.settings
-        actions = with_cascades(build.actions, outputs, settings.threads, settings.tune)
+        actions = build.actions
+        if settings.cascades:
+            actions = with_cascades(actions, outputs, settings.threads, settings.tune)
         network = Network(actions, list(outputs))
         lowered = Lowered(network, self._layers, self._matcher.left, self._done)
         if opened:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -84,14 +85,17 @@ Action = Native | Call
 class Network:
     """Actions in order, from inputs to outputs. May be called from several threads at once."""
 
-    def __init__(self, actions: Sequence[Action], outputs: Sequence[Any]) -> None:
-        """``outputs`` are Values, and what is no tensor as it is."""
+    def __init__(
+        self, actions: Sequence[Action], outputs: Sequence[Any], apart: bool = False
+    ) -> None:
+        """``outputs`` are Values, and what is no tensor as it is. With ``apart`` no kernel begins
+        before the one before it has ended, so that each can be timed."""
         self.actions = tuple(actions)
         self.outputs = tuple(outputs)
         places, self._arena_bytes = self._plan()
         self._numbers: dict[Buffer, int] = {}
         self.parts: list[Program | Call] = []
-        for group in _runs(actions):
+        for group in _runs(actions, apart):
             if isinstance(group, Call):
                 self.parts.append(group)
                 continue
@@ -123,10 +127,25 @@ class Network:
         it."""
         frame = _Frame(self)
         frame.run(inputs)
-        seconds: dict[str, float] = {}
+        spent: list[float] = []
         start = perf_counter()
-        frame.run(inputs, seconds)
-        return seconds, perf_counter() - start
+        frame.run(inputs, spent)
+        total = perf_counter() - start
+        seconds: dict[str, float] = {}
+        for part, of_part in zip(self.parts, spent, strict=True):
+            if isinstance(part, Call):
+                seconds[part.name] = seconds.get(part.name, 0.0) + of_part
+        return seconds, total
+
+    def times_of_actions(self, inputs: Sequence[Tensor], calls: int) -> list[float]:
+        """Returns the seconds that each action takes, all threads waiting for its end: the median
+        of so many calls of all of them in order."""
+        frame = _Frame(Network(self.actions, self.outputs, apart=True))
+        frame.run(inputs)
+        rows: list[list[float]] = [[] for _ in range(calls)]
+        for row in rows:
+            frame.run(inputs, row)
+        return [median(column) for column in zip(*rows, strict=True)]
 
     def _plan(self) -> tuple[dict[Buffer, int], int]:
         """Returns where in the arena each of its buffers starts, and the bytes of all of it."""
@@ -187,16 +206,16 @@ class _Frame:
         self._arena = self._memory[first : first + arena]
         self._tensors: dict[Buffer, Tensor] = {}
         self._programs: dict[int, list[Frame]] = {}
-        self._steps: list[tuple[str, Callable[[], None]]] = []
+        self._steps: list[Callable[[], None]] = []
         for part in network.parts:
             if isinstance(part, Program):
                 frame = Frame(part, start + arena)
                 frame.bind(_ARENA, start)
                 for number in {place.buffer for s in part.steps for place in s.operands.values()}:
                     self._programs.setdefault(number, []).append(frame)
-                self._steps.append(("", frame.run))
+                self._steps.append(frame.run)
             else:
-                self._steps.append((part.name, self._call(part)))
+                self._steps.append(self._call(part))
         for buffer, number in network._numbers.items():
             if buffer.tensor is not None:
                 self._bind(number, buffer.tensor)
@@ -205,8 +224,8 @@ class _Frame:
             for buffer in _buffers(network, "input")
         ]
 
-    def run(self, inputs: Sequence[Tensor], seconds: dict[str, float] | None = None) -> list[Any]:
-        """Runs on inputs; where ``seconds`` is given, adds what each operator of torch takes."""
+    def run(self, inputs: Sequence[Tensor], seconds: list[float] | None = None) -> list[Any]:
+        """Runs on inputs; to ``seconds``, where it is given, adds what each part takes."""
         tensors = self._tensors
         for index, buffer, number in self._inputs:
             tensors[buffer] = inputs[index]
@@ -217,13 +236,13 @@ class _Frame:
             number = self._network._numbers.get(buffer)
             if number is not None:
                 self._bind(number, made)
-        for name, step in self._steps:
-            if seconds is None or not name:
+        for step in self._steps:
+            if seconds is None:
                 step()
             else:
                 start = perf_counter()
                 step()
-                seconds[name] = seconds.get(name, 0.0) + perf_counter() - start
+                seconds.append(perf_counter() - start)
         results = [self._tensor(v) if isinstance(v, Value) else v for v in self._network.outputs]
         tensors.clear()
         return results
@@ -305,12 +324,16 @@ def new_memory(size: int) -> Tensor:
     return memory
 
 
-def _runs(actions: Sequence[Action]) -> Iterator[list[Native] | Call]:
-    """Yields the actions, generated kernels that follow each other together."""
+def _runs(actions: Sequence[Action], apart: bool = False) -> Iterator[list[Native] | Call]:
+    """Yields the actions, generated kernels that follow each other together unless they are to be
+    ``apart``."""
     run: list[Native] = []
     for action in actions:
-        if isinstance(action, Native):
+        if isinstance(action, Native) and not apart:
             run.append(action)
+            continue
+        if isinstance(action, Native):
+            yield [action]
             continue
         if run:
             yield run

@@ -41,6 +41,7 @@ def optimize(
     inplace: bool = False,
     tune: bool = True,
     dynamic_shapes: Any = None,
+    cascades: bool = True,
 ) -> nn.Module:
     """Returns the model with a ``forward`` that runs it as a network of generated kernels.
 
@@ -72,6 +73,10 @@ def optimize(
     them, says which dimensions may differ, and in which range; by default all that can. Whatever
     else comes is prepared when it first does.
 
+    ``cascades`` says whether layers that follow each other may run as a cascade, band by band, so
+    that what is between them stays in the caches, where that was measured to be faster. Without it
+    every layer is run on the whole of its input before the next one; the results are the same.
+
     The result has an attribute ``dnnsep_report``, a Report of what runs how.
 
     Raises ValueError if the model is in training mode, if the backend or the dtype is unknown, if
@@ -102,7 +107,8 @@ def optimize(
             part
         ) in optimized.modules():  # of a graph that has no modes, the others are in eval mode
             part.training = False
-        options = Options(backend, filter, tune, condition_of(dynamic_shapes, example))
+        sizes = condition_of(dynamic_shapes, example)
+        options = Options(backend, filter, tune, sizes, cascades=cascades)
         report = _replaced(optimized, inputs, expected, options, dtype)
     report.tuning_seconds = seconds_spent() - spent
     optimized.dnnsep_report = cast("Any", report)

@@ -29,6 +29,7 @@ class Options:
 
     ``sizes`` is a condition (see Sizes) for the sizes of images that it may be open for.
     ``part`` is the name of the part of the model that they are for, empty for all of it.
+    ``cascades`` says whether layers may run as cascades.
     """
 
     backend: str = "auto"
@@ -37,6 +38,7 @@ class Options:
     sizes: str = "True"
     faulty: dict[str, str] = field(default_factory=dict)
     part: str = ""
+    cascades: bool = True
 
     def inside(self, part: str) -> Options:
         """Returns the same for a part of the model; what is found faulty is shared."""
@@ -110,7 +112,12 @@ def prepared_of(
     canonicalize(traced)
     constants = evaluate_constants(traced)
     settings = Settings(
-        torch.get_num_threads(), options.backend, options.tune, shelf.packings, options.why_not
+        torch.get_num_threads(),
+        options.backend,
+        options.tune,
+        shelf.packings,
+        options.why_not,
+        options.cascades,
     )
     lowered = lower(traced.graph, inputs, constants, settings, opened)
     return Prepared(captured, traced.graph, lowered)

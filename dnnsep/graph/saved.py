@@ -51,7 +51,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     runner = _runner(model)
     blocks = Blocks()
-    content: dict[str, Any] = {"dnnsep": dnnsep.__version__, "dtype": encoded(runner.dtype)}
+    content: dict[str, Any] = {
+        "dnnsep": dnnsep.__version__,
+        "dtype": encoded(runner.dtype),
+        "cascades": runner.options.cascades,
+    }
     constants = _Constants(blocks)
     with torch.no_grad():
         graphs = [
@@ -162,7 +166,7 @@ def _for_this_cpu(contents: Contents, blocks: Blocks) -> dict[str, Any]:
     for compiled in (kernel.compiled, rowwise.compiled, compiled_general):
         compiled.cache_clear()  # what is loaded again is noted
     with cachefiles.noting() as noted:
-        lowered = [graph.lowered(contents.packings, tune=False) for graph in contents.graphs]
+        lowered = contents.lowered(tune=False)
         for one in lowered:
             if isinstance(one.opened, Template):
                 one.opened.compile()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dnnsep.block import Block
 from dnnsep.cost import cost
 from dnnsep.dtypes import PRECISIONS
 from dnnsep.measure.least import Least, least_of
@@ -32,7 +33,7 @@ class NoShare(NamedTuple):
 
 
 class Roof(BaseModel):
-    """The ceiling of one problem.
+    """The ceiling of one problem or block.
 
     ``gflops`` is the rate that can be attained in GFLOP/s, and ``binds`` what limits it:
     ``vector unit`` (``FMA`` in older results), ``tile unit``, or the memory level whose bandwidth
@@ -176,6 +177,25 @@ class Roofs(BaseModel):
             gflops=round(counted.flops / times_ns[binds], 3),
             binds=binds,
             intensity=round(counted.intensity_fused, 3),
+        )
+
+    def of_block(self, block: Block, cache: str) -> Roof:
+        """Returns a block's roof with its tensors in the caches (``hot``) or not (``cold``).
+
+        As a problem's, with each unit's times of all layers added up, and the input, the output and
+        all weights moved once. Normalisations, means and scales count as nothing.
+        """
+        layers = [layer for layer in block.layers if layer.kind != "mean"]
+        times_ns: dict[str, float] = {}
+        for layer in layers:
+            for unit, time in self._unit_times_ns(least_of(layer), layer.dtype).items():
+                times_ns[unit] = times_ns.get(unit, 0.0) + time
+        times_ns |= self._memory_times_ns(block.bytes_fused, cache)
+        binds = max(times_ns, key=lambda name: times_ns[name])
+        return Roof(
+            gflops=round(block.flops / times_ns[binds], 3),
+            binds=binds,
+            intensity=round(block.flops / block.bytes_fused, 3),
         )
 
     def _unit_times_ns(self, least: Least, dtype: str) -> dict[str, float]:

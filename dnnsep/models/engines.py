@@ -34,7 +34,7 @@ _LONGEST_REASON = 200
 
 
 # Engines whose failures are the model's or ours, and no limits of a converter.
-_CONVERT_NOTHING = ("dnnsep", "eager")
+_CONVERT_NOTHING = ("dnnsep", "dnnsep:cascades=no", "eager")
 
 
 class WrongResultError(Exception):
@@ -49,7 +49,7 @@ def verdict(engine: str, dtype: str = "f32") -> Verdict:
     """Returns whether an engine of ENGINES runs models in a dtype here, with the reason if not."""
     if engine == "onnxruntime" and installed_version("onnx") is None:
         return Verdict(False, "onnx is not installed (extra: peers)")
-    if engine == "dnnsep":
+    if engine.startswith("dnnsep"):
         return torch_verdict()
     if dtype == "int8":
         if engine == "eager":
@@ -89,14 +89,15 @@ def _refusal(engine: str, error: Exception) -> str:
     return f"{engine} does not run it: {type(error).__name__}: {text}"
 
 
-def _dnnsep(model: nn.Module, x: Tensor, dtype: str) -> Bound:
+def _dnnsep(model: nn.Module, x: Tensor, dtype: str, cascades: bool = True) -> Bound:
     from collections import Counter
 
     from dnnsep.backends.executor import TORCH_DTYPES
     from dnnsep.graph.optimize import optimize, report_of, what_ran
 
     model = by_pt2e(model, x) if dtype == "int8" else model
-    optimized = optimize(model, x, dtype=TORCH_DTYPES[dtype] if dtype == "bf16" else None)
+    whole = TORCH_DTYPES[dtype] if dtype == "bf16" else None
+    optimized = optimize(model, x, dtype=whole, cascades=cascades)
     if any(note.startswith("left as it is") for note in report_of(optimized).notes):
         raise WrongResultError(", ".join(report_of(optimized).notes))
     images = _channels_last(x)
@@ -136,7 +137,11 @@ def _inductor(model: nn.Module, x: Tensor, dtype: str) -> Bound:
 
 def _ipex_trace(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     """In bf16 as IPEX's guide does it: traced on an f32 input under autocast, which puts the
-    conversions into the trace."""
+    conversions into the trace.
+
+    IPEX adds a residual into the memory of what is added, the caller's input where that is added.
+    Then the model gets a copy of the input, which belongs to the call and its time.
+    """
     import intel_extension_for_pytorch
     import torch
 
@@ -150,12 +155,21 @@ def _ipex_trace(model: nn.Module, x: Tensor, dtype: str) -> Bound:
             model, dtype=TORCH_DTYPES[dtype], sample_input=images
         )
     trace: Callable[..., Any] = torch.jit.trace
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
-        traced = torch.jit.freeze(trace(_flat(ready), images))
-    for _ in range(3):  # the first calls compile it
-        traced(images)
-    texts = [_version("intel-extension-for-pytorch"), *_input_text(dtype, "f32")]
-    return partial(traced, images), texts
+
+    def traced(flat: nn.Module) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            found = torch.jit.freeze(trace(flat, images))
+        for _ in range(3):  # the first calls compile it
+            found(images)
+        return found
+
+    given, copied = images.clone(), []
+    ran = traced(_flat(ready))
+    if not torch.equal(images, given):
+        images, copied = given, ["input:a copy of the input, since traced IPEX writes into it"]
+        ran = traced(_flat(ready, copies=True))
+    texts = [_version("intel-extension-for-pytorch"), *_input_text(dtype, "f32"), *copied]
+    return partial(ran, images), texts
 
 
 def _openvino(model: nn.Module, x: Tensor, dtype: str) -> Bound:
@@ -219,8 +233,9 @@ def _onnx(model: nn.Module, x: Tensor) -> bytes:
     return serialized
 
 
-def _flat(model: nn.Module) -> nn.Module:
-    """Returns the model with the tensors of its result as a tuple: all that converters take."""
+def _flat(model: nn.Module, copies: bool = False) -> nn.Module:
+    """Returns the model with the tensors of its result as a tuple: all that converters take. With
+    ``copies`` it is given a copy of the input."""
     from torch import Tensor, nn
     from torch.utils import _pytree as pytree
 
@@ -230,7 +245,8 @@ def _flat(model: nn.Module) -> nn.Module:
             self.model = model
 
         def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            return tuple(y for y in pytree.tree_leaves(self.model(x)) if isinstance(y, Tensor))
+            results = self.model(x.clone() if copies else x)
+            return tuple(y for y in pytree.tree_leaves(results) if isinstance(y, Tensor))
 
     return Flat().eval()
 
@@ -261,6 +277,7 @@ def _channels_last(x: Tensor) -> Tensor:
 # without arguments, and texts.
 ENGINES: dict[str, Callable[[Any, Any, str], Any]] = {
     "dnnsep": _dnnsep,
+    "dnnsep:cascades=no": partial(_dnnsep, cascades=False),
     "eager": _eager,
     "ipex-trace": _ipex_trace,
     "inductor": _inductor,

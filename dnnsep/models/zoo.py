@@ -1,4 +1,5 @@
-"""Loads models by name: timm's, torchvision's, or those of a function in a file. Imports torch."""
+"""Loads models by name: timm's, torchvision's, blocks, or those of a function in a file. Imports
+torch."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import importlib.util
 import inspect
 import runpy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dnnsep.block import Block, is_block
 from dnnsep.host.inputs import read_text
+from dnnsep.models.blocks import module_of
 
 _DEFAULT_INPUT = (1, 3, 224, 224)
 
@@ -36,9 +40,11 @@ def load(name: str, input_shape: tuple[int, ...] | None = None) -> tuple[nn.Modu
     """Returns a model in eval mode and an example input, both random but the same each time.
 
     ``name`` is a name that timm or torchvision know (``timm:NAME`` and ``torchvision:NAME`` say
-    which), or ``path.py:factory``, a function without arguments in a file. No trained weights are
-    fetched for a name. The input's shape is ``input_shape``, else the one that the model names,
-    else (1, 3, 224, 224); detection models take such a tensor as a list of images.
+    which), a block's descriptor (see dnnsep.block.Block), or ``path.py:factory``, a function
+    without arguments in a file. No trained weights are fetched for a name. The input's shape is
+    ``input_shape``, else the one that the model names, else (1, 3, 224, 224); detection models take
+    such a tensor as a list of images. Of a block it may only have another number of images than the
+    descriptor says.
 
     What a new model has as a constant, and by which parts of it would cancel out, is made random:
     see ``enliven``.
@@ -46,7 +52,8 @@ def load(name: str, input_shape: tuple[int, ...] | None = None) -> tuple[nn.Modu
     Raises ValueError naming the model and the reason, also where it fails on such an input.
     """
     torch.manual_seed(0)
-    factory = _factory(name)
+    block = _block(name, input_shape)
+    factory = _factory(name) if block is None else partial(module_of, block)
     try:
         model = factory()
     except (Exception, SystemExit) as error:  # the model's own code may raise anything
@@ -54,8 +61,8 @@ def load(name: str, input_shape: tuple[int, ...] | None = None) -> tuple[nn.Modu
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r}: gives {type(model).__name__}, not a torch.nn.Module")
     model.eval()
-    image = getattr(model, "default_cfg", {}).get("input_size")
-    shape = input_shape or ((1, *image) if image else _DEFAULT_INPUT)
+    own_shape = _own_shape(model) if block is None else block.input_shape
+    shape = input_shape or own_shape
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(shape, generator=generator)
     try:
@@ -64,6 +71,27 @@ def load(name: str, input_shape: tuple[int, ...] | None = None) -> tuple[nn.Modu
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"model {name!r} fails on an input of {list(shape)}: {reason}") from None
     return model, x
+
+
+def _block(name: str, input_shape: tuple[int, ...] | None) -> Block | None:
+    """Returns the block that a name is the descriptor of; None for any other name. Raises
+    ValueError where it is a wrong one, says a dtype, or is of another size than the input."""
+    if not is_block(name):
+        return None
+    block = Block.parse(name)
+    if block.dtype != "f32":
+        raise ValueError(f"model {name!r}: _{block.dtype}: the dtype of a model is given apart")
+    if input_shape is not None and input_shape[1:] != block.input_shape[1:]:
+        raise ValueError(
+            f"model {name!r}: its input is {list(block.input_shape)}, not {list(input_shape)}"
+        )
+    return block
+
+
+def _own_shape(model: nn.Module) -> tuple[int, ...]:
+    """Returns the input's shape that a model names, or else the usual one."""
+    image = getattr(model, "default_cfg", {}).get("input_size")
+    return (1, *image) if image else _DEFAULT_INPUT
 
 
 def enliven(model: nn.Module, x: Tensor) -> None:

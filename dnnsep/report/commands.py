@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dnnsep.report.table import Place, place
-from dnnsep.sweep.results import Results, parse_model
+from dnnsep.sweep.results import Results, block_of, parse_model
 
 # The sweep's options by the setting they end up in, with their defaults.
 OPTIONS: dict[str, tuple[str, Any]] = {
@@ -32,11 +32,12 @@ def commands(results: Results) -> list[str]:
         backends.setdefault(place(record), []).append(record.backend)
     lines = []
     for (problem, threads, cache), names in backends.items():
-        if " " in problem:
+        if " " in problem and block_of(problem) is None:
             words, options = _of_model(problem, names), MODEL_OPTIONS
         else:
             chosen = [word for name in names for word in ("--backend", name)]
-            words, options = ["dnnsep", "sweep", problem, *chosen], OPTIONS
+            descriptor = str(block_of(problem) or problem)
+            words, options = ["dnnsep", "sweep", descriptor, *chosen], OPTIONS
         cold = ["--cache", cache] if cache != "hot" else []
         words += ["--threads", str(threads), *cold, *_changed(options, results.settings)]
         lines.append(shlex.join(words))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from dnnsep.problem import Problem
 from dnnsep.report import table
-from dnnsep.sweep.results import Record, Results, dtype_and_batch
+from dnnsep.sweep.results import Record, Results, block_of, dtype_and_batch
 
 _GAP = "  "
 _MEDIAN, _SHARE, _SPEED = 10, 13, 8
@@ -165,7 +165,10 @@ def _told_apart(name: str, mine: tuple[str, int], same: Sequence[tuple[str, int]
 
 
 def _sizes(text: str) -> str:
-    """Returns a descriptor without its activations; a model and its input as they are."""
+    """Returns a descriptor without its activations, a block's with its dtype; another model and its
+    input as they are."""
+    if (block := block_of(text)) is not None:
+        return block.plain
     if " " in text:
         return text
     return str(replace(Problem.parse(text), activations=()))

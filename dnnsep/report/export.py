@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dnnsep.problem import Problem
 from dnnsep.report.load import shareable, shareable_text, version_of
-from dnnsep.sweep.results import Record, Results, parse_model
+from dnnsep.sweep.results import Record, Results, block_of, parse_model
 
 # The columns with their types, in order.
 RECORD_COLUMNS: dict[str, type] = {
@@ -107,6 +107,11 @@ def _record_rows(results: Results) -> Iterator[dict[str, Any]]:
 
 def _model_columns(problem: str) -> dict[str, Any]:
     _, shape, dtype = parse_model(problem)
+    if (block := block_of(problem)) is not None:
+        names = ("batch", "in_channels", "out_channels", "height", "width", "dtype", "kind")
+        columns = {name: getattr(block, name) for name in names}
+        columns |= zip(("kernel_h", "kernel_w"), block.kernel, strict=True)
+        return columns | dict(zip(("stride_h", "stride_w"), block.stride, strict=True))
     return {"batch": shape[0], "dtype": dtype, "kind": "model"}
 
 

@@ -10,7 +10,7 @@ from html import escape
 from dnnsep.dtypes import PRECISIONS
 from dnnsep.problem import Problem
 from dnnsep.report.table import impl_text
-from dnnsep.sweep.results import Record, parse_model
+from dnnsep.sweep.results import Record, block_of, parse_model
 
 # Okabe and Ito's colours, told apart with every common kind of colour vision.
 _COLOURS = (
@@ -108,6 +108,8 @@ def _interval(record: Record) -> str:
 def _sizes(record: Record) -> str:
     """Returns a descriptor, or a model and its input, without the batch and the dtype, which a
     group shares, and without the activations."""
+    if (block := block_of(record.problem)) is not None:
+        return replace(block, batch=1, dtype="f32").plain.replace("mb1ic", "ic", 1)
     if record.is_model:
         model, (_, *sizes), _ = parse_model(record.problem)
         return " ".join([model, "x".join(map(str, sizes))])

@@ -31,7 +31,7 @@ import numpy as np
 from dnnsep.host.machine import cpus_for
 from dnnsep.host.unnamed import unnamed_file
 from dnnsep.measure.calibrate import Calibrator
-from dnnsep.sweep.case import AnyCase
+from dnnsep.sweep.case import AnyCase, why_not
 from dnnsep.sweep.client import Client, Interpreter, WorkerError
 from dnnsep.sweep.pairs import Pair, PairResults, Status, Trial, Visit
 from dnnsep.sweep.results import Key
@@ -192,6 +192,8 @@ class Run:
     def _visit(self, case: AnyCase, trial: Trial, visit: int, workers: _Workers) -> Trial:
         """Returns the trial with one more visit's pairs, or with the reason why there are none."""
         order = SIDES if visit % 2 == 0 else SIDES[::-1]
+        if reason := why_not(case, trial.backend):
+            return trial.model_copy(update={"status": "refused", "reason": reason})
         try:
             data = self._data_of(case)
         except (MemoryError, OSError) as error:

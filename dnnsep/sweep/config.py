@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import reprlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -23,17 +23,23 @@ from pydantic import (
     model_validator,
 )
 
-from dnnsep.backends import PEERS, get_backend
+from dnnsep.backends import BACKENDS, PEERS, get_backend
+from dnnsep.block import BLOCK_DTYPES, Block, is_block
+from dnnsep.dtypes import PRECISIONS
 from dnnsep.host.inputs import exists, read_yaml
 from dnnsep.host.shipped import shipped, shipped_sweeps
+from dnnsep.models.engines import ENGINES
 from dnnsep.problem import Problem
-from dnnsep.sweep.benchdnn import LeftOut, NamedProblem, ShapeFile, read_shape_file
-from dnnsep.sweep.case import Case
+from dnnsep.sweep.benchdnn import LeftOut, NamedProblem, read_shape_file
+from dnnsep.sweep.case import BlockCase, Case
 from dnnsep.sweep.results import Cache
 
 DEFAULT_BACKENDS = ("ipex", "onednn", "eager", "fused")
+DEFAULT_BLOCK_BACKENDS = ("eager", "dnnsep:cascades=no", "dnnsep")
+# The name that stands for all peers.
+_PEERS = "peers"
 
-Dtype = Literal["f32", "bf16", "u8s8", "s8s8", "u8s8s8", "u8s8f32", "s8s8u8", "s8s8f32"]
+Dtype = Literal["f32", "bf16", "u8s8", "s8s8", "u8s8s8", "u8s8f32", "s8s8u8", "s8s8f32", "int8"]
 Count = Annotated[int, Field(ge=1, strict=True)]
 # Pydantic would take bytes for text, and text for numbers.
 Text = Annotated[str, Field(strict=True, max_length=1000)]
@@ -62,27 +68,42 @@ class Overrides:
 
 
 @dataclass(frozen=True)
+class NamedBlock:
+    """A block and what its file calls it."""
+
+    problem: Block
+    name: str | None
+
+
+@dataclass(frozen=True)
 class Sweep:
-    """The cases of one or more sweep files, and the lines of shape files that are left out."""
+    """The cases of one or more sweep files, single layers and blocks, and the lines of shape files
+    that are left out."""
 
     title: str
     cases: list[Case]
     left_out: list[LeftOut]
+    blocks: list[BlockCase] = field(default_factory=list)
+
+    @property
+    def all_cases(self) -> list[Case | BlockCase]:
+        """Returns the cases of layers, then those of blocks."""
+        return [*self.cases, *self.blocks]
 
     @property
     def backends(self) -> list[str]:
         """Returns the names of all backends of the cases, sorted."""
-        return sorted({backend for case in self.cases for backend in case.backends})
+        return sorted({backend for case in self.all_cases for backend in case.backends})
 
     @property
     def threads(self) -> list[int]:
         """Returns all numbers of threads of the cases, sorted."""
-        return sorted({case.threads for case in self.cases})
+        return sorted({case.threads for case in self.all_cases})
 
     @property
     def caches(self) -> list[str]:
         """Returns all cache states of the cases, sorted."""
-        return sorted({case.cache for case in self.cases})
+        return sorted({case.cache for case in self.all_cases})
 
 
 class _Model(BaseModel):
@@ -90,7 +111,7 @@ class _Model(BaseModel):
 
 
 class _Shape(_Model):
-    """An entry that is a problem's descriptor, maybe with a name."""
+    """An entry that is a problem's or a block's descriptor, maybe with a name."""
 
     shape: Text
     name: Text | None = None
@@ -98,7 +119,7 @@ class _Shape(_Model):
     @field_validator("shape")
     @classmethod
     def _parses(cls, text: str) -> str:
-        Problem.parse(text)
+        _problem_or_block(text)
         return text
 
 
@@ -167,11 +188,13 @@ _Entry = Annotated[
 def backend_names(value: Any) -> list[str]:
     """Returns the full names of the backends that a value of a sweep file stands for.
 
-    It may be ``ipex``, ``ipex:pointwise=conv1x1``, ``{ipex: {pointwise: conv1x1}}``, or ``peers``
-    for all peers. Raises ValueError naming the backend, the option and the rule.
+    It may be ``ipex``, ``ipex:pointwise=conv1x1``, ``{ipex: {pointwise: conv1x1}}``, an engine that
+    runs blocks, as ``dnnsep`` and ``dnnsep:cascades=no``, or ``peers``, which stays as it is: what
+    it stands for depends on what is run. Raises ValueError naming the backend, the option and the
+    rule.
     """
-    if value == "peers":
-        return list(PEERS)
+    if value == _PEERS:
+        return [_PEERS]
     if isinstance(value, dict):
         if len(value) != 1:
             raise ValueError("a backend with options is a mapping of its name to its options")
@@ -180,10 +203,36 @@ def backend_names(value: Any) -> list[str]:
             raise ValueError(f"{name}: its options must be a mapping of names to values")
         if not all(isinstance(option, str) for option in options):
             raise ValueError(f"{name}: an option's name must be text")
+        if name == "dnnsep":  # YAML reads no as false
+            given = ",".join(f"{k}={'no' if v is False else v}" for k, v in options.items())
+            return [_backend_name(f"{name}:{given}")]
         return [get_backend(str(name), **options).name]
     if not isinstance(value, str):
         raise ValueError("must be a backend's name, or a mapping of it to its options")
-    return [get_backend(value).name]
+    return [_backend_name(value)]
+
+
+def _backend_name(text: str) -> str:
+    if text in ENGINES:
+        return text
+    name = text.partition(":")[0]
+    if name == "dnnsep":
+        raise ValueError(f"backend {text!r}: its only option is cascades=no")
+    if name not in BACKENDS:
+        known = ", ".join(BACKENDS)
+        raise ValueError(f"backend {name!r}: must be one of {known}, or of blocks dnnsep")
+    return get_backend(text).name
+
+
+def _expanded(names: Sequence[str], known: Collection[str]) -> tuple[str, ...]:
+    """Returns the names, with those of the peers that are known in the place of ``peers``."""
+    peers = [peer for peer in PEERS if peer in known]
+    each = [peers if name == _PEERS else [name] for name in names]
+    return tuple(dict.fromkeys(itertools.chain(*each)))
+
+
+def _problem_or_block(text: str) -> Problem | Block:
+    return Block.parse(text) if is_block(text) else Problem.parse(text)
 
 
 class _File(_Model):
@@ -203,42 +252,72 @@ def load_sweep(sources: Sequence[str], overrides: Overrides, default_threads: in
 
     A case that several sources have gets the backends of all of them. Raises ConfigError.
     """
-    titles, cases, left_out = [], dict[tuple[Any, ...], Case](), list[LeftOut]()
+    titles, left_out = [], list[LeftOut]()
+    cases, blocks = dict[tuple[Any, ...], Case](), dict[tuple[Any, ...], BlockCase]()
     for source in sources:
-        file, shapes = _read_source(source)
-        left_out += shapes.left_out
+        file, found = _read_source(source)
+        left_out += found.left_out
         titles.append(file.title)
-        of_file = [name for names in file.backends for name in names]
-        backends = tuple(overrides.backends or of_file or DEFAULT_BACKENDS)
+        given = overrides.backends or [name for names in file.backends for name in names]
+        of_layers = _expanded(given or DEFAULT_BACKENDS, BACKENDS)
+        of_blocks = _expanded(given or DEFAULT_BLOCK_BACKENDS, ENGINES)
         threads = overrides.threads or file.threads or [default_threads]
         caches = overrides.caches or file.cache or ["hot"]
-        for named in _vary(
-            shapes.problems, overrides.dtypes or file.dtypes, overrides.batch or file.batch
-        ):
-            for count, cache in itertools.product(threads, caches):
-                case = Case(named.problem, named.name, count, backends, cache)
-                place = (named.problem, count, cache)
-                known = cases.setdefault(place, case)
-                merged = tuple(dict.fromkeys(known.backends + backends))
-                cases[place] = replace(known, backends=merged)
-    if not cases and not left_out:
+        dtypes, batches = overrides.dtypes or file.dtypes, overrides.batch or file.batch
+        try:
+            varied = list(_vary(found.problems, dtypes, batches))
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        for named, count, cache in itertools.product(varied, threads, caches):
+            place = (named.problem, count, cache)
+            if isinstance(named, NamedBlock):
+                block = BlockCase(named.problem, named.name, count, of_blocks, cache)
+                _add(blocks, place, block, of_blocks)
+            else:
+                case = Case(named.problem, named.name, count, of_layers, cache)
+                _add(cases, place, case, of_layers)
+    if not cases and not blocks and not left_out:
         raise ConfigError(f"{', '.join(sources)}: no problem in it")
-    return Sweep(" + ".join(titles), list(cases.values()), left_out)
+    return Sweep(" + ".join(titles), list(cases.values()), left_out, list(blocks.values()))
+
+
+_AnyCase = TypeVar("_AnyCase", Case, BlockCase)
+
+
+def _add(
+    cases: dict[tuple[Any, ...], _AnyCase],
+    place: tuple[Any, ...],
+    case: _AnyCase,
+    backends: tuple[str, ...],
+) -> None:
+    """Adds a case, or its backends to the one that is in its place."""
+    known = cases.setdefault(place, case)
+    merged = tuple(dict.fromkeys(known.backends + backends))
+    cases[place] = replace(known, backends=merged)
 
 
 def _vary(
-    problems: list[NamedProblem], dtypes: Sequence[str], batches: Sequence[int]
-) -> Iterator[NamedProblem]:
-    """Yields each problem in each dtype and batch; an empty list keeps the problem's own."""
+    problems: list[_Named], dtypes: Sequence[str], batches: Sequence[int]
+) -> Iterator[_Named]:
+    """Yields each problem and block in each dtype and batch; an empty list keeps its own. Raises
+    ValueError for a dtype that is only of the other ones."""
     for dtype, batch, named in itertools.product(dtypes or [""], batches or [0], problems):
-        problem = named.problem
-        yield replace(
-            named,
-            problem=replace(problem, dtype=dtype or problem.dtype, batch=batch or problem.batch),
-        )
+        own = named.problem
+        if isinstance(named, NamedBlock):
+            if dtype and dtype not in BLOCK_DTYPES:
+                known = ", ".join(BLOCK_DTYPES)
+                raise ValueError(f"dtype {dtype}: {own} is a block, which runs in {known}")
+            block = replace(named.problem, dtype=dtype or own.dtype, batch=batch or own.batch)
+            yield NamedBlock(block, named.name)
+        else:
+            if dtype and dtype not in PRECISIONS:
+                known = ", ".join(PRECISIONS)
+                raise ValueError(f"dtype {dtype}: {own} is a single layer, which runs in {known}")
+            problem = replace(named.problem, dtype=dtype or own.dtype, batch=batch or own.batch)
+            yield NamedProblem(problem, named.name)
 
 
-def _read_source(source: str) -> tuple[_File, ShapeFile]:
+def _read_source(source: str) -> tuple[_File, _Found]:
     """Reads a CONFIG of the command line: a file, the name of a shipped configuration, or else a
     descriptor. Raises ConfigError."""
     path = Path(source)
@@ -250,11 +329,28 @@ def _read_source(source: str) -> tuple[_File, ShapeFile]:
     if path.suffix or "/" in source:
         raise ConfigError(nothing)
     try:
-        problem = Problem.parse(source)
+        problem = _problem_or_block(source)
     except ValueError as error:
         raise ConfigError(f"{nothing}; as a descriptor: {error}") from None
     file = _File(title=source, problems=[source])  # type: ignore[list-item]
-    return file, ShapeFile([NamedProblem(problem, None)], [])
+    return file, _Found([_named(problem, None)], [])
+
+
+_Named = NamedProblem | NamedBlock
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The problems and blocks of a source, and the lines of shape files that were left out."""
+
+    problems: list[_Named]
+    left_out: list[LeftOut]
+
+
+def _named(problem: Problem | Block, name: str | None) -> _Named:
+    if isinstance(problem, Block):
+        return NamedBlock(problem, name)
+    return NamedProblem(problem, name)
 
 
 class _Reader:
@@ -263,7 +359,7 @@ class _Reader:
     def __init__(self) -> None:
         self._files = 0
 
-    def read(self, path: Path, including: tuple[Path, ...]) -> tuple[_File, ShapeFile]:
+    def read(self, path: Path, including: tuple[Path, ...]) -> tuple[_File, _Found]:
         """``including`` are the files that include this one, the outermost first."""
         self._files += 1
         if self._files > _MOST_FILES:
@@ -271,11 +367,11 @@ class _Reader:
         if path.suffix not in (".yaml", ".yml"):
             return _read_benchdnn(path)
         file, lines = _parse_yaml(path)
-        problems: list[NamedProblem] = []
+        problems: list[_Named] = []
         left_out: list[LeftOut] = []
         for index, entry in enumerate(file.problems):
             if isinstance(entry, _Shape):
-                problems.append(NamedProblem(Problem.parse(entry.shape), entry.name))
+                problems.append(_named(_problem_or_block(entry.shape), entry.name))
             elif isinstance(entry, _Axes):
                 problems += [NamedProblem(problem, None) for problem in entry.problems()]
             else:
@@ -285,11 +381,9 @@ class _Reader:
                 left_out += included.left_out
             if len(problems) > MOST_CASES:
                 raise ConfigError(f"{path}: has more than {MOST_CASES} problems")
-        return file, ShapeFile(problems, left_out)
+        return file, _Found(problems, left_out)
 
-    def _included(
-        self, where: str, path: Path, name: str, including: tuple[Path, ...]
-    ) -> ShapeFile:
+    def _included(self, where: str, path: Path, name: str, including: tuple[Path, ...]) -> _Found:
         target = path.parent / name
         if not exists(target):
             raise ConfigError(f"{where}: no such file: {target}")
@@ -300,13 +394,14 @@ class _Reader:
         return self.read(target, (*including, path.resolve()))[1]
 
 
-def _read_benchdnn(path: Path) -> tuple[_File, ShapeFile]:
+def _read_benchdnn(path: Path) -> tuple[_File, _Found]:
     try:
         shapes = read_shape_file(path)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     # It is not validated, since other files may have the problems where this one has none.
-    return _File.model_construct(title=path.name), shapes
+    found = _Found([*shapes.problems], shapes.left_out)
+    return _File.model_construct(title=path.name), found
 
 
 Location = tuple[str | int, ...]

@@ -20,7 +20,7 @@ from dnnsep.measure.calibrate import Calibrator
 from dnnsep.measure.roofs import Roofs
 from dnnsep.measure.stats import Round, Stats
 from dnnsep.measure.warnings import Load, ratio_to_other_cache, warnings_of
-from dnnsep.sweep.case import AnyCase
+from dnnsep.sweep.case import AnyCase, why_not
 from dnnsep.sweep.client import Allocator, Client, WorkerError, WorkerKilledError
 from dnnsep.sweep.results import Key, Record
 
@@ -55,6 +55,9 @@ class Effort:
     precision: float = 0.02
     visits: int = 1
     stages: bool = False
+
+
+_Place = tuple[str, str]
 
 
 @dataclass
@@ -96,10 +99,11 @@ class LocalNode:
         self._allocator: Allocator = allocator
         self._roofs = roofs
         self._probe_cache = probe_cache
-        self._loaded: dict[str, Client] = {}  # processes that have not been started as workers
-        self._clients: dict[str, Client] = {}
+        # By worker module and backend: an engine may run both problems and blocks.
+        self._loaded: dict[_Place, Client] = {}  # processes that have not been started as workers
+        self._clients: dict[_Place, Client] = {}
         self._calibrators: dict[int, Calibrator] = {}
-        self._unavailable: dict[str, str] = {}
+        self._unavailable: dict[_Place, str] = {}
         self.workers: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> LocalNode:
@@ -125,6 +129,12 @@ class LocalNode:
         earlier = earlier or {}
         found = {b: earlier.get(case.key(b)) for b in case.backends}
         todo = [b for b, record in found.items() if record is None or record.is_due(visit)]
+        if not todo:
+            return
+        reasons = {b: reason for b in todo if (reason := why_not(case, b))}
+        for backend, reason in reasons.items():
+            yield record_of(case, backend, status="refused", reason=reason)
+        todo = [b for b in todo if b not in reasons]
         if not todo:
             return
         problem = str(case.problem)
@@ -159,7 +169,10 @@ class LocalNode:
             client = self._client(backend, case.worker)
             if client is None:
                 entry.record = record_of(
-                    case, backend, status="refused", reason=self._unavailable[backend]
+                    case,
+                    backend,
+                    status="refused",
+                    reason=self._unavailable[case.worker, backend],
                 )
                 return entry
             cpus = cpus_for(case.threads)
@@ -185,34 +198,37 @@ class LocalNode:
     def _load(self, backends: list[str], worker: str, on_step: Callable[[str], None]) -> None:
         """Starts the processes that the first cases need and has all import their frameworks at
         once; each is asked to run something only later, alone."""
-        new = [b for b in backends if b not in {*self._clients, *self._loaded, *self._unavailable}]
+        known = {*self._clients, *self._loaded, *self._unavailable}
+        new = [b for b in backends if (worker, b) not in known]
         if not new:
             return
         on_step(f"load {', '.join(new)}")
-        self._loaded |= {b: Client(b, self._allocator, worker=worker) for b in new}
+        self._loaded |= {(worker, b): Client(b, self._allocator, worker=worker) for b in new}
 
         def load(backend: str) -> None:
             with contextlib.suppress(WorkerError):  # it is said when the worker is to start
-                self._loaded[backend].ask("load")
+                self._loaded[worker, backend].ask("load")
 
         with ThreadPoolExecutor(len(new)) as pool:
             list(pool.map(load, new))
 
     def _client(self, backend: str, worker: str) -> Client | None:
         """Returns the backend's worker, started if need be; None if the backend is not there."""
-        if backend in self._unavailable:
+        place = (worker, backend)
+        if place in self._unavailable:
             return None
-        client = self._clients.get(backend)
+        client = self._clients.get(place)
         if client is None or not client.alive:
-            client = self._loaded.pop(backend, None)
+            client = self._loaded.pop(place, None)
             client = client or Client(backend, self._allocator, worker=worker)
-            self._clients[backend] = client
+            self._clients[place] = client
             started = client.ask("start")
             if "unavailable" in started:
-                self._unavailable[backend] = started["unavailable"]
+                self._unavailable[place] = started["unavailable"]
                 client.close()
                 return None
-            self.workers[backend] = started
+            # A worker of problems says more than one of blocks.
+            self.workers[backend] = self.workers.get(backend, {}) | started
         return client
 
     def _calibrator(self, threads: int) -> Calibrator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
+from dnnsep.block import Block, is_block
 from dnnsep.host.files import replace_whole
 from dnnsep.host.inputs import RESULT_BYTES, read_bytes
 from dnnsep.measure.roofs import NoShare, Roof, Roofs
@@ -228,6 +230,15 @@ def parse_model(problem: str) -> tuple[str, tuple[int, ...], str]:
     if dtype not in ("bf16", "int8"):
         name, dtype = before, "f32"
     return name, tuple(int(size) for size in shape.split("x")), dtype
+
+
+def block_of(problem: str) -> Block | None:
+    """Returns the block that a text such as ``mbconv_mb1ic8ex16oc8ih9kh3 bf16 1x8x9x9`` is of, in
+    that dtype and batch; None where it is another model's, or a problem's."""
+    if " " not in problem or not is_block(problem.partition(" ")[0]):
+        return None
+    name, shape, dtype = parse_model(problem)
+    return replace(Block.parse(name), batch=shape[0], dtype=dtype)
 
 
 def dtype_and_batch(problem: str) -> tuple[str, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -59,6 +60,27 @@ def test_the_same_to_the_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
         assert torch.equal(plain(x), cascaded(x))
         other = torch.randn(1, 16, 31, 12).to(dtype)  # of another size: layer by layer
         assert torch.equal(plain(other), cascaded(other))
+
+
+def test_layer_by_layer_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _ = this_isa()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))  # where a user's key is
+    model, x = _model(torch.float32)
+    monkeypatch.setattr(choose, "is_worth_a_look", lambda *_: True)
+    always = choose.Verdict(Cut(torch.get_num_threads(), 2, 4096), 1.5, 1.0)
+    monkeypatch.setattr(choose, "_known", lambda _: always)
+    assert _report(dnnsep.optimize(model, x, tune=False)).cascades
+    plain = dnnsep.optimize(model, x, tune=False, cascades=False)
+    assert not _report(plain).cascades
+    dnnsep.save(plain, tmp_path / "plain.dnnsep")
+
+    def asked(*_: object) -> NoReturn:
+        raise AssertionError("a cascade was looked at")
+
+    monkeypatch.setattr(choose, "verdict_on", asked)
+    loaded = dnnsep.load(tmp_path / "plain.dnnsep", tune=False)
+    with torch.inference_mode():
+        assert torch.equal(plain(x), loaded(x))
 
 
 def test_small_layers_are_left_alone() -> None:

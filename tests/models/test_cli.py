@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dnnsep.block import Block
+from dnnsep.cli.common import Dtype
+from dnnsep.cli.model import model_cases
 from tests.test_cli import _dnnsep, _json
 
 _NET = """
@@ -73,6 +76,13 @@ def test_model(net: str) -> None:
     table = _dnnsep("model", f"{net}:small", "--input", "1,3,18,18").stdout
     assert "3 separable layers" in table
     assert "1.0 │ Conv2d" in table.replace("  ", " ").replace("  ", " ")
+
+
+def test_blocks_are_named_as_in_sweeps() -> None:
+    name = "mbconv_ic8ex24oc8ih14kh3"
+    (case,) = model_cases([name], None, [1], ("eager",), [2], [Dtype.bf16])
+    assert case.problem == "mbconv_mb2ic8ex24oc8ih14kh3sh1 bf16 2x8x14x14"
+    assert case.flops == Block.parse(name).flops * 2
 
 
 @pytest.mark.slow

@@ -210,3 +210,16 @@ def test_a_result_beyond_the_bound_is_incorrect(tmp_path: Path) -> None:
         assert right["correct"]
         assert not wrong["correct"]
         assert "differ" in str(wrong["check"])
+
+
+@pytest.mark.slow
+def test_traced_ipex_leaves_the_callers_input_alone() -> None:
+    """Else the second call of a block with a residual has another input than the first."""
+    if not verdict("ipex-trace"):
+        pytest.skip("IPEX is not there")
+    with Client("ipex-trace", worker="dnnsep.sweep.modelworker") as client:
+        client.ask("start")
+        problem = "mbconv_mb1ic24ex144oc24ih56kh3sh1_act:relu6 1x24x56x56"
+        answer = client.ask("prepare", problem=problem, cpus=[0], data="")
+        assert answer["correct"], answer["check"]
+        assert "input:a copy of the input, since traced IPEX writes into it" in answer["impls"]

@@ -26,7 +26,7 @@ def _shapes(sweep: Sweep) -> list[str]:
 )
 def test_shipped_configs_load(path: Path) -> None:
     sweep = load_sweep([str(path)], Overrides(), 2)
-    assert sweep.cases
+    assert sweep.all_cases
     assert sweep.left_out == []
 
 
@@ -182,7 +182,7 @@ def test_descriptors_stand_for_files_and_doubles_are_measured_once() -> None:
         (
             "title: t\nproblems: [ic4oc4ih8kh3]\ndtypes: [f16]\n",
             "sweep.yaml:3: dtypes[0]: Input should be 'f32', 'bf16', 'u8s8', 's8s8', 'u8s8s8', "
-            "'u8s8f32', 's8s8u8' or 's8s8f32' (given: 'f16')",
+            "'u8s8f32', 's8s8u8', 's8s8f32' or 'int8' (given: 'f16')",
         ),
         (
             "title: t\nproblems:\n  - axes: {ic: [1, 2, 3], oc: [1, 2], ih: 4, kh: 1}\n"

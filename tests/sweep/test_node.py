@@ -32,7 +32,7 @@ def test_a_killed_worker_is_a_row_and_is_started_again() -> None:
         def kill_when_measuring(step: str) -> None:
             steps.append(step)
             if step.endswith("measure"):
-                os.kill(node._clients["eager"].pid, signal.SIGKILL)
+                os.kill(node._clients[Case.worker, "eager"].pid, signal.SIGKILL)
 
         eager, onednn = node.run(_case(12), on_step=kill_when_measuring)
         assert eager.status == "killed"

@@ -1,0 +1,104 @@
+"""Measures the cascades of a block for longer than preparing it does; keeps what most measurements
+found.
+
+Imports torch: import it from inside functions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from dnnsep.block import Block
+from dnnsep.codegen.cascade import choose
+from dnnsep.codegen.cascade.choose import Verdict
+from dnnsep.codegen.layerstep import LayerStep
+from dnnsep.graph.considered import worth_a_look
+from dnnsep.host import cachefiles
+from dnnsep.host.affinity import keep_on
+from dnnsep.host.turns import measuring
+from dnnsep.models.explain import optimized
+
+# So many measurements, each as long as the one that preparing makes, and how many must agree.
+_MEASUREMENTS, _AGREEING = 7, 5
+
+
+@dataclass(frozen=True)
+class TunedCascade:
+    """Layers that follow each other, by their problems, and the microseconds that they take one
+    after the other and as the fastest cascade (None where none could be timed).
+
+    ``taken`` says whether they run as a cascade from now on, and ``before`` whether they did; of
+    the measurements ``agreeing`` found so, and ``kept`` is whether those are enough to keep it.
+    """
+
+    problems: tuple[str, ...]
+    layer_by_layer_us: float
+    cascade_us: float | None
+    taken: bool
+    before: bool
+    agreeing: int
+    kept: bool
+
+
+def tune(block: Block, cpus: Sequence[int], step: Callable[[str], None]) -> list[TunedCascade]:
+    """Measures the cascades of a block that are worth a look, a thread on each CPU, and keeps for
+    later processes which are taken. ``step`` is told what is being measured.
+
+    Raises ValueError where the block does not run as a network of kernels.
+    """
+    threads = len(cpus)
+    torch.set_num_threads(threads)
+    keep_on(list(cpus))
+    step(f"{block}: its layers")
+    with torch.inference_mode():
+        plain, _ = optimized(block, cascades=False)
+    found = []
+    for layers in worth_a_look(plain, threads):
+        step(f"{block}: {' and '.join(str(layer.problem) for layer in layers)}")
+        found.append(_tuned(layers, threads))
+    return found
+
+
+def _tuned(layers: list[LayerStep], threads: int) -> TunedCascade:
+    key = choose.verdict_key(layers, threads)
+    before, known = _is_taken(layers, threads), choose.kept_entry(layers, threads)
+    with measuring():
+        verdicts = [choose._measure(layers, threads, key) for _ in range(_MEASUREMENTS)]
+    verdict, agreeing = agreed(verdicts)
+    kept = agreeing >= _AGREEING
+    if kept:
+        cachefiles.save(choose.KIND, key, verdict.as_json())
+    elif known is not None:  # each of the measurements may have kept its own
+        cachefiles.save(choose.KIND, *known)
+    us = 1e6 * verdict.seconds
+    return TunedCascade(
+        tuple(str(layer.problem) for layer in layers),
+        us,
+        us / verdict.ratio if verdict.ratio else None,
+        _is_taken(layers, threads),
+        before,
+        agreeing,
+        kept,
+    )
+
+
+def _is_taken(layers: list[LayerStep], threads: int) -> bool:
+    """Returns whether layers are known to be faster as a cascade."""
+    return choose.verdict_on(layers, threads, tune=False).cut is not None
+
+
+def agreed(verdicts: Sequence[Verdict]) -> tuple[Verdict, int]:
+    """Returns what most verdicts say, and how many of them: whether there is a cascade, and of
+    those that say so the cut that most of them have. Times are medians of those that agree."""
+    with_cascade = [verdict for verdict in verdicts if verdict.cut is not None]
+    without = [verdict for verdict in verdicts if verdict.cut is None]
+    most = with_cascade if len(with_cascade) > len(without) else without
+    ((cut, _),) = Counter(verdict.cut for verdict in most).most_common(1)
+    alike = [verdict for verdict in most if verdict.cut == cut]
+    seconds = median(verdict.seconds for verdict in alike)
+    return Verdict(cut, median(verdict.ratio for verdict in alike), seconds), len(most)
