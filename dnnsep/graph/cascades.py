@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dnnsep.codegen.cascade import choose
@@ -20,20 +21,58 @@ from dnnsep.graph.network import Action, Buffer, Native, Value, values_of
 _MOST = 6
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """Actions [``first``, ``end``) that could be a cascade, as its members, the bytes that they
+    write for each other, and why it is not worth measuring; empty where it is."""
+
+    first: int
+    end: int
+    members: list[Member]
+    between_bytes: int
+    why_not: str
+
+
+def candidates(
+    actions: Sequence[Action], outputs: Sequence[Any], threads: int
+) -> Iterator[Candidate]:
+    """Yields what could be cascades, by their ends: pairs of steps, and longer ones where not all
+    of them are layers and measuring is worth it."""
+    uses = Counter(value.buffer for action in actions for value in values_of(action))
+    uses.update(value.buffer for value in outputs if isinstance(value, Value))
+    for end in range(2, len(actions) + 1):
+        for first in range(end - 2, max(end - _MOST, 0) - 1, -1):
+            steps = [action for action in actions[first:end] if isinstance(action, Native)]
+            if len(steps) < end - first or not steps[0].waits:
+                break
+            is_pair = len(steps) == 2
+            if not is_pair and all(isinstance(action.step, LayerStep) for action in steps):
+                continue
+            members, why_not = _members(steps, uses)
+            if members and not why_not:
+                why_not = choose.why_not_measured(members, threads)
+            if members and (is_pair or not why_not):
+                between = [action.operands["y"].like for action in steps[:-1]]
+                written = sum(like.numel() * like.element_size() for like in between)
+                yield Candidate(first, end, members, written, why_not)
+
+
 def with_cascades(
     actions: Sequence[Action], outputs: Sequence[Any], threads: int, tune: bool
 ) -> list[Action]:
     """Returns the actions with neighbouring steps as cascades where that was measured to be faster:
     those that save the most time together."""
-    uses = Counter(value.buffer for action in actions for value in values_of(action))
-    uses.update(value.buffer for value in outputs if isinstance(value, Value))
+    by_end: dict[int, list[Candidate]] = {}
+    for candidate in candidates(actions, outputs, threads):
+        by_end.setdefault(candidate.end, []).append(candidate)
     saved = [0.0] * (len(actions) + 1)  # at most, by so many actions from the first on
     chosen: dict[int, tuple[int, Native]] = {}  # by how many actions there are up to the end
     for end in range(1, len(actions) + 1):
         saved[end] = saved[end - 1]
-        for first, members in _candidates(actions[:end], uses):
-            if not choose.fit(members, threads) or not choose.is_worth_a_look(members, threads):
+        for candidate in by_end.get(end, ()):
+            if candidate.why_not:
                 continue
+            first, members = candidate.first, candidate.members
             verdict = choose.verdict_on(members, threads, tune)
             if verdict.cut is not None and saved[first] + verdict.gain > saved[end]:
                 saved[end] = saved[first] + verdict.gain
@@ -58,29 +97,13 @@ def _cascade(actions: Sequence[Action], members: Sequence[Member], cut: Cut) -> 
     return Native(", ".join(action.name for action in steps), step, operands)
 
 
-def _candidates(
-    actions: Sequence[Action], uses: Counter[Buffer]
-) -> Iterator[tuple[int, list[Member]]]:
-    """Yields the ends of the actions that could be cascades, as the number of the first action and
-    the members: pairs of layers, and longer ones where not all are layers."""
-    for count in range(2, min(_MOST, len(actions)) + 1):
-        first = actions[-count]
-        if not isinstance(first, Native) or not first.waits:
-            return
-        steps = [step for step in actions[-count:] if isinstance(step, Native)]
-        if count > 2 and all(isinstance(action.step, LayerStep) for action in steps):
-            continue
-        members = _members(steps, uses)
-        if members is not None:
-            yield len(actions) - count, members
-
-
-def _members(actions: Sequence[Native], uses: Counter[Buffer]) -> list[Member] | None:
-    """Returns actions as members of a cascade; None where something else uses what one of them
-    writes for another, or where one reads nothing of the others."""
+def _members(actions: Sequence[Native], uses: Counter[Buffer]) -> tuple[list[Member], str]:
+    """Returns actions as members of a cascade, none where one of them reads nothing of the others;
+    and why they cannot be one, empty where they can."""
     written: dict[Buffer, int] = {}
     inside: Counter[Buffer] = Counter()
     found: list[Member] = []
+    why_not = ""
     for number, action in enumerate(actions):
         reads = {
             operand: written[value.buffer]
@@ -88,16 +111,16 @@ def _members(actions: Sequence[Native], uses: Counter[Buffer]) -> list[Member] |
             if operand != "y" and value.buffer in written
         }
         if number and not reads:
-            return None
+            return [], ""
         found.append(Member(action.step, reads))
         inside.update(value.buffer for value in action.operands.values())
         y = action.operands["y"]
         if number < len(actions) - 1:
             if y.buffer.kind != "arena" or y.buffer in written:
-                return None
+                why_not = "something else reads what is between them"
             written[y.buffer] = number
         if any(layout.offset_of(value.like) for value in (y, *(action.operands[o] for o in reads))):
-            return None
+            why_not = "what is between them is a slice"
     if any(inside[buffer] != uses[buffer] for buffer in written):
-        return None
-    return found
+        why_not = "something else reads what is between them"
+    return found, why_not

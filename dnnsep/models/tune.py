@@ -16,8 +16,8 @@ import torch
 from dnnsep.block import Block
 from dnnsep.codegen.cascade import choose
 from dnnsep.codegen.cascade.choose import Verdict
-from dnnsep.codegen.layerstep import LayerStep
-from dnnsep.graph.considered import worth_a_look
+from dnnsep.codegen.cascade.links import Member
+from dnnsep.graph.considered import texts_of, worth_a_look
 from dnnsep.host import cachefiles
 from dnnsep.host.affinity import keep_on
 from dnnsep.host.turns import measuring
@@ -29,8 +29,8 @@ _MEASUREMENTS, _AGREEING = 7, 5
 
 @dataclass(frozen=True)
 class TunedCascade:
-    """Layers that follow each other, by their problems, and the microseconds that they take one
-    after the other and as the fastest cascade (None where none could be timed).
+    """Steps that follow each other, layers by their problems, and the microseconds that they take
+    one after the other and as the fastest cascade (None where none could be timed).
 
     ``taken`` says whether they run as a cascade from now on, and ``before`` whether they did; of
     the measurements ``agreeing`` found so, and ``kept`` is whether those are enough to keep it.
@@ -58,17 +58,17 @@ def tune(block: Block, cpus: Sequence[int], step: Callable[[str], None]) -> list
     with torch.inference_mode():
         plain, _ = optimized(block, cascades=False)
     found = []
-    for layers in worth_a_look(plain, threads):
-        step(f"{block}: {' and '.join(str(layer.problem) for layer in layers)}")
-        found.append(_tuned(layers, threads))
+    for members in worth_a_look(plain, threads):
+        step(f"{block}: {', '.join(texts_of(members))}")
+        found.append(_tuned(members, threads))
     return found
 
 
-def _tuned(layers: list[LayerStep], threads: int) -> TunedCascade:
-    key = choose.verdict_key(layers, threads)
-    before, known = _is_taken(layers, threads), choose.kept_entry(layers, threads)
+def _tuned(members: list[Member], threads: int) -> TunedCascade:
+    key = choose.verdict_key(members, threads)
+    before, known = _is_taken(members, threads), choose.kept_entry(members, threads)
     with measuring():
-        verdicts = [choose._measure(layers, threads, key) for _ in range(_MEASUREMENTS)]
+        verdicts = [choose._measure(members, threads, key) for _ in range(_MEASUREMENTS)]
     verdict, agreeing = agreed(verdicts)
     kept = agreeing >= _AGREEING
     if kept:
@@ -77,19 +77,19 @@ def _tuned(layers: list[LayerStep], threads: int) -> TunedCascade:
         cachefiles.save(choose.KIND, *known)
     us = 1e6 * verdict.seconds
     return TunedCascade(
-        tuple(str(layer.problem) for layer in layers),
+        texts_of(members),
         us,
         us / verdict.ratio if verdict.ratio else None,
-        _is_taken(layers, threads),
+        _is_taken(members, threads),
         before,
         agreeing,
         kept,
     )
 
 
-def _is_taken(layers: list[LayerStep], threads: int) -> bool:
-    """Returns whether layers are known to be faster as a cascade."""
-    return choose.verdict_on(layers, threads, tune=False).cut is not None
+def _is_taken(members: list[Member], threads: int) -> bool:
+    """Returns whether steps are known to be faster as a cascade."""
+    return choose.verdict_on(members, threads, tune=False).cut is not None
 
 
 def agreed(verdicts: Sequence[Verdict]) -> tuple[Verdict, int]:

@@ -26,7 +26,7 @@ def as_text(explained: Explained) -> Group:
         f"{explained.layer_by_layer_us:.1f} us ({ratio:.2f} times)",
         _actions(explained.actions),
         "us: of each with all threads waiting for its end, one call after the other",
-        *([_cascades(explained.cascades)] if explained.cascades else ["no two layers in a row"]),
+        *([_cascades(explained.cascades)] if explained.cascades else ["no two steps in a row"]),
     )
 
 
@@ -42,7 +42,7 @@ def _actions(actions: tuple[Ran, ...]) -> Table:
 
 def _cascades(cascades: tuple[Looked, ...]) -> Table:
     table = Table(header_style="bold")
-    table.add_column("layers in a row", overflow="fold")
+    table.add_column("steps in a row", overflow="fold")
     for heading in ("between, a thread", "second cache", "times as fast"):
         table.add_column(heading, justify="right")
     table.add_column("cascade", overflow="fold")

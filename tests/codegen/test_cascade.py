@@ -101,8 +101,8 @@ def test_an_image_is_whole_before_it_is_scaled() -> None:
         Member(_step(excite), {"x": 2}),
         Member(_step(project, Extras(scale=True)), {"x": 0, "scale": 3}),
     ]
-    assert choose.fit(members, 2)
-    assert not choose.fit(members, 8)  # threads would have to wait for each other
+    assert "all pixels" not in choose.why_not_measured(members, 2)
+    assert "all pixels" in choose.why_not_measured(members, 8)
     made = choose.cascade(members, Cut(2, 28, 0))
     assert made.layered
     assert made.images == 4
@@ -123,8 +123,8 @@ def test_what_cannot_be_a_cascade_says_why() -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             CascadeStep(members, Cut(1, 1, 0))
-    assert choose.fit(_chain(plain, rest), 2)
-    assert not choose.fit(_chain(rest, rest), 2)
+    assert not choose.why_not_measured(_chain(plain, rest), 2)
+    assert "is written and" in choose.why_not_measured(_chain(rest, rest), 2)
 
 
 def test_what_may_leave_the_caches_is_worth_a_look() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -67,9 +69,12 @@ def test_torch_and_other_kernels_are_actions_too(monkeypatch: pytest.MonkeyPatch
     block = Block.parse("convnext_mb1ic8ex32ih9kh7_bf16")
     found = explain(block, cpus_for(torch.get_num_threads()))
     assert [len(ran.problems) for ran in found.actions] == [1, 0, 1, 1]
-    assert [looked.problems for looked in found.cascades] == [
-        ("linear_mb81ic8oc32_act:gelu_bf16", "linear_mb81ic32oc8_bf16")
-    ]
+    steps = (
+        *("g8mb1ic8oc8ih9kh7sh1ph3_bf16", "Rowwise"),
+        *("linear_mb81ic8oc32_act:gelu_bf16", "linear_mb81ic32oc8_bf16"),
+    )
+    assert [looked.problems for looked in found.cascades] == list(pairwise(steps))
+    assert all("stays in the second cache" in looked.why_not for looked in found.cascades)
 
 
 def test_the_command_prints_all_of_it() -> None:

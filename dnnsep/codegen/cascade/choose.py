@@ -79,15 +79,19 @@ class Verdict:
 _verdicts: dict[str, Verdict] = {}
 
 
-def fit(members: Sequence[Member], threads: int) -> bool:
-    """Returns whether steps can be a cascade for so many threads, of which each has an image at
-    least where all of an image's pixels are needed for each."""
+def why_not_measured(members: Sequence[Member], threads: int) -> str:
+    """Returns why steps are not worth being measured as a cascade for so many threads; empty where
+    they are."""
     try:
         made = cascade(members, _WHOLE)
         assert made.schedule
-    except ValueError:
-        return False
-    return not made.layered or made.images >= threads
+    except ValueError as reason:
+        return str(reason)
+    if made.layered and made.images < threads:
+        return "all threads need all pixels of an image"
+    if not is_worth_a_look(members, threads):
+        return "what is between them stays in the second cache"
+    return ""
 
 
 def is_worth_a_look(members: Sequence[Member], threads: int) -> bool:
