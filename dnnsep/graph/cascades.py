@@ -6,19 +6,25 @@ Imports torch: import it from inside functions.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from dnnsep.codegen import tuner
 from dnnsep.codegen.cascade import choose
 from dnnsep.codegen.cascade.links import Member
-from dnnsep.codegen.cascade.step import Cut
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.graph import layout
-from dnnsep.graph.network import Action, Buffer, Native, Value, values_of
+from dnnsep.graph.network import Action, Buffer, Native, Network, Value, values_of
+from dnnsep.host.turns import Turns, measuring
 
 # A cascade has so many steps at most: a block with squeeze and excitation has six.
 _MOST = 6
+# A network is timed in so many rounds, with so many calls in each unless one takes longer than so
+# many seconds.
+_ROUNDS, _CALLS, _LONG = 6, 3, 0.1
 
 
 @dataclass(frozen=True)
@@ -58,43 +64,106 @@ def candidates(
 
 
 def with_cascades(
-    actions: Sequence[Action], outputs: Sequence[Any], threads: int, tune: bool
+    actions: Sequence[Action],
+    outputs: Sequence[Any],
+    inputs: Sequence[Tensor],
+    threads: int,
+    tune: bool,
 ) -> list[Action]:
-    """Returns the actions with neighbouring steps as cascades where that was measured to be faster:
-    those that save the most time together."""
+    """Returns the actions with neighbouring steps as cascades where that was measured to be faster,
+    alone and then within the network, on such inputs: those that save the most time together."""
+    found = [c for c in candidates(actions, outputs, threads) if not c.why_not]
+    while True:
+        chosen = _best(len(actions), found, threads, tune)
+        cascaded = _replaced(actions, chosen, threads)
+        are_measured = all(_verdict(candidate, threads).in_network for candidate in chosen)
+        if are_measured or not (tune and tuner.wanted()):
+            return cascaded
+        networks = Network(actions, outputs), Network(cascaded, outputs)
+        with measuring():
+            _measure_within(networks, inputs, chosen, threads)
+
+
+def _verdict(candidate: Candidate, threads: int) -> choose.Verdict:
+    """Returns what is known of a candidate."""
+    return choose.verdict_on(candidate.members, threads, tune=False)
+
+
+def _best(count: int, found: Sequence[Candidate], threads: int, tune: bool) -> list[Candidate]:
+    """Returns the cascades of a network of so many actions that save the most time together."""
+    saved = [0.0] * (count + 1)  # at most, by so many actions from the first on
+    last: dict[int, Candidate] = {}  # by how many actions there are up to the end
     by_end: dict[int, list[Candidate]] = {}
-    for candidate in candidates(actions, outputs, threads):
+    for candidate in found:
         by_end.setdefault(candidate.end, []).append(candidate)
-    saved = [0.0] * (len(actions) + 1)  # at most, by so many actions from the first on
-    chosen: dict[int, tuple[int, Native]] = {}  # by how many actions there are up to the end
-    for end in range(1, len(actions) + 1):
+    for end in range(1, count + 1):
         saved[end] = saved[end - 1]
         for candidate in by_end.get(end, ()):
-            if candidate.why_not:
-                continue
-            first, members = candidate.first, candidate.members
-            verdict = choose.verdict_on(members, threads, tune)
-            if verdict.cut is not None and saved[first] + verdict.gain > saved[end]:
-                saved[end] = saved[first] + verdict.gain
-                chosen[end] = first, _cascade(actions[first:end], members, verdict.cut)
-    found: list[Action] = []
-    end = len(actions)
+            gain = choose.verdict_on(candidate.members, threads, tune).gain
+            if gain > 0 and saved[candidate.first] + gain > saved[end]:
+                saved[end] = saved[candidate.first] + gain
+                last[end] = candidate
+    chosen: list[Candidate] = []
+    end = count
     while end:
-        if end in chosen:
-            end, cascade = chosen[end]
-            found.append(cascade)
+        if end in last:
+            chosen.append(last[end])
+            end = last[end].first
         else:
             end -= 1
-            found.append(actions[end])
-    return found[::-1]
+    return chosen[::-1]
 
 
-def _cascade(actions: Sequence[Action], members: Sequence[Member], cut: Cut) -> Native:
-    steps = [action for action in actions if isinstance(action, Native)]
-    step = choose.cascade(members, cut)
-    operands = {f"x{at}": steps[number].operands[of] for at, (number, of) in enumerate(step.outer)}
-    operands["y"] = steps[-1].operands["y"]
-    return Native(", ".join(action.name for action in steps), step, operands)
+def _replaced(actions: Sequence[Action], chosen: Sequence[Candidate], threads: int) -> list[Action]:
+    """Returns the actions with the chosen cascades in place of their steps."""
+    found: list[Action] = []
+    end = 0
+    for candidate in chosen:
+        found += actions[end : candidate.first]
+        end = candidate.end
+        steps = [action for action in actions[candidate.first : end] if isinstance(action, Native)]
+        cut = _verdict(candidate, threads).cut
+        assert cut is not None
+        step = choose.cascade(candidate.members, cut)
+        operands = {f"x{at}": steps[of].operands[name] for at, (of, name) in enumerate(step.outer)}
+        operands["y"] = steps[-1].operands["y"]
+        found.append(Native(", ".join(action.name for action in steps), step, operands))
+    return [*found, *actions[end:]]
+
+
+def _measure_within(
+    networks: tuple[Network, Network],
+    inputs: Sequence[Tensor],
+    chosen: Sequence[Candidate],
+    threads: int,
+) -> None:
+    """Times cascades within their network, and their steps one after the other within the network
+    without cascades, in turns; notes the verdicts, one for all cascades of the same steps."""
+    timers = [network.timer(inputs) for network in networks]
+    calls = _CALLS if sum(timers[0]()) < _LONG else 1
+    rounds = [[_fastest(timer, calls) for timer in timers] for _ in range(_ROUNDS)]
+    rows: dict[str, list[tuple[float, float]]] = {}
+    alike: dict[str, list[Candidate]] = {}
+    left_out = 0  # actions that the second network has fewer, up to here
+    for candidate in chosen:
+        first, end = candidate.first, candidate.end
+        times = [(sum(plain[first:end]), other[first - left_out]) for plain, other in rounds]
+        left_out += end - first - 1
+        key = choose.verdict_key(candidate.members, threads)
+        alike.setdefault(key, []).append(candidate)
+        before = rows.get(key, [(0.0, 0.0)] * _ROUNDS)
+        rows[key] = [(a + c, b + d) for (a, b), (c, d) in zip(before, times, strict=True)]
+    for key, of_key in alike.items():
+        turns, known = Turns(tuple(rows[key])), _verdict(of_key[0], threads)
+        cut = known.cut if turns.best(choose.GAIN) else None
+        seconds = turns.seconds(0) / len(of_key)
+        verdict = choose.Verdict(cut, turns.ratio(0, 1), seconds, in_network=True)
+        choose.note(of_key[0].members, threads, verdict, keep=turns.quiet)
+
+
+def _fastest(timer: Callable[[], list[float]], calls: int) -> list[float]:
+    """Returns the least that each action took in so many calls."""
+    return [min(column) for column in zip(*(timer() for _ in range(calls)), strict=True)]
 
 
 def _members(actions: Sequence[Native], uses: Counter[Buffer]) -> tuple[list[Member], str]:

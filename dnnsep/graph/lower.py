@@ -153,7 +153,8 @@ class _Lowering:
         build, settings = self._build, self._build.settings
         actions = build.actions
         if settings.cascades:
-            actions = with_cascades(actions, outputs, settings.threads, settings.tune)
+            given = outputs, self._inputs
+            actions = with_cascades(actions, *given, settings.threads, settings.tune)
         network = Network(actions, list(outputs))
         lowered = Lowered(network, self._layers, self._matcher.left, self._done)
         if opened:

@@ -137,18 +137,30 @@ class Network:
                 seconds[part.name] = seconds.get(part.name, 0.0) + of_part
         return seconds, total
 
+    def timer(self, inputs: Sequence[Tensor]) -> Callable[[], list[float]]:
+        """Returns what runs the network on inputs and returns the seconds that each action took,
+        all threads waiting for its end."""
+        frame = _Frame(Network(self.actions, self.outputs, apart=True))
+        frame.run(inputs)
+
+        def timed() -> list[float]:
+            seconds: list[float] = []
+            frame.run(inputs, seconds)
+            return seconds
+
+        return timed
+
     def times_of_actions(self, inputs: Sequence[Tensor], calls: int) -> list[float]:
         """Returns the seconds that each action takes, all threads waiting for its end: the median
         of so many calls of all of them in order."""
-        frame = _Frame(Network(self.actions, self.outputs, apart=True))
-        frame.run(inputs)
-        rows: list[list[float]] = [[] for _ in range(calls)]
-        for row in rows:
-            frame.run(inputs, row)
-        return [median(column) for column in zip(*rows, strict=True)]
+        timed = self.timer(inputs)
+        return [median(column) for column in zip(*(timed() for _ in range(calls)), strict=True)]
 
     def _plan(self) -> tuple[dict[Buffer, int], int]:
         """Returns where in the arena each of its buffers starts, and the bytes of all of it."""
+        for action in self.actions:
+            for value in values_of(action):  # other networks may have the same actions
+                value.buffer.first, value.buffer.last = Buffer.first, Buffer.last
         for output in self.outputs:
             if isinstance(output, Value) and output.buffer.kind == "arena":
                 output.buffer.kind = "fresh"

@@ -52,13 +52,15 @@ _WHOLE = Cut(1, 1 << 40, 0)
 
 @dataclass(frozen=True)
 class Verdict:
-    """How layers run the fastest: as a cascade that is cut up so, or one after the other, where
+    """How steps run the fastest: as a cascade that is cut up so, or one after the other, where
     ``cut`` is None; how many times as fast the best cascade was as that, and the seconds that the
-    layers take one after the other. Both are 0 where nothing was measured."""
+    steps take one after the other. Both are 0 where nothing was measured. ``in_network`` says
+    whether that was measured within a network, and not of these steps alone."""
 
     cut: Cut | None = None
     ratio: float = 0.0
     seconds: float = 0.0
+    in_network: bool = False
 
     @property
     def gain(self) -> float:
@@ -66,14 +68,17 @@ class Verdict:
         return self.seconds * (1 - 1 / self.ratio) if self.cut is not None else 0.0
 
     def as_json(self) -> bytes:
-        return json.dumps([self.cut and vars(self.cut), self.ratio, self.seconds]).encode()
+        cut = self.cut and vars(self.cut)
+        return json.dumps([cut, self.ratio, self.seconds, self.in_network]).encode()
 
     @classmethod
     def of_json(cls, content: bytes) -> Verdict:
         """Raises ValueError, TypeError or KeyError where it is none."""
-        cut, ratio, seconds = json.loads(content)
+        cut, ratio, seconds, in_network = json.loads(content)
         of_cut = None if cut is None else Cut(**{name: int(size) for name, size in cut.items()})
-        return cls(of_cut, float(ratio), float(seconds))
+        if of_cut is not None and min(of_cut.parts, of_cut.band) < 1:
+            raise ValueError(f"{of_cut}: there is no such cut")
+        return cls(of_cut, float(ratio), float(seconds), bool(in_network))
 
 
 _verdicts: dict[str, Verdict] = {}
@@ -119,6 +124,14 @@ def verdict_on(members: Sequence[Member], threads: int, tune: bool = True) -> Ve
         if known is None:
             known = _verdicts[key] = _measure(members, threads, key)
         return known
+
+
+def note(members: Sequence[Member], threads: int, verdict: Verdict, keep: bool) -> None:
+    """Enters a verdict, for this process or with ``keep`` for later ones, too."""
+    key = verdict_key(members, threads)
+    _verdicts[key] = verdict
+    if keep:
+        cachefiles.save(KIND, key, verdict.as_json())
 
 
 def verdict_key(members: Sequence[Member], threads: int) -> str:
@@ -179,13 +192,15 @@ def _replanned(layer: LayerStep, images: int) -> LayerStep:
 
 
 def _known(key: str) -> Verdict | None:
+    if (here := _verdicts.get(key)) is not None:
+        return here
     content = cachefiles.load(KIND, key)
     if content is not None:
         try:
             return Verdict.of_json(content)
         except (ValueError, TypeError, KeyError):
             pass
-    return _verdicts.get(key)
+    return None
 
 
 def cuts(members: Sequence[Member], threads: int) -> Iterator[Cut]:
