@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +23,9 @@ from dnnsep.host.turns import Turns, measuring
 
 # A cascade has so many steps at most: a block with squeeze and excitation has six.
 _MOST = 6
+# Candidates are measured alone for so many seconds at most, and those that are the best then within
+# the network, so many times at most: of what is not confirmed there others are the best.
+_SECONDS, _TRIALS = 60.0, 4
 # A network is timed in so many rounds, with so many calls in each unless one takes longer than so
 # many seconds.
 _ROUNDS, _CALLS, _LONG = 6, 3, 0.1
@@ -73,15 +77,29 @@ def with_cascades(
     """Returns the actions with neighbouring steps as cascades where that was measured to be faster,
     alone and then within the network, on such inputs: those that save the most time together."""
     found = [c for c in candidates(actions, outputs, threads) if not c.why_not]
-    while True:
-        chosen = _best(len(actions), found, threads, tune)
+    tune = tune and tuner.wanted()
+    if tune:
+        _measure_alone(found, threads)
+    for _ in range(_TRIALS if tune else 0):
+        chosen = _best(len(actions), found, threads)
+        if all(_verdict(candidate, threads).in_network for candidate in chosen):
+            break
         cascaded = _replaced(actions, chosen, threads)
-        are_measured = all(_verdict(candidate, threads).in_network for candidate in chosen)
-        if are_measured or not (tune and tuner.wanted()):
-            return cascaded
         networks = Network(actions, outputs), Network(cascaded, outputs)
         with measuring():
             _measure_within(networks, inputs, chosen, threads)
+    else:
+        found = [c for c in found if _verdict(c, threads).in_network or not tune]
+    return _replaced(actions, _best(len(actions), found, threads), threads)
+
+
+def _measure_alone(found: Sequence[Candidate], threads: int) -> None:
+    """Measures candidates, in order, as long as there is time for it."""
+    end = perf_counter() + _SECONDS
+    for candidate in found:
+        if perf_counter() > end:
+            return
+        choose.verdict_on(candidate.members, threads)
 
 
 def _verdict(candidate: Candidate, threads: int) -> choose.Verdict:
@@ -89,7 +107,7 @@ def _verdict(candidate: Candidate, threads: int) -> choose.Verdict:
     return choose.verdict_on(candidate.members, threads, tune=False)
 
 
-def _best(count: int, found: Sequence[Candidate], threads: int, tune: bool) -> list[Candidate]:
+def _best(count: int, found: Sequence[Candidate], threads: int) -> list[Candidate]:
     """Returns the cascades of a network of so many actions that save the most time together."""
     saved = [0.0] * (count + 1)  # at most, by so many actions from the first on
     last: dict[int, Candidate] = {}  # by how many actions there are up to the end
@@ -99,7 +117,7 @@ def _best(count: int, found: Sequence[Candidate], threads: int, tune: bool) -> l
     for end in range(1, count + 1):
         saved[end] = saved[end - 1]
         for candidate in by_end.get(end, ()):
-            gain = choose.verdict_on(candidate.members, threads, tune).gain
+            gain = _verdict(candidate, threads).gain
             if gain > 0 and saved[candidate.first] + gain > saved[end]:
                 saved[end] = saved[candidate.first] + gain
                 last[end] = candidate

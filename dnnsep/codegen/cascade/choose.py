@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,8 @@ from dnnsep.dtypes import TENSOR_DTYPES
 from dnnsep.host import cachefiles
 from dnnsep.host.turns import Call, affordable, measuring, short_turns
 
-# What timing the ways of a cascade may take, without compiling kernels.
-SECONDS = 0.6
+# What timing the ways of a cascade may take, without compiling kernels: more where steps take long.
+_SECONDS, _CALLS, _MOST_SECONDS = 0.3, 12, 2.0
 # A cascade must be faster than its steps one after the other by this share.
 GAIN = 0.02
 # Where a thread's share of what is between two steps is less than this share of its second cache,
@@ -44,7 +45,7 @@ _ROWS, _SHARES = (1, 2, 4, 8, 14, 28), (1 / 2, 1 / 8)
 # A band's pixels where no kernel is larger than a pixel: multiples of this.
 _PIXELS = 56
 # So many ways to cut a cascade up are timed at most.
-_MOST = 4
+_MOST = 3
 KIND = "cascades"
 # A cascade in one band, where the cut does not matter.
 _WHOLE = Cut(1, 1 << 40, 0)
@@ -225,12 +226,15 @@ def _measure(members: Sequence[Member], threads: int, key: str) -> Verdict:
     buffers = _Buffers(CascadeStep(members, _WHOLE))
     calls = [buffers.call(buffers.one_by_one)]
     calls[0]()  # the memory is new
-    count = min(affordable(calls[0], SECONDS), _MOST + 1)
+    start = perf_counter()
+    calls[0]()
+    seconds = min(max(_SECONDS, _CALLS * (perf_counter() - start)), _MOST_SECONDS)
+    count = min(affordable(calls[0], seconds), _MOST + 1)
     if count < 2:
         return Verdict()
     ways = [cut for cut, _ in zip(cuts(members, threads), range(count - 1), strict=False)]
     calls += [buffers.call(buffers.alone(cascade(members, cut))) for cut in ways]
-    turns = short_turns(calls, SECONDS) if ways else None
+    turns = short_turns(calls, seconds) if ways else None
     if turns is None:
         return Verdict()
     best = turns.best(GAIN)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -64,6 +64,7 @@ class LayerLink:
         extras, problem = step.extras, step.problem
         if problem.kind == "mean":
             raise ValueError("a mean is no part of a cascade")
+        self.starts = _starts(problem, self.step.plan)
         precision = problem.precision
         self.out = Dense(problem.out_pixels, problem.out_channels, precision.destination.name)
         self.is_dense = not extras.y_pitch
@@ -78,10 +79,6 @@ class LayerLink:
     @property
     def kernel(self) -> Function:
         return self.step.kernel
-
-    @property
-    def starts(self) -> Sequence[int]:
-        return _starts(self.step.problem, self.step.plan)
 
     @property
     def out_bytes(self) -> int:
@@ -122,6 +119,7 @@ class RowwiseLink:
         if any(operand.kind not in ("pixels", "channels") for operand in special.inputs):
             raise ValueError("a cascade has no operand of a number for each pixel or image")
         self._pixels = step.images * step.pixels
+        self.starts = (*range(0, self._pixels, special.together), self._pixels)
         self.out = Dense(self._pixels, special.channels, special.dtype)
         self.is_dense = step.y_pitch == special.channels
         self.operands, self.gaps = {}, {}
@@ -133,10 +131,6 @@ class RowwiseLink:
     @property
     def kernel(self) -> Function:
         return self.step.kernel
-
-    @property
-    def starts(self) -> Sequence[int]:
-        return (*range(0, self._pixels, self.step.special.together), self._pixels)
 
     @property
     def out_bytes(self) -> int:
