@@ -15,16 +15,29 @@ import ctypes
 from llvmlite import ir
 
 from dnnsep.codegen.lang.emit import BYTE, I32, I64, POINTER, VOID
-from dnnsep.codegen.shared import WATCHED, Cores, Entry, Job, Queue, QueuedPart, SharedCode
+from dnnsep.codegen.shared import (
+    CPU,
+    WALL,
+    WATCHED,
+    Cores,
+    Entry,
+    Job,
+    Queue,
+    QueuedPart,
+    SharedCode,
+)
 from dnnsep.codegen.task import load_field
 
 # How long a thread looks for work before it sleeps, in cycles of the clock counter: about as long
 # as Linux takes to wake it.
 _SPIN = 100_000
 
-# A thread that did not come back for so many cycles may have been put aside by Linux for another
-# process: then it leaves the call.
+# A chain, or a call, is long if it took so many cycles. A thread whose long chain had no CPU for so
+# many nanoseconds, and for more than one part in so many of its time, shares its CPU with another
+# process, and leaves the call. Half of what Linux gives a process at a time is the least that is
+# lost to one; what Linux itself does now and then takes microseconds.
 LONG = 1_000_000
+LOST, SHARE = 1_500_000, 3
 
 
 def emit_wait(shared: SharedCode) -> ir.Function:
@@ -99,19 +112,19 @@ def emit_note(shared: SharedCode) -> ir.Function:
     return code.end()
 
 
-def emit_work(
-    shared: SharedCode, wait: ir.Function, wake: ir.Function, note: ir.Function
-) -> ir.Function:
-    """Emits ``work(job, cores, thread, aside)``: chains, as long as there are any, until the call
-    ends, or until a thread other than the caller, which is number 0, was put ``aside``."""
+def emit_work(shared: SharedCode, wait: ir.Function, wake: ir.Function) -> ir.Function:
+    """Emits ``work(job, thread, aside)``: chains, as long as there are any, until the call
+    ends, or until a thread other than the caller, which is number 0, has lost so much time to other
+    processes that it is ``aside``. Its clocks are read where the chain before was a long one."""
     advance = _emit_advance(shared, wake)
-    code = shared.begin("work", [POINTER, POINTER, I64, POINTER])
-    b, (job, cores, thread, aside) = code.builder, code.arguments
+    code = shared.begin("work", [POINTER, I64, POINTER])
+    b, (job, thread, aside) = code.builder, code.arguments
     top, each, look, claim, do, link, end, following, idle, leave = (
         code.function.append_basic_block() for _ in range(10)
     )
-    start = code.stack(8)
+    start, is_timed, wall, cpu = (code.stack(8) for _ in range(4))
     b.store(I64(0), aside)
+    b.store(I64(0), is_timed)
     turn, sleepers = (shared.place(job, Job, name) for name in ("turn", "sleepers"))
     b.branch(top)
 
@@ -150,11 +163,20 @@ def emit_work(
     )
     own = code.at(scratch, b.mul(thread, size), BYTE)
     b.store(shared.clock(), start)
+    clocks = ((wall, WALL), (cpu, CPU))
+
+    def note_clocks() -> None:
+        for place, clock in clocks:
+            b.store(shared.time(clock), place)
+
+    timed = b.icmp_signed("!=", code.load(is_timed, I64), I64(0))
+    code.when(timed, note_clocks)
+    begun = b.block
     b.branch(link)
 
     b.position_at_end(link)
     now = b.phi(POINTER)
-    now.add_incoming(queued, do)
+    now.add_incoming(queued, begun)
     entry = load_field(code, QueuedPart, now, "entry")
     function, task = (load_field(code, Entry, entry, name) for name in ("function", "task"))
     part = load_field(code, QueuedPart, now, "part", I64)
@@ -170,7 +192,16 @@ def emit_work(
     code.when(opens, lambda: b.call(advance, [job, b.add(phase, I64(1))]))
     long = b.icmp_signed(">", b.sub(shared.clock(), code.load(start, I64)), I64(LONG))
     long = b.and_(long, b.icmp_signed("!=", thread, I64(0)))
-    code.when(long, lambda: b.call(note, [cores, thread, aside]))
+
+    def judge() -> None:
+        passed, had = (b.sub(shared.time(clock), code.load(at, I64)) for at, clock in clocks)
+        lost = b.sub(passed, had)
+        much = b.icmp_signed(">", lost, I64(LOST))
+        much = b.and_(much, b.icmp_signed(">", b.mul(lost, I64(SHARE)), passed))
+        b.store(b.zext(much, I64), aside)
+
+    code.when(b.and_(long, timed), judge)
+    b.store(b.zext(long, I64), is_timed)
     b.cbranch(b.icmp_signed("!=", code.load(aside, I64), I64(0)), leave, top)
 
     b.position_at_end(following)

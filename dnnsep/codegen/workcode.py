@@ -12,23 +12,21 @@ from functools import cache
 
 from llvmlite import ir
 
-from dnnsep.codegen.claims import LONG, emit_note, emit_wait, emit_wake, emit_work
+from dnnsep.codegen.claims import LONG, LOST, SHARE, emit_note, emit_wait, emit_wake, emit_work
 from dnnsep.codegen.lang.emit import I32, I64, POINTER, VOID
 from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.shared import CPU, CPU_SET, WALL, Cores, Job, Queue, SharedCode
 from dnnsep.codegen.task import load_field
 
-# A long call whose caller had no CPU for so many nanoseconds, and for more than one part in so many
-# of its time, because it slept until another thread was there, or was put aside itself, is followed
-# by calls with fewer threads: at first for so many cycles of the clock counter, then for so many
-# times as long each time up to a limit, until calls have gone well for a while. Half of what Linux
-# gives a process at a time is the least that is lost to one. On a quiet machine something else runs
-# for a moment every second or so, which must cost no more than a moment. Chosen with that, and
-# beside one and two busy loops, on 2 cores of an AMD EPYC of family 25.
-_LOST, _SHARE = 1_500_000, 3
+# A long call whose caller had no CPU for LOST nanoseconds, and for more than one part in SHARE of
+# its time, because it slept until another thread was there, or was put aside itself, is followed by
+# calls with fewer threads: at first for so many cycles of the clock counter, then for so many times
+# as long each time up to a limit, until calls have gone well for a while. On a quiet machine
+# something else runs for a moment every second or so, which must cost no more than a moment. Chosen
+# with that, and beside one and two busy loops, on 2 cores of an AMD EPYC of family 25.
 _FIRST, _LONGER, _LONGEST, _WELL = 30_000_000, 4, 12_000_000_000, 120_000_000
 
-# A call is long if it took so many cycles: about as long as what has to be lost.
+# A call is timed after one that took so many cycles: about as long as what has to be lost.
 _LONG_CALL = 4_000_000
 
 
@@ -63,7 +61,7 @@ def _compiled() -> bytes:
     module.triple = ""
     code = SharedCode(module)
     wait, wake, note = emit_wait(code), emit_wake(code), emit_note(code)
-    work = emit_work(code, wait, wake, note)
+    work = emit_work(code, wait, wake)
     _emit_run(code, work, _emit_together(code, work, wait, wake, note, _emit_leave(code)))
     return machine_code(module)
 
@@ -115,7 +113,7 @@ def _emit_run(shared: SharedCode, work: ir.Function, together: ir.Function) -> N
         with yes:
             with_others()
         with no:
-            b.call(work, [job, cores, I64(0), code.stack(8)])
+            b.call(work, [job, I64(0), code.stack(8)])
     shared.add(callers, I64(-1))
     code.end()
 
@@ -139,8 +137,8 @@ def _judge(shared: SharedCode, cores: ir.Value, region: ir.Value, took: ir.Value
         shared.place(cores, Cores, name) for name in ("fewer", "time", "until", "well")
     )
     lost = b.sub(wall, cpu)
-    much = b.icmp_signed(">", lost, I64(_LOST))
-    much = b.and_(much, b.icmp_signed(">", b.mul(lost, I64(_SHARE)), wall))
+    much = b.icmp_signed(">", lost, I64(LOST))
+    much = b.and_(much, b.icmp_signed(">", b.mul(lost, I64(SHARE)), wall))
 
     def go_with_fewer() -> None:
         last = shared.load(time)
@@ -206,7 +204,7 @@ def _emit_together(
     aside = code.stack(8)
 
     def as_caller() -> None:
-        b.call(work, [job, cores, thread, aside])
+        b.call(work, [job, thread, aside])
         others = b.trunc(b.sub(count, I64(1)), I32)
         top, again, end = (code.function.append_basic_block() for _ in range(3))
         b.branch(top)
@@ -224,7 +222,7 @@ def _emit_together(
         caller_cpu = load_field(code, _Region, region, "caller_cpu", I64)
         together = b.icmp_signed("==", shared.cpu_number(), caller_cpu)
         code.when(together, lambda: b.call(leave, [caller_cpu]))
-        b.call(work, [job, cores, thread, aside])
+        b.call(work, [job, thread, aside])
         took = b.sub(shared.clock(), load_field(code, _Region, region, "start", I64))
         long = b.icmp_signed(">", took, I64(LONG))
         code.when(long, lambda: b.call(note, [cores, thread, aside]))

@@ -15,9 +15,12 @@ from random import Random
 
 import pytest
 import torch
+from llvmlite import ir
 
+from dnnsep.codegen.lang.emit import I64, Code
+from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.shared import Entry
-from dnnsep.codegen.task import KERNEL
+from dnnsep.codegen.task import KERNEL, KERNEL_TYPES
 from dnnsep.codegen.team import Work, cores
 from dnnsep.host.quota import quota
 
@@ -135,6 +138,60 @@ def test_a_thread_that_is_put_aside_holds_up_only_what_it_has_claimed() -> None:
         done = noted.run()
     assert done[-1][1] == held[0]
     assert sum(thread == caller for *_, thread, _ in done) == 7
+
+
+_MOMENTS = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+while True:
+    time.sleep(0.001)
+    end = time.perf_counter() + 2e-5
+    while time.perf_counter() < end:
+        pass
+"""
+
+
+def test_a_thread_that_loses_its_cpu_for_moments_stays() -> None:
+    """As every thread does now and then in a long call: without it the others would do all the
+    rest."""
+    cpus = sorted(os.sched_getaffinity(0))[:_THREADS]
+    if len(cpus) < _THREADS:
+        return
+    spin = _spinning(8_000_000)  # cycles: some milliseconds
+    entry = Entry(spin.address, 0)
+    work = Work([[[(ctypes.addressof(entry), part)] for part in range(_THREADS)]] * 30, _THREADS)
+    others = [subprocess.Popen([sys.executable, "-c", _MOMENTS, str(cpu)]) for cpu in cpus]
+    try:
+        time.sleep(0.3)  # until they run
+        assert max(_cpus_used(work.run) for _ in range(10)) > 1.6
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def _spinning(cycles: int) -> Function:
+    """Returns a kernel whose every part takes so many cycles of the clock counter."""
+    module = ir.Module()
+    module.triple = ""
+    code = Code(module, "spin", KERNEL_TYPES)
+    b = code.builder
+    start = code.call("llvm.readcyclecounter", I64)
+    again, end = (code.function.append_basic_block() for _ in range(2))
+    b.branch(again)
+    b.position_at_end(again)
+    spent = b.sub(code.call("llvm.readcyclecounter", I64), start)
+    b.cbranch(b.icmp_signed("<", spent, I64(cycles)), again, end)
+    b.position_at_end(end)
+    code.end()
+    return Function(machine_code(module), "spin", KERNEL)
+
+
+def _cpus_used(call: Callable[[], None]) -> float:
+    """Returns how many CPUs the process used during a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return (time.process_time() - cpu) / (time.perf_counter() - wall)
 
 
 def test_calls_that_were_held_up_are_followed_by_some_with_fewer_threads() -> None:
