@@ -62,8 +62,13 @@ def verdict(engine: str, dtype: str = "f32") -> Verdict:
     return backend.supports(Problem.parse(_BF16_LAYER)) if found and dtype == "bf16" else found
 
 
-def bind(engine: str, model: nn.Module, x: Tensor, dtype: str) -> tuple[Bound, Any]:
+def bind(
+    engine: str, model: nn.Module, x: Tensor, dtype: str, inner: bool = False
+) -> tuple[Bound, Any]:
     """Returns a model bound to its input on an engine of ENGINES, and its result there.
+
+    An ``inner`` model is a part of a network: what it gets and gives is as between layers, images
+    channels-last, in bf16 where it runs in that, if the engine can. Else it is as users have it.
 
     ``model`` and ``x`` are f32; the model may be changed. In int8 each engine gets the model from a
     quantiser that its users take (``models/quantized.py``). The result is a tree of tensors, which
@@ -73,7 +78,7 @@ def bind(engine: str, model: nn.Module, x: Tensor, dtype: str) -> tuple[Bound, A
     WrongResultError where it finds itself that its result is wrong.
     """
     try:
-        bound = ENGINES[engine](model, x, dtype)
+        bound = ENGINES[engine](model, x, dtype, inner)
         return bound, bound[0]()
     except (CannotRunError, WrongResultError):
         raise
@@ -89,14 +94,19 @@ def _refusal(engine: str, error: Exception) -> str:
     return f"{engine} does not run it: {type(error).__name__}: {text}"
 
 
-def _dnnsep(model: nn.Module, x: Tensor, dtype: str, cascades: bool = True) -> Bound:
+def _dnnsep(
+    model: nn.Module, x: Tensor, dtype: str, inner: bool = False, cascades: bool = True
+) -> Bound:
     from collections import Counter
 
     from dnnsep.backends.executor import TORCH_DTYPES
     from dnnsep.graph.optimize import optimize, report_of, what_ran
 
     model = by_pt2e(model, x) if dtype == "int8" else model
-    whole = TORCH_DTYPES[dtype] if dtype == "bf16" else None
+    whole, given = TORCH_DTYPES[dtype] if dtype == "bf16" else None, "f32"
+    if inner:
+        model, x = _converted(model, x, dtype)
+        whole, given = None, dtype
     optimized = optimize(model, x, dtype=whole, cascades=cascades)
     if any(note.startswith("left as it is") for note in report_of(optimized).notes):
         raise WrongResultError(", ".join(report_of(optimized).notes))
@@ -107,10 +117,10 @@ def _dnnsep(model: nn.Module, x: Tensor, dtype: str, cascades: bool = True) -> B
         f"layers:{kernels}" if count == 1 else f"layers:{count} x {kernels}"
         for kernels, count in counts.items()
     ]
-    return partial(optimized, images), layers + _input_text(dtype, "f32")
+    return partial(optimized, images), layers + _input_text(dtype, given)
 
 
-def _eager(model: nn.Module, x: Tensor, dtype: str) -> Bound:
+def _eager(model: nn.Module, x: Tensor, dtype: str, inner: bool = False) -> Bound:
     import torch
 
     model, images = _converted(model, x, dtype)
@@ -119,7 +129,7 @@ def _eager(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     return call, [_version("torch"), *_input_text(dtype, dtype)]
 
 
-def _inductor(model: nn.Module, x: Tensor, dtype: str) -> Bound:
+def _inductor(model: nn.Module, x: Tensor, dtype: str, inner: bool = False) -> Bound:
     import torch
 
     from dnnsep.backends.peers.inductor import CONFIG
@@ -135,7 +145,7 @@ def _inductor(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     return partial(compiled, images), [_version("torch"), *_input_text(dtype, dtype)]
 
 
-def _ipex_trace(model: nn.Module, x: Tensor, dtype: str) -> Bound:
+def _ipex_trace(model: nn.Module, x: Tensor, dtype: str, inner: bool = False) -> Bound:
     """In bf16 as IPEX's guide does it: traced on an f32 input under autocast, which puts the
     conversions into the trace.
 
@@ -163,16 +173,16 @@ def _ipex_trace(model: nn.Module, x: Tensor, dtype: str) -> Bound:
             found(images)
         return found
 
-    given, copied = images.clone(), []
+    before, copied = images.clone(), []
     ran = traced(_flat(ready))
-    if not torch.equal(images, given):
-        images, copied = given, ["input:a copy of the input, since traced IPEX writes into it"]
+    if not torch.equal(images, before):
+        images, copied = before, ["input:a copy of the input, since traced IPEX writes into it"]
         ran = traced(_flat(ready, copies=True))
     texts = [_version("intel-extension-for-pytorch"), *_input_text(dtype, "f32"), *copied]
     return partial(ran, images), texts
 
 
-def _openvino(model: nn.Module, x: Tensor, dtype: str) -> Bound:
+def _openvino(model: nn.Module, x: Tensor, dtype: str, inner: bool = False) -> Bound:
     import openvino
     import torch
 
@@ -183,6 +193,8 @@ def _openvino(model: nn.Module, x: Tensor, dtype: str) -> Bound:
         converted = openvino.Core().read_model(made)
     else:
         converted = openvino.convert_model(_flat(model), example_input=x, input=[tuple(x.shape)])
+    if inner and dtype != "int8":
+        return _openvino_between_layers(converted, x, dtype)
     compiled = openvino.Core().compile_model(converted, "CPU", settings(dtype))
     request = compiled.create_infer_request()
     request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
@@ -195,7 +207,37 @@ def _openvino(model: nn.Module, x: Tensor, dtype: str) -> Bound:
     return call, [_version("openvino"), *_input_text(dtype, "f32")]
 
 
-def _onnxruntime(model: nn.Module, x: Tensor, dtype: str) -> Bound:
+def _openvino_between_layers(converted: Any, x: Tensor, dtype: str) -> Bound:
+    """Returns a model of one output, both images, on what is between layers: images in the model's
+    dtype, channels-last."""
+    import openvino
+    import torch
+
+    from dnnsep.backends.executor import TORCH_DTYPES
+    from dnnsep.backends.peers.openvino import settings, shared
+
+    prepared = openvino.preprocess.PrePostProcessor(converted)
+    for end in (prepared.input(), prepared.output()):
+        end.tensor().set_element_type(getattr(openvino.Type, dtype))
+        end.tensor().set_layout(openvino.Layout("NHWC"))
+        end.model().set_layout(openvino.Layout("NCHW"))
+    compiled = openvino.Core().compile_model(prepared.build(), "CPU", settings(dtype))
+    rows = x.permute(0, 2, 3, 1).to(TORCH_DTYPES[dtype]).contiguous()
+    y = torch.empty(list(compiled.output(0).shape), dtype=TORCH_DTYPES[dtype])
+    request = compiled.create_infer_request()
+    request.set_input_tensor(shared(rows))
+    request.set_output_tensor(shared(y))
+    infer, images = partial(request.infer, share_outputs=True), y.permute(0, 3, 1, 2)
+
+    # OpenVINO's tensors do not keep the memory alive that they share.
+    def call(_kept: Tensor = rows) -> list[Tensor]:
+        infer()
+        return [images]
+
+    return call, [_version("openvino"), *_input_text(dtype, dtype)]
+
+
+def _onnxruntime(model: nn.Module, x: Tensor, dtype: str, inner: bool = False) -> Bound:
     import torch
 
     from dnnsep.backends.peers.onnxruntime import session_of
@@ -273,9 +315,9 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-# Each takes a model and its input, both in f32, and the dtype to run in. It returns a Bound: a call
-# without arguments, and texts.
-ENGINES: dict[str, Callable[[Any, Any, str], Any]] = {
+# Each takes a model and its input, both in f32, the dtype to run in, and whether the model is a
+# part of a network. It returns a Bound: a call without arguments, and texts.
+ENGINES: dict[str, Callable[..., Any]] = {
     "dnnsep": _dnnsep,
     "dnnsep:cascades=no": partial(_dnnsep, cascades=False),
     "eager": _eager,

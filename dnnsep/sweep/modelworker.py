@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dnnsep.block import is_block
 from dnnsep.host.affinity import keep_on, pin_workers
 from dnnsep.measure.cachestate import Evictor
 from dnnsep.models.engines import CannotRunError, WrongResultError, bind, verdict
@@ -34,8 +35,9 @@ class ModelWorker(Timer):
         """Prepare a model for a thread on each CPU and compare it with plain torch in f32.
 
         Outputs may differ by as much as ``optimize`` allows in the model's dtype, in int8 by
-        INT8_BOUND. The answer has ``refused`` with the reason where the engine does not compute in
-        it here, or does not convert or run the model.
+        INT8_BOUND. A block gets what layers get within a network. The answer has ``refused`` with
+        the reason where the engine does not compute in it here, or does not convert or run the
+        model.
         """
         import torch
 
@@ -51,7 +53,7 @@ class ModelWorker(Timer):
         model, x = load(name, shape)
         expected = model(x)
         try:
-            (call, impls), actual = bind(self._engine, model, x, dtype)
+            (call, impls), actual = bind(self._engine, model, x, dtype, is_block(name))
         except CannotRunError as reason:
             return {"refused": str(reason)}
         except WrongResultError as reason:

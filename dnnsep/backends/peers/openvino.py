@@ -66,8 +66,8 @@ class OpenVinoBackend:
         def bind(x: Tensor) -> Callable[[], Tensor]:
             rows = torch.empty((batch, height, width, channels), dtype=OUTPUT_DTYPES[problem.dtype])
             request = compiled.create_infer_request()
-            request.set_input_tensor(_shared(x.permute(0, 2, 3, 1)))
-            request.set_output_tensor(_shared(rows))
+            request.set_input_tensor(shared(x.permute(0, 2, 3, 1)))
+            request.set_output_tensor(shared(rows))
             # By default infer() answers with a copy of the output.
             infer = partial(request.infer, share_outputs=True)
             y = rows.permute(0, 3, 1, 2)
@@ -185,7 +185,7 @@ def _convolution(operation: Operation, x: Any, dtype: Any) -> Any:
     )
 
 
-def _shared(rows: Tensor) -> Any:
+def shared(rows: Tensor) -> Any:
     """OpenVINO's tensor of the same memory; rows is contiguous, f32 or bf16."""
     import openvino
     import torch
