@@ -86,8 +86,10 @@ def _emit_advance(shared: SharedCode, wake: ir.Function) -> ir.Function:
             row = code.at(limits, b.mul(phase, queues), I64)
 
             def one(queue: ir.Value) -> None:
+                # Once the first queue is open others may end the phase and open the next one before
+                # this thread comes to the second queue, whose limit must not go back then.
                 limit = code.load(code.at(row, queue, I64), I64)
-                shared.store(limit, shared.place(shared.queue(job, queue), Queue, "limit"))
+                shared.raise_to(limit, shared.place(shared.queue(job, queue), Queue, "limit"))
 
             code.for_each(I64(0), queues, one)
     shared.add(turn, I32(1))

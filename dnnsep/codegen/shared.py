@@ -137,6 +137,10 @@ class SharedCode:
         """Adds to what is at a place; returns what was there."""
         return self.b.atomic_rmw("add", place, value, "seq_cst")
 
+    def raise_to(self, value: ir.Value, place: ir.Value) -> None:
+        """Replaces what is at a place by a value if that is larger."""
+        self.b.atomic_rmw("max", place, value, "seq_cst")
+
     def exchanged(self, place: ir.Value, old: ir.Value, new: ir.Value) -> ir.Value:
         """Replaces what is at a place if it is ``old``; returns whether it was."""
         both = self.b.cmpxchg(place, old, new, "seq_cst", "seq_cst")
