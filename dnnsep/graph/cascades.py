@@ -208,6 +208,8 @@ def _members(actions: Sequence[Native], uses: Counter[Buffer]) -> tuple[list[Mem
             written[y.buffer] = number
         if any(layout.offset_of(value.like) for value in (y, *(action.operands[o] for o in reads))):
             why_not = "what is between them is a slice"
+    if inside[actions[-1].operands["y"].buffer] > 1:
+        why_not = "the last one writes into what they read"
     if any(inside[buffer] != uses[buffer] for buffer in written):
         why_not = "something else reads what is between them"
     return found, why_not

@@ -94,11 +94,13 @@ def _is_taken(members: list[Member], threads: int) -> bool:
 
 def agreed(verdicts: Sequence[Verdict]) -> tuple[Verdict, int]:
     """Returns what most verdicts say, and how many of them: whether there is a cascade, and of
-    those that say so the cut that most of them have. Times are medians of those that agree."""
+    those that say so the cut that most of them have. Times are medians of those that agree; such a
+    verdict needs no confirmation within the network."""
     with_cascade = [verdict for verdict in verdicts if verdict.cut is not None]
     without = [verdict for verdict in verdicts if verdict.cut is None]
     most = with_cascade if len(with_cascade) > len(without) else without
     ((cut, _),) = Counter(verdict.cut for verdict in most).most_common(1)
     alike = [verdict for verdict in most if verdict.cut == cut]
     seconds = median(verdict.seconds for verdict in alike)
-    return Verdict(cut, median(verdict.ratio for verdict in alike), seconds), len(most)
+    ratio = median(verdict.ratio for verdict in alike)
+    return Verdict(cut, ratio, seconds, in_network=True), len(most)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,14 +17,12 @@ from random import Random
 
 import pytest
 import torch
-from llvmlite import ir
 
-from dnnsep.codegen.lang.emit import I64, Code
-from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.shared import Entry
-from dnnsep.codegen.task import KERNEL, KERNEL_TYPES
+from dnnsep.codegen.task import KERNEL
 from dnnsep.codegen.team import Work, cores
 from dnnsep.host.quota import quota
+from tests.codegen.spinning import spinning
 
 _THREADS = 2
 
@@ -157,7 +157,7 @@ def test_a_thread_that_loses_its_cpu_for_moments_stays() -> None:
     cpus = sorted(os.sched_getaffinity(0))[:_THREADS]
     if len(cpus) < _THREADS:
         return
-    spin = _spinning(8_000_000)  # cycles: some milliseconds
+    spin = spinning(8_000_000)  # cycles: some milliseconds
     entry = Entry(spin.address, 0)
     work = Work([[[(ctypes.addressof(entry), part)] for part in range(_THREADS)]] * 30, _THREADS)
     others = [subprocess.Popen([sys.executable, "-c", _MOMENTS, str(cpu)]) for cpu in cpus]
@@ -170,28 +170,24 @@ def test_a_thread_that_loses_its_cpu_for_moments_stays() -> None:
             other.wait()
 
 
-def _spinning(cycles: int) -> Function:
-    """Returns a kernel whose every part takes so many cycles of the clock counter."""
-    module = ir.Module()
-    module.triple = ""
-    code = Code(module, "spin", KERNEL_TYPES)
-    b = code.builder
-    start = code.call("llvm.readcyclecounter", I64)
-    again, end = (code.function.append_basic_block() for _ in range(2))
-    b.branch(again)
-    b.position_at_end(again)
-    spent = b.sub(code.call("llvm.readcyclecounter", I64), start)
-    b.cbranch(b.icmp_signed("<", spent, I64(cycles)), again, end)
-    b.position_at_end(end)
-    code.end()
-    return Function(machine_code(module), "spin", KERNEL)
-
-
 def _cpus_used(call: Callable[[], None]) -> float:
     """Returns how many CPUs the process used during a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     call()
     return (time.process_time() - cpu) / (time.perf_counter() - wall)
+
+
+def test_no_call_hangs_where_threads_are_stopped_at_any_place() -> None:
+    """One that was opening a phase once took back what the next one had opened meanwhile."""
+    command = [sys.executable, "-m", "tests.codegen.stopped", "20000"]
+    # In a group of its own, with the processes that it starts: a call that hangs ends by no signal
+    # that Python handles.
+    run = subprocess.Popen(command, start_new_session=True)
+    try:
+        assert run.wait(timeout=120) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
 
 
 def test_calls_that_were_held_up_are_followed_by_some_with_fewer_threads() -> None:
