@@ -32,7 +32,7 @@ class Report:
 
     ``kernels`` counts the generated kernels beside those layers, by what they do, and ``calls`` the
     calls of torch's operators, by name; ``shares`` are the shares of the time, 0 to 1, that these
-    took in one call on the example. ``cascades`` are layers that run band by band, so that what is
+    took in one call on the example. ``cascades`` are steps that run band by band, so that what is
     between them stays in the caches, with how many times as fast as one after the other that was
     measured to be. ``pieces`` is into how many runs of kernels the calls of torch
     cut the model. ``error`` is the largest difference of an output from the original model's on the
@@ -93,7 +93,7 @@ class Report:
         if self.cascades:
             times = self.cascades.values()
             lines.append(
-                f"cascades: {len(times)}, whose layers take turns band by band, "
+                f"cascades: {len(times)}, whose steps take turns band by band, "
                 f"{min(times):.2f} to {max(times):.2f} times as fast as one after the other"
             )
         if self.calls:

@@ -104,7 +104,7 @@ def test_an_image_is_whole_before_it_is_scaled() -> None:
     assert "all pixels" not in choose.why_not_measured(members, 2)
     assert "all pixels" in choose.why_not_measured(members, 8)
     made = choose.cascade(members, Cut(2, 28, 0))
-    assert made.layered
+    assert made.by_image
     assert made.images == 4
     one, other = ([r for r in part if isinstance(r, Run)] for part in made.schedule.parts)
     assert len(one) == len(other)

@@ -93,7 +93,7 @@ def why_not_measured(members: Sequence[Member], threads: int) -> str:
         assert made.schedule
     except ValueError as reason:
         return str(reason)
-    if made.layered and made.images < threads:
+    if made.by_image and made.images < threads:
         return "all threads need all pixels of an image"
     if not is_worth_a_look(members, threads):
         return "what is between them stays in the second cache"

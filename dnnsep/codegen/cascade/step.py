@@ -56,7 +56,7 @@ class CascadeStep:
                 _check(self.links[source], link, operand)
 
     @property
-    def layered(self) -> bool:
+    def by_image(self) -> bool:
         """Whether all pixels of an image go into each pixel of the last member's output."""
         return any(isinstance(link, ReductionLink) for link in self.links)
 
@@ -74,7 +74,7 @@ class CascadeStep:
         bands = []
         for number, link in enumerate(self.links):
             pieces = band = len(link.starts) - 1
-            if number in reduced or (number == last and not self.layered):
+            if number in reduced or (number == last and not self.by_image):
                 band = max(1, pieces * self.cut.band // link.out.pixels)
             elif number == last:
                 band = max(1, pieces // self.images)
