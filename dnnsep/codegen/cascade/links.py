@@ -2,8 +2,9 @@
 
 Each kind of step has a link. Beside what a schedule has to know (``schedule.Link``) it has the
 ``step`` and its ``kernel``; ``out``, the tensor that it writes, and ``operands``, those that it
-reads, by the names of the task's fields; ``is_dense`` and ``gaps``, whether pixels of the one and of
-the others follow each other directly; and ``calls(first, end)``, the calls that make these pieces.
+reads, by the names of the task's fields; ``is_dense`` and ``gaps``, whether pixels of the one and
+of the others follow each other directly; and ``calls(first, end)``, the calls that make these
+pieces.
 """
 
 from __future__ import annotations
