@@ -9,8 +9,9 @@ from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.task import KERNEL, KERNEL_TYPES
 
 
-def spinning(cycles: int) -> Function:
-    """Returns a kernel whose every part takes so many cycles of the clock counter."""
+def spinning(cycles: int, counts: bool = False) -> Function:
+    """Returns a kernel whose every part takes so many cycles of the clock counter; with ``counts``
+    it adds 1 to the number of 64 bits that its thread's scratch memory begins with."""
     module = ir.Module()
     module.triple = ""
     code = Code(module, "spin", KERNEL_TYPES)
@@ -22,5 +23,8 @@ def spinning(cycles: int) -> Function:
     spent = b.sub(code.call("llvm.readcyclecounter", I64), start)
     b.cbranch(b.icmp_signed("<", spent, I64(cycles)), again, end)
     b.position_at_end(end)
+    if counts:
+        *_, scratch = code.arguments
+        code.store(b.add(code.load(scratch, I64), I64(1)), scratch)
     code.end()
     return Function(machine_code(module), "spin", KERNEL)
