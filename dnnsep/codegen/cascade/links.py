@@ -62,8 +62,25 @@ class KernelCall:
     offsets: Mapping[str, int] = field(default_factory=dict)
 
 
-class LayerLink:
+class _StepLink:
+    """What all links have in common."""
+
+    step: LayerStep | RowwiseStep | PixelReductionStep
+    out: Dense
+
+    @property
+    def kernel(self) -> Function:
+        return self.step.kernel
+
+    @property
+    def out_bytes(self) -> int:
+        return self.out.pixel_bytes
+
+
+class LayerLink(_StepLink):
     """A layer: any range of its pieces is a call."""
+
+    step: LayerStep
 
     def __init__(self, step: LayerStep, reads: Mapping[str, int]) -> None:
         self.step = replace(step, plan=step.plan.by_ranges)
@@ -82,14 +99,6 @@ class LayerLink:
         if extras.scale:
             self.operands["scale"] = Dense(problem.batch, channels, precision.source.name)
         self.gaps = {"x": bool(extras.x_pitch), "residual": bool(extras.residual_pitch)}
-
-    @property
-    def kernel(self) -> Function:
-        return self.step.kernel
-
-    @property
-    def out_bytes(self) -> int:
-        return self.out.pixel_bytes
 
     @property
     def width(self) -> int:
@@ -115,9 +124,10 @@ class LayerLink:
         yield KernelCall(self.step.task(), range_part(first, end))
 
 
-class RowwiseLink:
+class RowwiseLink(_StepLink):
     """An expression of each pixel: a piece is a pixel, or as many as are computed as one."""
 
+    step: RowwiseStep
     width = 0
 
     def __init__(self, step: RowwiseStep, reads: Mapping[str, int]) -> None:
@@ -135,14 +145,6 @@ class RowwiseLink:
             self.operands[f"x{number}"] = Dense(pixels, special.channels, special.dtype_of(operand))
             self.gaps[f"x{number}"] = step.pitches[number] != special.channels
 
-    @property
-    def kernel(self) -> Function:
-        return self.step.kernel
-
-    @property
-    def out_bytes(self) -> int:
-        return self.out.pixel_bytes
-
     def read(self, operand: str, first: int, end: int) -> range:
         together = self.step.special.together
         return range(first * together, min(end * together, self._pixels))
@@ -158,9 +160,10 @@ class RowwiseLink:
         yield KernelCall(step.task(), 0, offsets)
 
 
-class ReductionLink:
+class ReductionLink(_StepLink):
     """A reduction of each image's pixels: a piece is an image, its one output pixel."""
 
+    step: PixelReductionStep
     width = 0
 
     def __init__(self, step: PixelReductionStep, reads: Mapping[str, int]) -> None:
@@ -171,14 +174,6 @@ class ReductionLink:
         self.is_dense = step.y_pitch == special.channels
         self.operands = {"x0": Dense(step.images * step.pixels, special.channels, special.dtype)}
         self.gaps = {"x0": step.pitch != special.channels}
-
-    @property
-    def kernel(self) -> Function:
-        return self.step.kernel
-
-    @property
-    def out_bytes(self) -> int:
-        return self.out.pixel_bytes
 
     def read(self, operand: str, first: int, end: int) -> range:
         return range(first * self.step.pixels, end * self.step.pixels)
