@@ -88,8 +88,7 @@ def with_cascades(
         networks = Network(actions, outputs), Network(cascaded, outputs)
         with measuring():
             _measure_within(networks, inputs, chosen, threads)
-    else:
-        found = [c for c in found if _verdict(c, threads).in_network or not tune]
+    found = [candidate for candidate in found if _verdict(candidate, threads).in_network]
     return _replaced(actions, _best(len(actions), found, threads), threads)
 
 

@@ -49,7 +49,7 @@ def test_the_same_to_the_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     model, x = _model(dtype)
     plain = dnnsep.optimize(model, x, tune=False)
     monkeypatch.setattr(choose, "is_worth_a_look", lambda *_: True)
-    always = choose.Verdict(Cut(torch.get_num_threads(), 2, 4096), 1.5, 1.0)
+    always = choose.Verdict(Cut(torch.get_num_threads(), 2, 4096), 1.5, 1.0, in_network=True)
     monkeypatch.setattr(choose, "_known", lambda _: always)
     cascaded = dnnsep.optimize(model, x, tune=False)
     report = _report(cascaded)
@@ -67,7 +67,7 @@ def test_layer_by_layer_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))  # where a user's key is
     model, x = _model(torch.float32)
     monkeypatch.setattr(choose, "is_worth_a_look", lambda *_: True)
-    always = choose.Verdict(Cut(torch.get_num_threads(), 2, 4096), 1.5, 1.0)
+    always = choose.Verdict(Cut(torch.get_num_threads(), 2, 4096), 1.5, 1.0, in_network=True)
     monkeypatch.setattr(choose, "_known", lambda _: always)
     assert _report(dnnsep.optimize(model, x, tune=False)).cascades
     plain = dnnsep.optimize(model, x, tune=False, cascades=False)

@@ -44,7 +44,7 @@ def test_small_layers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("verdict", "why_not"),
     [
-        (choose.Verdict(Cut(1, 2, 4096), 1.5, 1.0), ""),
+        (choose.Verdict(Cut(1, 2, 4096), 1.5, 1.0, in_network=True), ""),
         (choose.Verdict(None, 0.8, 1.0), "not faster by 2% in most rounds"),
         (choose.Verdict(), "not measured: DNNSEP_TUNE=0, too slow, or the machine was not quiet"),
     ],

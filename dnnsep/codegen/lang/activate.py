@@ -198,8 +198,8 @@ def _erf_of_root_half(code: Code, x: ir.Value) -> ir.Value:
 def _inverse(code: Code, x: ir.Value) -> ir.Value:
     """Returns 1 / x of an x from 1 to 2 to the power 126, within a unit in the last place.
 
-    AVX-512 divides in 16 cycles, in which it could do twice as many multiply-adds: so it takes a
-    reciprocal of 14 bits and one step of Newton's method.
+    AVX-512 has a reciprocal of 14 bits, which one step of Newton's method makes one of f32: faster
+    than a division, which takes as long as many multiply-adds.
     """
     one = code.splat(1.0, x.type)
     if x.type.count != _WIDE:
