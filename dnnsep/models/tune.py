@@ -18,7 +18,6 @@ from dnnsep.codegen.cascade import choose
 from dnnsep.codegen.cascade.choose import Verdict
 from dnnsep.codegen.cascade.links import Member
 from dnnsep.graph.considered import texts_of, worth_a_look
-from dnnsep.host import cachefiles
 from dnnsep.host.affinity import keep_on
 from dnnsep.host.turns import measuring
 from dnnsep.models.explain import optimized
@@ -65,16 +64,13 @@ def tune(block: Block, cpus: Sequence[int], step: Callable[[str], None]) -> list
 
 
 def _tuned(members: list[Member], threads: int) -> TunedCascade:
-    key = choose.verdict_key(members, threads)
-    before, known = _is_taken(members, threads), choose.kept_entry(members, threads)
+    before = _is_taken(members, threads)
     with measuring():
-        verdicts = [choose._measure(members, threads, key) for _ in range(_MEASUREMENTS)]
+        verdicts = [choose.measure(members, threads)[0] for _ in range(_MEASUREMENTS)]
     verdict, agreeing = agreed(verdicts)
     kept = agreeing >= _AGREEING
     if kept:
-        cachefiles.save(choose.KIND, key, verdict.as_json())
-    elif known is not None:  # each of the measurements may have kept its own
-        cachefiles.save(choose.KIND, *known)
+        choose.note(members, threads, verdict, keep=True)
     us = 1e6 * verdict.seconds
     return TunedCascade(
         texts_of(members),

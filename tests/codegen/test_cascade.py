@@ -150,7 +150,7 @@ def test_a_verdict_is_kept_as_it_is() -> None:
 
 def test_nothing_is_measured_where_that_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     members = _chain(_step(_EXPAND), _step(_REST))
-    monkeypatch.setattr(choose, "_measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(choose, "measure", lambda *_: pytest.fail("measured"))
     assert choose.verdict_on(members, 2, tune=False).cut is None
 
 

@@ -123,7 +123,8 @@ def verdict_on(members: Sequence[Member], threads: int, tune: bool = True) -> Ve
     with measuring():
         known = _known(key)  # another thread may have measured it meanwhile
         if known is None:
-            known = _verdicts[key] = _measure(members, threads, key)
+            known, is_quiet = measure(members, threads)
+            note(members, threads, known, keep=is_quiet)
         return known
 
 
@@ -222,7 +223,9 @@ def cuts(members: Sequence[Member], threads: int) -> Iterator[Cut]:
                 yield cut
 
 
-def _measure(members: Sequence[Member], threads: int, key: str) -> Verdict:
+def measure(members: Sequence[Member], threads: int) -> tuple[Verdict, bool]:
+    """Measures steps alone as a cascade, cut up in some ways, and one after the other; returns the
+    verdict, and whether the machine was quiet enough to keep it. Call it within ``measuring``."""
     buffers = _Buffers(CascadeStep(members, _WHOLE))
     calls = [buffers.call(buffers.one_by_one)]
     calls[0]()  # the memory is new
@@ -231,19 +234,16 @@ def _measure(members: Sequence[Member], threads: int, key: str) -> Verdict:
     seconds = min(max(_SECONDS, _CALLS * (perf_counter() - start)), _MOST_SECONDS)
     count = min(affordable(calls[0], seconds), _MOST + 1)
     if count < 2:
-        return Verdict()
+        return Verdict(), False
     ways = [cut for cut, _ in zip(cuts(members, threads), range(count - 1), strict=False)]
     calls += [buffers.call(buffers.alone(cascade(members, cut))) for cut in ways]
     turns = short_turns(calls, seconds) if ways else None
     if turns is None:
-        return Verdict()
+        return Verdict(), False
     best = turns.best(GAIN)
     fastest = best or next(number for number in turns.ranking if number)
     cut = ways[best - 1] if best else None
-    verdict = Verdict(cut, turns.ratio(0, fastest), turns.seconds(0))
-    if turns.quiet:
-        cachefiles.save(KIND, key, verdict.as_json())
-    return verdict
+    return Verdict(cut, turns.ratio(0, fastest), turns.seconds(0)), turns.quiet
 
 
 class _Buffers:
