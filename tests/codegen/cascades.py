@@ -22,7 +22,7 @@ from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.codegen.pack import Packing
-from dnnsep.codegen.rowwise.expression import layer_norm, operand, pixels
+from dnnsep.codegen.rowwise.expression import Expression, layer_norm, operand, pixels
 from dnnsep.codegen.rowwise.special import PixelReduction, Rowwise
 from dnnsep.codegen.rowwise.step import PixelReductionStep, RowwiseStep
 from dnnsep.codegen.step import Step
@@ -102,7 +102,10 @@ def random_members(rng: np.random.Generator) -> list[Member]:
         of_pixel = replace(_pointwise(last, squeezed), height=1, width=1)
         add(of_pixel)
         add(replace(of_pixel, in_channels=squeezed, out_channels=last.out_channels))
-        add(_pointwise(last, int(rng.integers(1, 50))), end)
+        if last.batch == 1 and rng.integers(2):
+            found.append(Member(_gate(last), {"x0": end, "x1": len(found) - 1}))
+        else:
+            add(_pointwise(last, int(rng.integers(1, 50))), end)
     return found
 
 
@@ -133,7 +136,14 @@ def _pointwise(problem: Problem, channels: int) -> Problem:
 
 
 def _normalisation(problem: Problem) -> RowwiseStep:
-    expression = layer_norm(pixels(0), 1e-6) * operand(1, "channels")
+    return _rowwise(layer_norm(pixels(0), 1e-6) * operand(1, "channels"), problem)
+
+
+def _gate(problem: Problem) -> RowwiseStep:
+    return _rowwise(pixels(0) * operand(1, "channels"), problem)
+
+
+def _rowwise(expression: Expression, problem: Problem) -> RowwiseStep:
     channels = problem.out_channels
     special = Rowwise(expression, channels, problem.dtype, this_isa())
     count = problem.out_height * problem.out_width

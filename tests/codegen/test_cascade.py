@@ -16,9 +16,9 @@ from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.layer import layer_of
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.codegen.pack import Packing
-from dnnsep.codegen.rowwise.expression import pixels
-from dnnsep.codegen.rowwise.special import PixelReduction
-from dnnsep.codegen.rowwise.step import PixelReductionStep
+from dnnsep.codegen.rowwise.expression import operand, pixels
+from dnnsep.codegen.rowwise.special import PixelReduction, Rowwise
+from dnnsep.codegen.rowwise.step import PixelReductionStep, RowwiseStep
 from dnnsep.codegen.step import Step
 from dnnsep.codegen.weigh import all_plans, this_caches
 from dnnsep.problem import Problem
@@ -110,6 +110,18 @@ def test_an_image_is_whole_before_it_is_scaled() -> None:
     assert len(one) == len(other)
     assert [run.link for run in one if run.link] == [1, 2, 3, 4] * 2
     assert made.schedule.bytes == 196 * 96 * 4 + 2 * 384 + 64
+
+
+def test_a_gate_is_read_whole_by_each_pixel() -> None:
+    """One image times what a layer makes of one pixel: the other pixels read that, too."""
+    gate = _step(Problem.parse("g1mb1ic6oc96ih1kh1_act:sigmoid"))
+    special = Rowwise(pixels(0) * operand(1, "channels"), 96, "f32", this_isa())
+    gated = RowwiseStep(special, 1, 60, (96, 96), 96, 2)
+    made = CascadeStep([Member(gate), Member(gated, {"x1": 0})], Cut(2, 1, 0))
+    assert made.links[1].read("x0", 1, 2) == range(special.together, 2 * special.together)
+    assert made.links[1].read("x1", 1, 2) == range(1)
+    for part in made.schedule.parts:
+        assert sum(isinstance(run, Run) and run.link == 0 for run in part) == 1
 
 
 def test_what_cannot_be_a_cascade_says_why() -> None:

@@ -146,11 +146,11 @@ class RowwiseLink(_StepLink):
             self.gaps[f"x{number}"] = step.pitches[number] != special.channels
 
     def read(self, operand: str, first: int, end: int) -> range:
-        together = self.step.special.together
-        return range(first * together, min(end * together, self._pixels))
+        pixels = range(self.starts[first], self.starts[end])
+        return pixels if self.operands[operand].pixels == self._pixels else range(1)
 
     def calls(self, first: int, end: int) -> Iterator[KernelCall]:
-        pixels = self.read("x0", first, end)
+        pixels = range(self.starts[first], self.starts[end])
         step = replace(self.step, images=1, pixels=len(pixels), threads=1)
         offsets = {"y": pixels.start * self.out_bytes}
         for number, operand in enumerate(step.special.inputs):
