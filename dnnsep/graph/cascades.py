@@ -26,9 +26,9 @@ _MOST = 6
 # Candidates are measured alone for so many seconds at most, and those that are the best then within
 # the network, so many times at most: of what is not confirmed there others are the best.
 _SECONDS, _TRIALS = 60.0, 4
-# A network is timed in so many rounds, with so many calls in each unless one takes longer than so
-# many seconds.
-_ROUNDS, _CALLS, _LONG = 6, 3, 0.1
+# A network is timed in so many rounds, each of as many calls as take so many seconds, from one to
+# so many of them.
+_ROUNDS, _VISIT_SECONDS, _CALLS = 6, 0.1, 30
 
 
 @dataclass(frozen=True)
@@ -157,25 +157,39 @@ def _measure_within(
     """Times cascades within their network, and their steps one after the other within the network
     without cascades, in turns; notes the verdicts, one for all cascades of the same steps."""
     timers = [network.timer(inputs) for network in networks]
-    calls = _CALLS if sum(timers[0]()) < _LONG else 1
-    rounds = [[_fastest(timer, calls) for timer in timers] for _ in range(_ROUNDS)]
-    rows: dict[str, list[tuple[float, float]]] = {}
+    calls = min(max(int(_VISIT_SECONDS / sum(timers[0]())), 1), _CALLS)
+    rounds: list[list[list[float]]] = []
+    for _ in range(choose.TRIES):
+        rounds += [[_fastest(timer, calls) for timer in timers] for _ in range(_ROUNDS)]
+        found = _turns_of(rounds, chosen, threads)
+        if all(choose.is_settled(turns) for turns in found.values()):
+            break
     alike: dict[str, list[Candidate]] = {}
+    for candidate in chosen:
+        alike.setdefault(choose.verdict_key(candidate.members, threads), []).append(candidate)
+    for key, of_key in alike.items():
+        turns, known = found[key], _verdict(of_key[0], threads)
+        cut = known.cut if turns.best(choose.GAIN) else None
+        seconds = turns.seconds(0) / len(of_key)
+        verdict = choose.Verdict(cut, turns.ratio(0, 1), seconds, in_network=True)
+        choose.note(of_key[0].members, threads, verdict, keep=turns.quiet)
+
+
+def _turns_of(
+    rounds: Sequence[Sequence[Sequence[float]]], chosen: Sequence[Candidate], threads: int
+) -> dict[str, Turns]:
+    """Returns what steps took one after the other and as cascades, those of the same steps
+    together, in rounds that have the seconds of each action without cascades, and with them."""
+    rows: dict[str, list[tuple[float, float]]] = {}
     left_out = 0  # actions that the second network has fewer, up to here
     for candidate in chosen:
         first, end = candidate.first, candidate.end
         times = [(sum(plain[first:end]), other[first - left_out]) for plain, other in rounds]
         left_out += end - first - 1
         key = choose.verdict_key(candidate.members, threads)
-        alike.setdefault(key, []).append(candidate)
-        before = rows.get(key, [(0.0, 0.0)] * _ROUNDS)
+        before = rows.get(key, [(0.0, 0.0)] * len(rounds))
         rows[key] = [(a + c, b + d) for (a, b), (c, d) in zip(before, times, strict=True)]
-    for key, of_key in alike.items():
-        turns, known = Turns(tuple(rows[key])), _verdict(of_key[0], threads)
-        cut = known.cut if turns.best(choose.GAIN) else None
-        seconds = turns.seconds(0) / len(of_key)
-        verdict = choose.Verdict(cut, turns.ratio(0, 1), seconds, in_network=True)
-        choose.note(of_key[0].members, threads, verdict, keep=turns.quiet)
+    return {key: Turns(tuple(of_key)) for key, of_key in rows.items()}
 
 
 def _fastest(timer: Callable[[], list[float]], calls: int) -> list[float]:

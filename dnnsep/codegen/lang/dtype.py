@@ -149,9 +149,13 @@ class Bf16Element:
     def load_block(
         self, code: Code, isa: Isa, place: ir.Value, lanes: int | None
     ) -> list[ir.Value]:
+        halves = code.load(place, ir.VectorType(I16, 2 * isa.lanes), lanes)
+        return self.widened_block(code, isa, halves)
+
+    def widened_block(self, code: Code, isa: Isa, halves: ir.Value) -> list[ir.Value]:
+        """Returns a block in registers as load_block does."""
         b, vector = code.builder, ir.VectorType(F32, isa.lanes)
         words = ir.VectorType(I32, isa.lanes)
-        halves = code.load(place, ir.VectorType(I16, 2 * isa.lanes), lanes)
         pairs = b.bitcast(halves, words)
         even, odd = b.shl(pairs, code.splat(16, words)), b.and_(pairs, code.splat(-65536, words))
         return [b.bitcast(even, vector), b.bitcast(odd, vector)]
@@ -159,11 +163,20 @@ class Bf16Element:
     def store_block(
         self, code: Code, isa: Isa, values: list[ir.Value], place: ir.Value, lanes: int | None
     ) -> None:
-        low, high = (self.rounded(code, isa, value) for value in values)
+        code.store(self.rounded_block(code, isa, values), place, lanes)
+
+    def rounded_block(self, code: Code, isa: Isa, values: list[ir.Value]) -> ir.Value:
+        """Returns a block as store_block stores it, the nearest values as ``rounded``."""
+        b, halves = code.builder, ir.VectorType(I16, 2 * isa.lanes)
         # Lane i of a result is lane i // 2 of the even ones or of the odd ones.
         order = [half * isa.lanes + at for at in range(isa.lanes) for half in range(2)]
         mask = ir.Constant(ir.VectorType(I32, 2 * isa.lanes), [I32(index) for index in order])
-        code.store(code.builder.shuffle_vector(low, high, mask), place, lanes)
+        if isa.has("avx512bf16"):
+            # Rounded to one vector, which is cheaper to put in order than two are.
+            both = code.instruction("vcvtne2ps2bf16 $1, $2, $0", halves, *values)
+            return b.shuffle_vector(both, ir.Constant(halves, ir.Undefined), mask)
+        low, high = (self.rounded(code, isa, value) for value in values)
+        return b.shuffle_vector(low, high, mask)
 
     def block_order(self, isa: Isa) -> NDArray[np.int64]:
         return np.arange(2 * isa.lanes).reshape(isa.lanes, 2).T.reshape(-1)

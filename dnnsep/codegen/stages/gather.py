@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dnnsep.activations import Exact
 from dnnsep.codegen.dots import Dot
-from dnnsep.codegen.lang.dtype import input_element
+from dnnsep.codegen.lang.dtype import Bf16Element, input_element
 from dnnsep.codegen.lang.emit import I64, POINTER, Code
 from dnnsep.codegen.lang.isa import Isa
 from dnnsep.codegen.stages.base import Image, Sink, Source, Taps, Window, told_at_run_time
@@ -218,9 +218,13 @@ class _Emitter:
 
     def _product(self, value: ir.Value, scale: ir.Value) -> ir.Value:
         """Multiplies vectors of the input's dtype, and rounds to it."""
-        code, element = self.code, self.element
+        code, element, isa = self.code, self.element, self.isa
+        if isinstance(element, Bf16Element) and self.lanes > isa.lanes:
+            pairs = (element.widened_block(code, isa, of) for of in (value, scale))
+            products = [code.builder.fmul(*pair) for pair in zip(*pairs, strict=True)]
+            return element.rounded_block(code, isa, products)
         product = code.builder.fmul(element.widened(code, value), element.widened(code, scale))
-        return element.rounded(code, self.isa, product)
+        return element.rounded(code, isa, product)
 
     def _pad(self, place: ir.Value, start: int, stop: int) -> None:
         """Fills a range of a row with what stands for 0 in the input."""
