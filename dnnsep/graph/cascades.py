@@ -154,9 +154,12 @@ def _measure_within(
     chosen: Sequence[Candidate],
     threads: int,
 ) -> None:
-    """Times cascades within their network, and their steps one after the other within the network
-    without cascades, in turns; notes the verdicts, one for all cascades of the same steps."""
-    timers = [network.timer(inputs) for network in networks]
+    """Times cascades within their network, and their steps within the network without cascades,
+    where each thread goes on to its next step as soon as it can, in turns; notes the verdicts, one
+    for all cascades of the same steps."""
+    timers = [
+        network.timer(inputs, cuts) for network, cuts in zip(networks, _ends(chosen), strict=True)
+    ]
     calls = min(max(int(_VISIT_SECONDS / sum(timers[0]())), 1), _CALLS)
     rounds: list[list[list[float]]] = []
     for _ in range(choose.TRIES):
@@ -173,6 +176,19 @@ def _measure_within(
         seconds = turns.seconds(0) / len(of_key)
         verdict = choose.Verdict(cut, turns.ratio(0, 1), seconds, in_network=True)
         choose.note(of_key[0].members, threads, verdict, keep=turns.quiet)
+
+
+def _ends(chosen: Sequence[Candidate]) -> tuple[set[int], set[int]]:
+    """Returns the actions that begin or follow a candidate, in the network without cascades and in
+    that with them."""
+    plain, cascaded = set(), set()
+    left_out = 0
+    for candidate in chosen:
+        plain |= {candidate.first, candidate.end}
+        first = candidate.first - left_out
+        cascaded |= {first, first + 1}
+        left_out += candidate.end - candidate.first - 1
+    return plain, cascaded
 
 
 def _turns_of(

@@ -6,7 +6,7 @@ Imports torch: import it from inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
@@ -86,16 +86,20 @@ class Network:
     """Actions in order, from inputs to outputs. May be called from several threads at once."""
 
     def __init__(
-        self, actions: Sequence[Action], outputs: Sequence[Any], apart: bool = False
+        self, actions: Sequence[Action], outputs: Sequence[Any], cuts: Collection[int] = ()
     ) -> None:
-        """``outputs`` are Values, and what is no tensor as it is. With ``apart`` no kernel begins
-        before the one before it has ended, so that each can be timed."""
+        """``outputs`` are Values, and what is no tensor as it is. Those actions whose numbers are
+        ``cuts`` begin when all before them have ended, so that what is between can be timed."""
         self.actions = tuple(actions)
         self.outputs = tuple(outputs)
         places, self._arena_bytes = self._plan()
         self._numbers: dict[Buffer, int] = {}
         self.parts: list[Program | Call] = []
-        for group in _runs(actions, apart):
+        self.firsts: list[int] = []  # the number of each part's first action
+        number = 0
+        for group in _runs(actions, cuts):
+            self.firsts.append(number)
+            number += 1 if isinstance(group, Call) else len(group)
             if isinstance(group, Call):
                 self.parts.append(group)
                 continue
@@ -137,15 +141,19 @@ class Network:
                 seconds[part.name] = seconds.get(part.name, 0.0) + of_part
         return seconds, total
 
-    def timer(self, inputs: Sequence[Tensor]) -> Callable[[], list[float]]:
-        """Returns what runs the network on inputs and returns the seconds that each action took,
-        all threads waiting for its end."""
-        frame = _Frame(Network(self.actions, self.outputs, apart=True))
+    def timer(self, inputs: Sequence[Tensor], cuts: Collection[int]) -> Callable[[], list[float]]:
+        """Returns what runs the network on inputs, with ``cuts`` as of a network, and returns
+        seconds by action: what runs without a cut counts for its first action."""
+        network = Network(self.actions, self.outputs, cuts)
+        frame = _Frame(network)
         frame.run(inputs)
 
         def timed() -> list[float]:
-            seconds: list[float] = []
-            frame.run(inputs, seconds)
+            spent: list[float] = []
+            frame.run(inputs, spent)
+            seconds = [0.0] * len(self.actions)
+            for first, of_part in zip(network.firsts, spent, strict=True):
+                seconds[first] = of_part
             return seconds
 
         return timed
@@ -153,7 +161,7 @@ class Network:
     def times_of_actions(self, inputs: Sequence[Tensor], calls: int) -> list[float]:
         """Returns the seconds that each action takes, all threads waiting for its end: the median
         of so many calls of all of them in order."""
-        timed = self.timer(inputs)
+        timed = self.timer(inputs, range(len(self.actions)))
         return [median(column) for column in zip(*(timed() for _ in range(calls)), strict=True)]
 
     def _plan(self) -> tuple[dict[Buffer, int], int]:
@@ -336,21 +344,18 @@ def new_memory(size: int) -> Tensor:
     return memory
 
 
-def _runs(actions: Sequence[Action], apart: bool = False) -> Iterator[list[Native] | Call]:
-    """Yields the actions, generated kernels that follow each other together unless they are to be
-    ``apart``."""
+def _runs(actions: Sequence[Action], cuts: Collection[int] = ()) -> Iterator[list[Native] | Call]:
+    """Yields the actions, generated kernels that follow each other together but for those at
+    ``cuts``."""
     run: list[Native] = []
-    for action in actions:
-        if isinstance(action, Native) and not apart:
-            run.append(action)
-            continue
-        if isinstance(action, Native):
-            yield [action]
-            continue
-        if run:
+    for number, action in enumerate(actions):
+        if run and (isinstance(action, Call) or number in cuts):
             yield run
             run = []
-        yield action
+        if isinstance(action, Call):
+            yield action
+        else:
+            run.append(action)
     if run:
         yield run
 

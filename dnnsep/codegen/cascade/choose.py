@@ -29,6 +29,7 @@ from dnnsep.codegen.version import generator
 from dnnsep.codegen.weigh import all_plans, cost, this_caches
 from dnnsep.dtypes import TENSOR_DTYPES
 from dnnsep.host import cachefiles
+from dnnsep.host.pages import ask_for_large_pages
 from dnnsep.host.turns import Call, Turns, affordable, measuring, short_turns
 
 # What timing the ways of a cascade may take, without compiling kernels: more where steps take long.
@@ -304,4 +305,7 @@ def _filled(like: Dense) -> NDArray[np.uint8]:
     values = np.random.default_rng(0).random(4096, np.float32) + np.float32(0.5)
     dtype = TENSOR_DTYPES[like.dtype]
     stored = dtype.stored(dtype.rounded(values)).view(np.uint8)
-    return np.resize(stored, like.bytes + 64)
+    memory = np.empty(like.bytes + 64, np.uint8)
+    ask_for_large_pages(memory.ctypes.data, memory.nbytes)  # as a network's memory has
+    memory[:] = np.resize(stored, memory.nbytes)
+    return memory
