@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -163,7 +164,7 @@ def _measure_within(
     calls = min(max(int(_VISIT_SECONDS / sum(timers[0]())), 1), _CALLS)
     rounds: list[list[list[float]]] = []
     for _ in range(choose.TRIES):
-        rounds += [[_fastest(timer, calls) for timer in timers] for _ in range(_ROUNDS)]
+        rounds += [[_typical(timer, calls) for timer in timers] for _ in range(_ROUNDS)]
         found = _turns_of(rounds, chosen, threads)
         if all(choose.is_settled(turns) for turns in found.values()):
             break
@@ -208,9 +209,10 @@ def _turns_of(
     return {key: Turns(tuple(of_key)) for key, of_key in rows.items()}
 
 
-def _fastest(timer: Callable[[], list[float]], calls: int) -> list[float]:
-    """Returns the least that each action took in so many calls."""
-    return [min(column) for column in zip(*(timer() for _ in range(calls)), strict=True)]
+def _typical(timer: Callable[[], list[float]], calls: int) -> list[float]:
+    """Returns the median that each action took in so many calls: a cascade is as fast as the caches
+    let it, which others use, too, so that its fastest call says little."""
+    return [median(column) for column in zip(*(timer() for _ in range(calls)), strict=True)]
 
 
 def _members(actions: Sequence[Native], uses: Counter[Buffer]) -> tuple[list[Member], str]:
