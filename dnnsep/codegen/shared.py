@@ -88,9 +88,10 @@ class Cores(ctypes.Structure):
     """What all calls of a process know of its cores.
 
     ``callers`` is how many calls are running, ``cpus`` how many CPUs they may use together. Until
-    the clock counter is at ``until`` calls go with ``fewer`` threads: one was held up for too long.
-    The last such ``time`` was so long, or is 0; calls have gone well for ``well`` since, all in
-    cycles. ``put_aside`` is how often the threads of teams have been, as far as is known.
+    the clock counter is at ``until`` calls go with ``fewer`` threads: they were held up for too
+    long. The last such ``time`` was so long, or is 0; calls have gone well for ``well`` since, all
+    in cycles. The last timed calls took ``wall`` nanoseconds, of which ``lost`` were lost.
+    ``put_aside`` is how often the threads of teams have been, as far as is known.
     ``parallel``, ``number`` and ``count`` are addresses of OpenMP's GOMP_parallel,
     omp_get_thread_num and omp_get_num_threads.
     """
@@ -102,6 +103,8 @@ class Cores(ctypes.Structure):
         ("fewer", ctypes.c_int64),
         ("time", ctypes.c_int64),
         ("well", ctypes.c_int64),
+        ("wall", ctypes.c_int64),
+        ("lost", ctypes.c_int64),
         ("cpus", ctypes.c_int64),
         ("parallel", ctypes.c_void_p),
         ("number", ctypes.c_void_p),

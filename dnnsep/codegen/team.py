@@ -109,7 +109,8 @@ class _OfProcess:
 
     def start_anew(self) -> None:
         """Forgets what calls were running and how long they waited."""
-        self.values.callers = self.values.until = self.values.time = self.values.well = 0
+        for name in ("callers", "until", "time", "well", "wall", "lost"):
+            setattr(self.values, name, 0)
         # OpenMP looked at what this process may use before it bound this thread to one of them, as
         # OMP_PROC_BIND and GOMP_CPU_AFFINITY have it do.
         self.values.cpus = max(1, min(openmp().omp_get_num_procs(), _whole(quota())))

@@ -12,18 +12,22 @@ from functools import cache
 
 from llvmlite import ir
 
-from dnnsep.codegen.claims import LONG, LOST, SHARE, emit_note, emit_wait, emit_wake, emit_work
+from dnnsep.codegen.claims import LONG, SHARE, emit_note, emit_wait, emit_wake, emit_work
 from dnnsep.codegen.lang.emit import I32, I64, POINTER, VOID
 from dnnsep.codegen.lang.jit import Function, machine_code
 from dnnsep.codegen.shared import CPU, CPU_SET, WALL, Cores, Job, Queue, SharedCode
 from dnnsep.codegen.task import load_field
 
-# A long call whose caller had no CPU for LOST nanoseconds, and for more than one part in SHARE of
-# its time, because it slept until another thread was there, or was put aside itself, is followed by
-# calls with fewer threads: at first for so many cycles of the clock counter, then for so many times
-# as long each time up to a limit, until calls have gone well for a while. On a quiet machine
-# something else runs for a moment every second or so, which must cost no more than a moment. Chosen
-# with that, and beside one and two busy loops, on 2 cores of an AMD EPYC of family 25.
+# Where the callers of long calls had no CPU for more than one part in SHARE of their time lately,
+# because they slept until another thread was there, or were put aside themselves, and for so many
+# nanoseconds in all, the next calls go with fewer threads. One call says little: also on a quiet
+# machine something else runs for some milliseconds now and then. What is older than so many
+# nanoseconds counts half; after calls with fewer threads one bad call is enough.
+_MUCH, _LATELY, _KNOWN = 5_000_000, 60_000_000, 3_000_000
+
+# They do so at first for so many cycles of the clock counter, then for so many times as long each
+# time up to a limit, until calls have gone well for a while. Chosen beside one and two busy loops,
+# on 2 cores of an AMD EPYC of family 25.
 _FIRST, _LONGER, _LONGEST, _WELL = 30_000_000, 4, 12_000_000_000, 120_000_000
 
 # A call is timed after one that took so many cycles: about as long as what has to be lost.
@@ -125,8 +129,8 @@ def _note_clocks(shared: SharedCode, region: ir.Value) -> None:
 
 
 def _judge(shared: SharedCode, cores: ir.Value, region: ir.Value, took: ir.Value) -> None:
-    """Emits what a timed call, which ``took`` so many cycles, tells the next ones by how long its
-    caller had no CPU."""
+    """Emits what a timed call, which ``took`` so many cycles, tells the next ones, together with
+    those before it, by how long their callers had no CPU."""
     code, b = shared.code, shared.b
     wall, cpu = (
         b.sub(shared.time(clock), load_field(code, _Region, region, name, I64))
@@ -136,9 +140,14 @@ def _judge(shared: SharedCode, cores: ir.Value, region: ir.Value, took: ir.Value
     fewer, time, until, well = (
         shared.place(cores, Cores, name) for name in ("fewer", "time", "until", "well")
     )
-    lost = b.sub(wall, cpu)
-    much = b.icmp_signed(">", lost, I64(LOST))
-    much = b.and_(much, b.icmp_signed(">", b.mul(lost, I64(SHARE)), wall))
+    walls, losses = (shared.place(cores, Cores, name) for name in ("wall", "lost"))
+    in_all, lost = b.add(shared.load(walls), wall), b.add(shared.load(losses), b.sub(wall, cpu))
+    much = b.icmp_signed(">", lost, I64(_MUCH))
+    much = b.and_(much, b.icmp_signed(">", b.mul(lost, I64(SHARE)), in_all))
+
+    def keep(wall: ir.Value, lost: ir.Value) -> None:
+        shared.store(wall, walls)
+        shared.store(lost, losses)
 
     def go_with_fewer() -> None:
         last = shared.load(time)
@@ -150,8 +159,11 @@ def _judge(shared: SharedCode, cores: ir.Value, region: ir.Value, took: ir.Value
         shared.store(longer, time)
         shared.store(b.add(shared.clock(), longer), until)
         shared.store(I64(0), well)
+        keep(I64(2 * _KNOWN), I64(_KNOWN))
 
     def go_on() -> None:
+        old = b.zext(b.icmp_signed(">", in_all, I64(_LATELY)), I64)
+        keep(b.ashr(in_all, old), b.ashr(lost, old))
         enough = b.icmp_signed(">", b.add(shared.add(well, took), took), I64(_WELL))
         code.when(enough, lambda: shared.store(I64(0), time))
 
