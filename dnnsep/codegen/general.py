@@ -39,7 +39,7 @@ _PAGE = 4096
 
 _ADDRESSES = ("x", "y", "packed", "residual", "scale")
 _SIZES_TOLD = (
-    *("height", "width", "out_height", "out_width", "pixels"),
+    *("height", "width", "out_height", "out_width", "first", "pixels"),
     *("inner", "inner_end", "pixel_parts", "channel_parts", "tile"),
 )
 
@@ -47,10 +47,10 @@ _SIZES_TOLD = (
 class GeneralTask(ctypes.Structure):
     """What a general kernel works on: addresses as in Task, and sizes.
 
-    ``height`` and ``width`` are the input's, ``out_height`` and ``out_width`` the output's;
-    ``pixels`` are all of the output, of all images; in columns [``inner``, ``inner_end``) of the
-    output the whole width of the kernel meets the image. The work is cut into ``pixel_parts`` by
-    ``channel_parts``, and a tile is ``tile`` pixels.
+    ``height`` and ``width`` are the input's, ``out_height`` and ``out_width`` the output's. Of its
+    pixels, through all images, as many as ``pixels`` are computed from the ``first`` one on; in
+    columns [``inner``, ``inner_end``) the whole width of the kernel meets the image. The work is
+    cut into ``pixel_parts`` by ``channel_parts``, and a tile is ``tile`` pixels.
     """
 
     _fields_ = (
@@ -137,6 +137,7 @@ class _Emitter:
     width: ir.Value
     out_height: ir.Value
     out_width: ir.Value
+    first: ir.Value
     pixels: ir.Value
     inner: ir.Value
     inner_end: ir.Value
@@ -148,7 +149,9 @@ class _Emitter:
         code, b = self.code, self.code.builder
         by_pixels = b.sdiv(self.part, self.channel_parts)
         by_channels = b.srem(self.part, self.channel_parts)
-        begin, end = share(code, self.pixels, by_pixels, self.pixel_parts)
+        begin, end = (
+            b.add(self.first, at) for at in share(code, self.pixels, by_pixels, self.pixel_parts)
+        )
         panels = share(code, I64(self.packing.panels), by_channels, self.channel_parts)
 
         def one_tile(first: ir.Value) -> None:

@@ -214,7 +214,17 @@ class GeneralStep:
         return replace(self, general=general)
 
     def task(self) -> GeneralTask:
-        extent, parts, (high, wide) = self.extent, self._cut, self._out
+        high, wide = self._out
+        parts = self._cut
+        every = range(self.extent.batch * high * wide)
+        return self._task(every, parts.pixel_parts, parts.channel_parts)
+
+    def task_of(self, pixels: range) -> GeneralTask:
+        """Returns a new task whose only part is some pixels of the output, with all channels."""
+        return self._task(pixels, 1, 1)
+
+    def _task(self, pixels: range, pixel_parts: int, channel_parts: int) -> GeneralTask:
+        extent, (high, wide) = self.extent, self._out
         inner, inner_end = extent.inner_columns(self.general.window, wide)
         return GeneralTask(
             packed=self.packed.ctypes.data,
@@ -222,12 +232,13 @@ class GeneralStep:
             width=extent.width,
             out_height=high,
             out_width=wide,
-            pixels=extent.batch * high * wide,
+            first=pixels.start,
+            pixels=len(pixels),
             inner=inner,
             inner_end=inner_end,
-            pixel_parts=parts.pixel_parts,
-            channel_parts=parts.channel_parts,
-            tile=parts.tile,
+            pixel_parts=pixel_parts,
+            channel_parts=channel_parts,
+            tile=self._cut.tile,
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from dnnsep.codegen import tuner
 from dnnsep.codegen.cascade import choose
 from dnnsep.codegen.cascade.links import Member
+from dnnsep.codegen.generalstep import GeneralStep
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.graph import layout
 from dnnsep.graph.network import Action, Buffer, Native, Network, Value, values_of
@@ -57,7 +58,8 @@ def candidates(
             if len(steps) < end - first or not steps[0].waits:
                 break
             is_pair = len(steps) == 2
-            if not is_pair and all(isinstance(action.step, LayerStep) for action in steps):
+            of_layers = (isinstance(action.step, (LayerStep, GeneralStep)) for action in steps)
+            if not is_pair and all(of_layers):
                 continue
             members, why_not = _members(steps, uses)
             if members and not why_not:
@@ -68,29 +70,54 @@ def candidates(
                 yield Candidate(first, end, members, written, why_not)
 
 
-def with_cascades(
+def chosen(
     actions: Sequence[Action],
     outputs: Sequence[Any],
     inputs: Sequence[Tensor],
     threads: int,
     tune: bool,
-) -> list[Action]:
-    """Returns the actions with neighbouring steps as cascades where that was measured to be faster,
+) -> list[Candidate]:
+    """Returns those neighbouring steps, in order, that were measured to be faster as a cascade,
     alone and then within the network, on such inputs: those that save the most time together."""
     found = [c for c in candidates(actions, outputs, threads) if not c.why_not]
     tune = tune and tuner.wanted()
     if tune:
         _measure_alone(found, threads)
     for _ in range(_TRIALS if tune else 0):
-        chosen = _best(len(actions), found, threads)
-        if all(_verdict(candidate, threads).in_network for candidate in chosen):
+        tried = _best(len(actions), found, threads)
+        if all(_verdict(candidate, threads).in_network for candidate in tried):
             break
-        cascaded = _replaced(actions, chosen, threads)
-        networks = Network(actions, outputs), Network(cascaded, outputs)
-        with measuring():
-            _measure_within(networks, inputs, chosen, threads)
+        _try(actions, outputs, inputs, tried, threads)
     found = [candidate for candidate in found if _verdict(candidate, threads).in_network]
-    return _replaced(actions, _best(len(actions), found, threads), threads)
+    return _best(len(actions), found, threads)
+
+
+def confirmed(
+    actions: Sequence[Action],
+    outputs: Sequence[Any],
+    inputs: Sequence[Tensor],
+    like: Sequence[Candidate],
+    threads: int,
+    tune: bool,
+) -> list[Candidate]:
+    """Returns which cascades of actions are measured to be faster, too, where other kernels do the
+    same; they are cut up as those that they are ``like``, and measured within the network only."""
+    others = {(one.first, one.end): one for one in like}
+    if not others:
+        return []
+    found = [
+        candidate
+        for candidate in candidates(actions, outputs, threads)
+        if (candidate.first, candidate.end) in others and not candidate.why_not
+    ]
+    new = [one for one in found if not _verdict(one, threads).in_network]
+    if new and tune and tuner.wanted():
+        for one in new:
+            known = _verdict(others[one.first, one.end], threads)
+            choose.note(one.members, threads, replace(known, in_network=False), keep=False)
+        _try(actions, outputs, inputs, new, threads)
+    verdicts = [_verdict(one, threads) for one in found]
+    return [one for one, v in zip(found, verdicts, strict=True) if v.in_network and v.cut]
 
 
 def _measure_alone(found: Sequence[Candidate], threads: int) -> None:
@@ -132,7 +159,7 @@ def _best(count: int, found: Sequence[Candidate], threads: int) -> list[Candidat
     return chosen[::-1]
 
 
-def _replaced(actions: Sequence[Action], chosen: Sequence[Candidate], threads: int) -> list[Action]:
+def replaced(actions: Sequence[Action], chosen: Sequence[Candidate], threads: int) -> list[Action]:
     """Returns the actions with the chosen cascades in place of their steps."""
     found: list[Action] = []
     end = 0
@@ -143,10 +170,25 @@ def _replaced(actions: Sequence[Action], chosen: Sequence[Candidate], threads: i
         cut = _verdict(candidate, threads).cut
         assert cut is not None
         step = choose.cascade(candidate.members, cut)
-        operands = {f"x{at}": steps[of].operands[name] for at, (of, name) in enumerate(step.outer)}
-        operands["y"] = steps[-1].operands["y"]
+        operands = step.operands_of([action.operands for action in steps])
         found.append(Native(", ".join(action.name for action in steps), step, operands))
     return [*found, *actions[end:]]
+
+
+def _try(
+    actions: Sequence[Action],
+    outputs: Sequence[Any],
+    inputs: Sequence[Tensor],
+    chosen: Sequence[Candidate],
+    threads: int,
+) -> None:
+    """Times cascades within their network, and their steps within the network without cascades,
+    where each thread goes on to its next step as soon as it can, in turns; notes the verdicts, one
+    for all cascades of the same steps."""
+    cascaded = replaced(actions, chosen, threads)
+    networks = Network(actions, outputs), Network(cascaded, outputs)
+    with measuring():
+        _measure_within(networks, inputs, chosen, threads)
 
 
 def _measure_within(
@@ -155,9 +197,7 @@ def _measure_within(
     chosen: Sequence[Candidate],
     threads: int,
 ) -> None:
-    """Times cascades within their network, and their steps within the network without cascades,
-    where each thread goes on to its next step as soon as it can, in turns; notes the verdicts, one
-    for all cascades of the same steps."""
+    """As ``_try``, of the network without the cascades and with them."""
     timers = [
         network.timer(inputs, cuts) for network, cuts in zip(networks, _ends(chosen), strict=True)
     ]

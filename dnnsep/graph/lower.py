@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from dnnsep.backends import get_backend
 from dnnsep.codegen.layerstep import LayerStep
-from dnnsep.graph import layout
+from dnnsep.graph import cascades, joined, layout
 from dnnsep.graph.attention import (
     AttentionGroup,
     add_attention,
@@ -26,7 +26,6 @@ from dnnsep.graph.attention import (
 )
 from dnnsep.graph.build import Builder, Settings, place_of
 from dnnsep.graph.bytegroups import QuantizedMatcher
-from dnnsep.graph.cascades import with_cascades
 from dnnsep.graph.constants import constants as constant_nodes
 from dnnsep.graph.groups import LayerGroup, LayerMatcher
 from dnnsep.graph.kernels import add_kernel, add_pool, add_rows
@@ -151,15 +150,16 @@ class _Lowering:
             elif node.op == "call_function":
                 self._add(node)
         build, settings = self._build, self._build.settings
-        actions = build.actions
-        if settings.cascades:
-            given = outputs, self._inputs
-            actions = with_cascades(actions, *given, settings.threads, settings.tune)
+        given = outputs, self._inputs
+        how = settings.threads, settings.tune
+        taken = cascades.chosen(build.actions, *given, *how) if settings.cascades else []
+        actions = cascades.replaced(build.actions, taken, settings.threads)
         network = Network(actions, list(outputs))
         lowered = Lowered(network, self._layers, self._matcher.left, self._done)
         if opened:
             try:
-                lowered.opened = template_of(build.actions, outputs, self._inputs, build.packers)
+                template = template_of(build.actions, outputs, self._inputs, build.packers)
+                lowered.opened = joined.with_cascades(template, build.actions, *given, taken, *how)
             except NoTemplateError as reason:
                 lowered.opened = str(reason)
         return lowered

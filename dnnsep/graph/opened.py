@@ -137,8 +137,8 @@ class Opened:
             grids = self.template.grids.of(images, height, width)
         except ValueError:  # an image is too small
             return None
-        steps = self.template.steps(grids, torch.get_num_threads())
-        return Sized(self.unflatten, SizedNetwork(self.template, grids, steps, self.memory))
+        used = self.template.used(grids, torch.get_num_threads())
+        return Sized(self.unflatten, SizedNetwork(self.template, grids, used, self.memory))
 
     def tried(self, x: Tensor) -> tuple[Opened, Tensor] | None:
         """Returns the same with random images of another size than the example ``x`` to try it

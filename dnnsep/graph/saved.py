@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 import dnnsep
 from dnnsep.codegen import choose, kernel
 from dnnsep.codegen.cascade import choose as cascades
+from dnnsep.codegen.cascade.links import Member
 from dnnsep.codegen.cascade.step import CascadeStep
 from dnnsep.codegen.generalstep import compiled_general
 from dnnsep.codegen.lang.isa import this_isa
@@ -28,6 +29,7 @@ from dnnsep.graph import layout, nodes
 from dnnsep.graph.constants import evaluate_constants
 from dnnsep.graph.encode import encoded
 from dnnsep.graph.loaded import Contents, Graph, packing_name, signed_parts
+from dnnsep.graph.lower import Lowered
 from dnnsep.graph.network import Native
 from dnnsep.graph.prepare import Prepared
 from dnnsep.graph.runner import Runner
@@ -160,6 +162,16 @@ def _looks(node: fx.Node) -> list[Any]:
     return [(x.shape, x.dtype) if isinstance(x, Tensor) else type(x) for x in leaves]
 
 
+def _cascades_of(lowered: Lowered) -> Iterator[Sequence[Member]]:
+    """Yields the members of each cascade of a network and of what it is for other sizes."""
+    for action in lowered.network.actions:
+        if isinstance(action, Native) and isinstance(action.step, CascadeStep):
+            yield action.step.members
+    if isinstance(lowered.opened, Template):
+        for joined in lowered.opened.joined:
+            yield joined.members
+
+
 def _for_this_cpu(contents: Contents, blocks: Blocks) -> dict[str, Any]:
     """Returns, as JSON, what makes loading fast here: packed weights, machine code, plans, and
     measurements that decide these."""
@@ -174,11 +186,10 @@ def _for_this_cpu(contents: Contents, blocks: Blocks) -> dict[str, Any]:
     for step in (step for one in lowered for _, steps in one.layers for step in steps):
         key, plan = choose.entry(step.problem, threads, step.plan, step.extras)
         noted["plans", cachefiles.digest(key)] = plan
-    for action in (action for one in lowered for action in one.network.actions):
-        if isinstance(action, Native) and isinstance(action.step, CascadeStep):
-            entry = cascades.kept_entry(action.step.members, threads)
-            if entry is not None:
-                noted[cascades.KIND, cachefiles.digest(entry[0])] = entry[1]
+    for members in (members for one in lowered for members in _cascades_of(one)):
+        entry = cascades.kept_entry(members, threads)
+        if entry is not None:
+            noted[cascades.KIND, cachefiles.digest(entry[0])] = entry[1]
     known = rates(isa)
     fields = {"dots": {n: vars(rate) for n, rate in known.dots.items()}, "line_ns": known.line_ns}
     noted["rates", cachefiles.digest(measured_on(isa))] = json.dumps(fields).encode()

@@ -8,6 +8,7 @@ Imports torch: import it from inside functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,20 +55,16 @@ class SizedNetwork:
         self,
         template: Template,
         grids: Sequence[Grid],
-        steps: Sequence[Step],
+        used: Sequence[Used],
         memory: Memory,
     ) -> None:
-        """``steps`` are the template's kernels for the grids of a size."""
-        self._memory, self.grids, self.steps = memory, grids, tuple(steps)
-        used = [
-            Used(step, kernel.operands, kernel.waits)
-            for step, kernel in zip(steps, template.kernels, strict=True)
-        ]
+        """``used`` are the template's kernels for the grids of a size."""
+        self._memory, self.grids, self._used = memory, grids, tuple(used)
         in_phases = phases(used)
         places, self._arena_bytes = self._places(template, last_uses(used, in_phases))
         numbers: dict[Buffer, int] = {}
 
-        def place(buffer: Buffer, offset: int) -> Place:
+        def place(buffer: Any, offset: int) -> Place:
             if buffer in places:
                 return Place(_ARENA, places[buffer] + offset)
             return Place(numbers.setdefault(buffer, len(numbers) + 1), offset)
@@ -75,11 +72,11 @@ class SizedNetwork:
         self.program = Program(
             [
                 Placed(
-                    step,
-                    {name: place(*operand) for name, operand in kernel.operands.items()},
-                    kernel.waits,
+                    one.step,
+                    {name: place(*operand) for name, operand in one.operands.items()},
+                    one.waits,
                 )
-                for step, kernel in zip(steps, template.kernels, strict=True)
+                for one in used
             ],
             in_phases,
         )
@@ -105,16 +102,26 @@ class SizedNetwork:
 
     def with_steps(self, steps: Sequence[Step]) -> SizedNetwork:
         """Returns the network with other kernels that do the same."""
-        return SizedNetwork(self._template, self.grids, steps, self._memory)
+        used = [replace(one, step=step) for one, step in zip(self._used, steps, strict=True)]
+        return SizedNetwork(self._template, self.grids, used, self._memory)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The kernels in order, or cascades of them."""
+        return [one.step for one in self._used]
 
     def _places(
         self, template: Template, lasts: Mapping[Hashable, int]
     ) -> tuple[dict[Buffer, int], int]:
         """Returns where in the memory between kernels each of its buffers starts, and the bytes of
         all of it."""
-        own = [buffer for buffer in template.held if buffer.kind == "arena"]
-        own.sort(key=lambda buffer: buffer.first)
-        lives = [Lifetime(template.held[b].bytes(self.grids), b.first, lasts[b]) for b in own]
+        firsts: dict[Hashable, int] = {}
+        for number, one in enumerate(self._used):
+            for buffer, _ in one.operands.values():
+                firsts.setdefault(buffer, number)
+        own = [b for b in template.held if b.kind == "arena" and b in firsts]
+        own.sort(key=firsts.__getitem__)
+        lives = [Lifetime(template.held[b].bytes(self.grids), firsts[b], lasts[b]) for b in own]
         starts, size = offsets(lives)
         return dict(zip(own, starts, strict=True)), -(-size // _ALIGN) * _ALIGN
 

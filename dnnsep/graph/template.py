@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from dnnsep.codegen.extent import Extent
 from dnnsep.codegen.generalstep import General, GeneralStep
 from dnnsep.codegen.layer import Layer, layer_of, stages_of
 from dnnsep.codegen.layerstep import LayerStep
+from dnnsep.codegen.phases import Used
 from dnnsep.codegen.rowwise.step import PixelReductionStep, RowwiseStep
 from dnnsep.codegen.step import Step
 from dnnsep.codegen.windows.copystep import CopyStep
@@ -29,6 +30,9 @@ from dnnsep.graph import layout
 from dnnsep.graph.build import Packer
 from dnnsep.graph.grids import Grid, Grids
 from dnnsep.graph.network import Action, Buffer, Native, Value
+
+if TYPE_CHECKING:
+    from dnnsep.graph.joined import Joined
 
 
 class NoTemplateError(Exception):
@@ -76,7 +80,8 @@ class Template:
     """Kernels whose sizes are left open, the buffers they use, and the results.
 
     ``example`` is the size that it was derived at; ``held`` says what each buffer holds, but for
-    constants. None is a result that is no tensor.
+    constants. None is a result that is no tensor. Those kernels that are ``joined`` may run as
+    cascades.
     """
 
     example: tuple[int, int, int]
@@ -84,10 +89,32 @@ class Template:
     kernels: Sequence[Open]
     held: Mapping[Buffer, Held]
     outputs: Sequence[Output | None]
+    joined: Sequence[Joined] = ()
 
     def steps(self, grids: Sequence[Grid], threads: int) -> list[Step]:
         """Returns the kernels for grids, as so many threads share them."""
         return [kernel.at(grids, threads) for kernel in self.kernels]
+
+    def used(self, grids: Sequence[Grid], threads: int) -> list[Used]:
+        """Returns the kernels for grids with their operands, some of them as cascades."""
+        steps = self.steps(grids, threads)
+        found: list[Used] = []
+        done = 0
+
+        def alone(end: int) -> None:
+            for step, kernel in zip(steps[done:end], self.kernels[done:end], strict=True):
+                found.append(Used(step, kernel.operands, kernel.waits))
+
+        for joined in self.joined:
+            made = joined.at(steps, threads)
+            if made is not None:
+                alone(joined.first)
+                done = joined.end
+                own = self.kernels[joined.first : done]
+                operands = made.operands_of([kernel.operands for kernel in own])
+                found.append(Used(made, operands, own[-1].waits))
+        alone(len(steps))
+        return found
 
     def compile(self) -> None:
         """Makes all kernels ready."""

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from dnnsep.codegen.cascade import choose
 from dnnsep.codegen.cascade.links import Dense, Member
 from dnnsep.codegen.cascade.step import CascadeStep, Cut
+from dnnsep.codegen.extent import Extent
 from dnnsep.codegen.extras import Extras
+from dnnsep.codegen.generalstep import General, GeneralStep
 from dnnsep.codegen.lang.isa import this_isa
-from dnnsep.codegen.layer import layer_of
+from dnnsep.codegen.layer import Layer, layer_of, stages_of
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.codegen.pack import Packing
 from dnnsep.codegen.rowwise.expression import Expression, layer_norm, operand, pixels
@@ -83,12 +85,13 @@ def random_members(rng: np.random.Generator) -> list[Member]:
     for one."""
     problems = random_layers(rng)
     found: list[Member] = []
+    step_of = _general_step if not rng.integers(3) else _step
 
     def add(problem: Problem, scale: int = -1) -> None:
         reads = {"x": len(found) - 1} if found else {}
         if scale >= 0:
             reads = {"x": scale, "scale": len(found) - 1}
-        found.append(Member(_step(problem, rng, scale >= 0), reads))
+        found.append(Member(step_of(problem, rng, scale >= 0), reads))
 
     for problem in problems:
         add(problem)
@@ -118,6 +121,15 @@ def _step(problem: Problem, rng: np.random.Generator, scale: bool) -> LayerStep:
     plan = replace(plan, streaming=False, channel_parts=1)
     weights = CheckData.exact(problem, int(rng.integers(100))).weights
     return LayerStep(problem, plan, Packing(layer, plan.vectors).pack(weights), extras)
+
+
+def _general_step(problem: Problem, rng: np.random.Generator, scale: bool) -> GeneralStep:
+    """Returns a layer whose kernel is told its sizes. Raises ValueError where it has none."""
+    layer = Layer(stages_of(problem), this_isa(), layer_of(problem, this_isa()).dot)
+    general = General.of(layer, Extras(residual=not rng.integers(3), scale=scale))
+    weights = CheckData.exact(problem, int(rng.integers(100))).weights
+    packed = general.packing.pack(weights)
+    return GeneralStep(general, Extent.of(problem), 2, packed, problem)
 
 
 def _pointwise(problem: Problem, channels: int) -> Problem:

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnsep.codegen import tuner
-from dnnsep.codegen.cascade.links import Dense, LayerLink, Member
+from dnnsep.codegen.cascade.links import AnyLink, Dense, Member
 from dnnsep.codegen.cascade.schedule import Schedule
 from dnnsep.codegen.cascade.step import CascadeStep, Cut
+from dnnsep.codegen.generalstep import GeneralStep
 from dnnsep.codegen.lang.isa import this_isa
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.codegen.program import Place, Placed, Program
@@ -149,6 +150,8 @@ def _described(member: Member) -> str:
     step = member.step
     if isinstance(step, LayerStep):
         return f"{step.problem} {step.extras.dense}"
+    if isinstance(step, GeneralStep):
+        return f"general {step.problem} {step.general.extras.dense}"
     return str(step)
 
 
@@ -212,8 +215,7 @@ def cuts(members: Sequence[Member], threads: int) -> Iterator[Cut]:
     """Yields the ways to cut a cascade up that are worth timing, the likely ones first: each with
     another schedule, and rolling buffers that fit the second cache."""
     sample = cascade(members, _WHOLE)
-    widths = [link.width for link in sample.links if isinstance(link, LayerLink) and link.width]
-    width = widths[-1] if widths else _PIXELS
+    width = row_pixels(sample.links)
     parts = min(threads, len(sample.links[-1].starts) - 1)
     l2 = this_caches().l2
     seen: list[Schedule] = []
@@ -224,6 +226,12 @@ def cuts(members: Sequence[Member], threads: int) -> Iterator[Cut]:
             if made.bytes <= l2 and made not in seen:
                 seen.append(made)
                 yield cut
+
+
+def row_pixels(links: Sequence[AnyLink]) -> int:
+    """Returns how many pixels a row of a cascade's output has, as bands are counted in."""
+    widths = [link.width for link in links if link.width]
+    return widths[-1] if widths else _PIXELS
 
 
 def measure(members: Sequence[Member], threads: int) -> tuple[Verdict, bool]:

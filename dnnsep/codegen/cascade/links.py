@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from dnnsep.codegen.extent import Extent, output_rows
+from dnnsep.codegen.generalstep import GeneralStep
 from dnnsep.codegen.lang.jit import Function
 from dnnsep.codegen.layerstep import LayerStep
 from dnnsep.codegen.plan import Plan, first_pixel, range_part
@@ -24,6 +25,9 @@ from dnnsep.codegen.step import Step
 from dnnsep.codegen.weigh import layer_for
 from dnnsep.dtypes import TENSOR_DTYPES
 from dnnsep.problem import Problem
+
+# A piece of a linear layer that is told its sizes has so many rows.
+_ROWS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +69,7 @@ class KernelCall:
 class _StepLink:
     """What all links have in common."""
 
-    step: LayerStep | RowwiseStep | PixelReductionStep
+    step: LayerStep | GeneralStep | RowwiseStep | PixelReductionStep
     out: Dense
 
     @property
@@ -122,6 +126,43 @@ class LayerLink(_StepLink):
 
     def calls(self, first: int, end: int) -> Iterator[KernelCall]:
         yield KernelCall(self.step.task(), range_part(first, end))
+
+
+class GeneralLink(_StepLink):
+    """A layer whose kernel is told its sizes: a piece is a row of its output, or of a linear layer
+    some of its rows, and any range of them is a call."""
+
+    step: GeneralStep
+
+    def __init__(self, step: GeneralStep, reads: Mapping[str, int]) -> None:
+        self.step, self.reads = step, reads
+        problem, extras = step.problem, step.general.extras
+        rows, width = output_rows(problem)
+        is_linear = problem.kind == "linear"
+        self._length = _ROWS if is_linear else width
+        self.starts = (*range(0, rows * width, self._length), rows * width)
+        self.width = 0 if step.layer.window.trivial else width
+        self.out = Dense(rows * width, problem.out_channels, problem.dtype)
+        self.is_dense = not extras.y_pitch
+        channels = problem.in_channels
+        self.operands = {"x": Dense(step.extent.pixels, channels, problem.dtype)}
+        if extras.residual:
+            self.operands["residual"] = self.out
+        if extras.scale:
+            self.operands["scale"] = Dense(problem.batch, channels, problem.dtype)
+        self.gaps = {"x": bool(extras.x_pitch), "residual": bool(extras.residual_pitch)}
+
+    def read(self, operand: str, first: int, end: int) -> range:
+        pixels = range(self.starts[first], self.starts[end])
+        if operand == "residual":
+            return pixels
+        if operand == "scale":
+            of_image = self.out.pixels // self.operands["scale"].pixels
+            return range(pixels.start // of_image, (pixels.stop - 1) // of_image + 1)
+        return pixels_read(self.step.layer, self.step.extent, pixels)
+
+    def calls(self, first: int, end: int) -> Iterator[KernelCall]:
+        yield KernelCall(self.step.task_of(range(self.starts[first], self.starts[end])), 0)
 
 
 class RowwiseLink(_StepLink):
@@ -192,7 +233,7 @@ def _starts(problem: Problem, plan: Plan) -> tuple[int, ...]:
     return tuple(first_pixel(problem, plan, piece) for piece in range(plan.pieces + 1))
 
 
-AnyLink = LayerLink | RowwiseLink | ReductionLink
+AnyLink = LayerLink | GeneralLink | RowwiseLink | ReductionLink
 
 
 def link_of(member: Member) -> AnyLink:
@@ -200,6 +241,8 @@ def link_of(member: Member) -> AnyLink:
     step = member.step
     if isinstance(step, LayerStep):
         return LayerLink(step, member.reads)
+    if isinstance(step, GeneralStep):
+        return GeneralLink(step, member.reads)
     if isinstance(step, RowwiseStep):
         return RowwiseLink(step, member.reads)
     if isinstance(step, PixelReductionStep):

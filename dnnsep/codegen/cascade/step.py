@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from dnnsep.codegen.cascade.driver import (
     FROM,
@@ -19,6 +20,8 @@ from dnnsep.codegen.cascade.driver import (
 from dnnsep.codegen.cascade.links import AnyLink, KernelCall, Member, ReductionLink, link_of
 from dnnsep.codegen.cascade.schedule import Move, Run, Schedule, schedule
 from dnnsep.codegen.lang.jit import Function
+
+Operand = TypeVar("Operand")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class CascadeStep:
                 if not source < number:
                     raise ValueError("each member reads what others wrote before it")
                 _check(self.links[source], link, operand)
+
+    def operands_of(self, given: Sequence[Mapping[str, Operand]]) -> dict[str, Operand]:
+        """Returns the cascade's operands, of those of its members by their names."""
+        found = {f"x{at}": given[of][name] for at, (of, name) in enumerate(self.outer)}
+        return {**found, "y": given[-1]["y"]}
 
     @property
     def by_image(self) -> bool:
