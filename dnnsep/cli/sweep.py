@@ -107,7 +107,8 @@ def load(
     Names the lines of shape files that are left out; exits as for bad input where nothing remains.
     """
     from dnnsep.host.machine import default_threads
-    from dnnsep.sweep.config import Overrides, backend_names, load_sweep
+    from dnnsep.sweep.config import Overrides, load_sweep
+    from dnnsep.sweep.entries import backend_names
 
     try:
         names = [name for text in backends for name in backend_names(text)]
