@@ -21,6 +21,7 @@ from dnnsep.codegen.rowwise.special import PixelReduction, Rowwise
 from dnnsep.codegen.rowwise.step import PixelReductionStep, RowwiseStep
 from dnnsep.codegen.step import Step
 from dnnsep.codegen.weigh import all_plans, this_caches
+from dnnsep.host.turns import Turns
 from dnnsep.problem import Problem
 from dnnsep.weights import integer_data
 from tests.codegen.conftest import SETTING_OF
@@ -174,3 +175,18 @@ def test_measuring_says_how_many_times_as_fast() -> None:
         assert (verdict.cut is None) or verdict.ratio > 1
     assert choose.verdict_on(members, 1) == verdict
     assert np.isfinite(verdict.gain)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "settled"),
+    [
+        ([(1.0, 0.9)] * 6, True),  # faster in each round
+        ([(1.0, 1.01)] * 6, True),  # slower
+        ([(1.0, 0.9)] * 4 + [(1.0, 1.0)] * 2, False),  # in the median, but in too few rounds
+        ([(1.0, 0.9), (1.5, 1.4)] * 3, False),  # others use the machine
+    ],
+)
+def test_it_is_measured_again_until_it_is_known(
+    rounds: list[tuple[float, ...]], settled: bool
+) -> None:
+    assert choose.is_settled(Turns(tuple(rounds))) == settled
