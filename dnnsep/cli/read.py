@@ -44,17 +44,17 @@ def compare(
     A case is called faster or slower only where its whole 95 % interval lies beyond the threshold,
     after correction for the number of cases; the rest is unsure, with the reason and what to do.
     Measure both with `dnnsep sweep … --visits 8`. Results of several machines are compared machine
-    by machine.
+    by machine; those of a single one with those of any other single one.
     """
     from dnnsep.report import compare_table
     from dnnsep.report.compare import compare as compare_results
     from dnnsep.report.compare import failures, how_to_compare, paired
-    from dnnsep.report.load import load_machines
+    from dnnsep.report.load import load_machines, named_alike
 
     words = [word.strip() for word in fail_on.split(",") if word.strip()]
     told, failed = {}, []
     try:
-        before, after = load_machines(base), load_machines(new)
+        before, after = named_alike(load_machines(base), load_machines(new))
         if not before.keys() & after.keys():
             raise ValueError(f"{base} and {new}: no machine is in both")
         for name, (old, now) in paired(before, after).items():

@@ -83,6 +83,18 @@ def load_machines(path: Path) -> dict[str, Results]:
         return several.machines
 
 
+def named_alike(
+    one: dict[str, Results], other: dict[str, Results]
+) -> tuple[dict[str, Results], dict[str, Results]]:
+    """Returns what ``load_machines`` returned of two files. If both are of a single machine, and
+    only one names it, as a sweep by Ray does, the other has its name."""
+    if len(one) == len(other) == 1 and "" in one.keys() ^ other.keys():
+        name = "".join(one.keys() | other.keys())
+        (only,), (also,) = one.values(), other.values()
+        return {name: only}, {name: also}
+    return one, other
+
+
 def version_of(fingerprint: dict[str, Any]) -> str:
     """Returns dnnsep's version, and the commit's first twelve digits where it is told."""
     version = str(fingerprint.get("packages", {}).get("dnnsep", ""))

@@ -235,6 +235,19 @@ def test_history_tells_machines_of_one_kind_apart(tmp_path: Path) -> None:
         assert f"one, ? cores, {host}" in done.stdout
 
 
+def test_a_sweep_of_this_machine_is_compared_with_one_of_a_single_node(tmp_path: Path) -> None:
+    """The one has no name for its machine."""
+    local, fleet = tmp_path / "l.json", tmp_path / "f.json"
+    results = _results({(_FIRST, "eager"): 10})
+    local.write_text(results.model_dump_json())
+    FleetFile(fleet, FleetResults(title="Some", machines={"zen": results})).save()
+    for base, new in ((local, fleet), (fleet, local)):
+        done = CliRunner().invoke(app, ["compare", str(base), str(new), "--json"])
+        assert done.exit_code == 0, done.output
+        machines = json.loads(done.stdout)["machines"]
+        assert [case["verdict"] for case in machines["zen"]["cases"]] == ["same"]
+
+
 def test_no_machine_in_both(tmp_path: Path) -> None:
     base, new = tmp_path / "b.json", tmp_path / "n.json"
     for path, name in ((base, "zen"), (new, "xeon")):
