@@ -21,7 +21,6 @@ from dnnsep.codegen.cascade.step import CascadeStep, Cut
 from dnnsep.codegen.step import Step
 from dnnsep.graph import cascades
 from dnnsep.graph.network import Action, Native
-from dnnsep.graph.template import Template
 
 # So much of what was between members where they were measured is about as much.
 _ENOUGH = 0.75
@@ -47,36 +46,35 @@ class Joined:
         members = [
             Member(step, member.reads) for step, member in zip(own, self.members, strict=True)
         ]
-        if between(members) < _ENOUGH * self.between:
-            return None
         try:
-            links = choose.cascade(members, Cut(1, 1, 0)).links
-            parts = min(threads, len(links[-1].starts) - 1)
-            cut = Cut(parts, max(1, self.rows * choose.row_pixels(links)), self.room)
-            made = choose.cascade(members, cut)
+            made = choose.cascade(members, Cut(1, 1, 0))
+            if _between(made) < _ENOUGH * self.between:
+                return None
+            parts = min(threads, len(made.links[-1].starts) - 1)
+            band = max(1, self.rows * choose.row_pixels(made.links))
+            made = CascadeStep(made.members, Cut(parts, band, self.room))
             assert made.schedule
         except ValueError:
             return None
         return None if made.by_image and made.images < threads else made
 
 
-def between(members: Sequence[Member]) -> int:
+def _between(made: CascadeStep) -> int:
     """Returns how many bytes members write for each other."""
-    return sum(link.out.bytes for link in choose.cascade(members, Cut(1, 1, 0)).links[:-1])
+    return sum(link.out.bytes for link in made.links[:-1])
 
 
-def with_cascades(
-    template: Template,
+def measured(
+    steps: Sequence[Step],
     actions: Sequence[Action],
     outputs: Sequence[Any],
     inputs: Sequence[Tensor],
     taken: Sequence[cascades.Candidate],
     threads: int,
     tune: bool,
-) -> Template:
-    """Returns the template of these actions with those cascades that were ``taken`` of them, where
-    they are faster with kernels that are told their sizes, too."""
-    steps = template.steps(template.grids.of(*template.example), threads)
+) -> list[Joined]:
+    """Returns those cascades that were ``taken`` of actions which are faster, too, with ``steps``
+    in the actions' places: a template's kernels, at the size of these inputs."""
     opened: list[Action] = []
     for action, step in zip(actions, steps, strict=True):
         assert isinstance(action, Native)  # a template has kernels only
@@ -85,7 +83,7 @@ def with_cascades(
     for one in cascades.confirmed(opened, outputs, inputs, taken, threads, tune):
         cut = choose.verdict_on(one.members, threads, tune=False).cut
         assert cut is not None
-        rows = cut.band // choose.row_pixels(choose.cascade(one.members, cut).links)
-        size = between(one.members)
-        found.append(Joined(one.first, one.end, one.members, size, max(1, rows), cut.room))
-    return replace(template, joined=tuple(found))
+        made = choose.cascade(one.members, cut)
+        rows = max(1, cut.band // choose.row_pixels(made.links))
+        found.append(Joined(one.first, one.end, one.members, _between(made), rows, cut.room))
+    return found

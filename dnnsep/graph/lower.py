@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -159,7 +159,9 @@ class _Lowering:
         if opened:
             try:
                 template = template_of(build.actions, outputs, self._inputs, build.packers)
-                lowered.opened = joined.with_cascades(template, build.actions, *given, taken, *how)
+                steps = template.example_steps(settings.threads)
+                cascaded = joined.measured(steps, build.actions, *given, taken, *how)
+                lowered.opened = replace(template, joined=cascaded)
             except NoTemplateError as reason:
                 lowered.opened = str(reason)
         return lowered

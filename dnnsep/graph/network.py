@@ -95,11 +95,7 @@ class Network:
         places, self._arena_bytes = self._plan()
         self._numbers: dict[Buffer, int] = {}
         self.parts: list[Program | Call] = []
-        self.firsts: list[int] = []  # the number of each part's first action
-        number = 0
         for group in _runs(actions, cuts):
-            self.firsts.append(number)
-            number += 1 if isinstance(group, Call) else len(group)
             if isinstance(group, Call):
                 self.parts.append(group)
                 continue
@@ -152,8 +148,10 @@ class Network:
             spent: list[float] = []
             frame.run(inputs, spent)
             seconds = [0.0] * len(self.actions)
-            for first, of_part in zip(network.firsts, spent, strict=True):
+            first = 0
+            for part, of_part in zip(network.parts, spent, strict=True):
                 seconds[first] = of_part
+                first += len(part.steps) if isinstance(part, Program) else 1
             return seconds
 
         return timed

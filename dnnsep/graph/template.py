@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +29,8 @@ from dnnsep.codegen.windows.poolstep import PoolStep
 from dnnsep.graph import layout
 from dnnsep.graph.build import Packer
 from dnnsep.graph.grids import Grid, Grids
+from dnnsep.graph.joined import Joined
 from dnnsep.graph.network import Action, Buffer, Native, Value
-
-if TYPE_CHECKING:
-    from dnnsep.graph.joined import Joined
 
 
 class NoTemplateError(Exception):
@@ -116,9 +114,13 @@ class Template:
         alone(len(steps))
         return found
 
+    def example_steps(self, threads: int) -> list[Step]:
+        """Returns the kernels for the example's size."""
+        return self.steps(self.grids.of(*self.example), threads)
+
     def compile(self) -> None:
         """Makes all kernels ready."""
-        for step in self.steps(self.grids.of(*self.example), 1):
+        for step in self.example_steps(1):
             _ = step.kernel
 
     @cached_property
